@@ -1,0 +1,80 @@
+"""Request and Response: what `await handle(Request) -> Response` takes and gives. In process and over HTTP alike.
+
+Not HTTP parsing (http.py) and not routing (handle.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who asks. Groups hold system:authenticated or system:unauthenticated already."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+    uid: str = ""
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))
+
+
+@dataclass(slots=True)
+class Request:
+    method: str
+    path: str                                        # decoded path without query
+    query: dict[str, list[str]] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)  # names in lower case; repeated ones joined by ", "
+    body: bytes = b""
+    peer: str = ""                                   # address of the client, "" in process
+    certificate: bytes | None = None                 # DER of the client certificate that TLS verified against the client CA
+    user: User | None = None                         # set in process (trusted) or by authentication
+    deadline_s: float = 0.0                          # loop time after which the answer is useless; 0 = none
+    repeated: dict[str, list[str]] = field(default_factory=dict)   # headers whose repetitions matter (impersonate-group …)
+
+    def param(self, name: str, default: str = "") -> str:
+        """First value of a query parameter."""
+        v = self.query.get(name)
+        return v[0] if v else default
+
+
+class Stream(Protocol):
+    """A raw, bidirectional byte stream: a connection after 101 Switching Protocols."""
+
+    async def read(self, n: int = 65536) -> bytes:
+        """Up to n bytes; b"" at end of file."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Writes and waits while the peer is slow."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+Chunks = AsyncIterator[bytes]
+
+
+@dataclass(slots=True)
+class Response:
+    status: int = 200
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes | list[bytes] | Chunks = b""         # bytes, pieces to be written in order, or a stream (watch, log)
+    upgrade: Callable[[Stream], Awaitable[None]] | None = None   # with status 101: runs on the raw connection
+
+    def header(self, name: str) -> str:
+        low = name.lower()
+        for k, v in self.headers:
+            if k.lower() == low:
+                return v
+        return ""
+
+
+Send = Callable[[Request], Awaitable[Response]]       # handle in process, or http.send of a remote server
+
+
