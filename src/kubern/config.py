@@ -1,0 +1,121 @@
+"""Settings of a cluster on this machine: defaults < config file < environment < command line.
+
+The file is YAML with the same names as the flags (`dataDir` or `data-dir` alike); an environment variable is KUBERN_ + the
+name in capitals (KUBERN_DATA_DIR). Unknown names are an error that lists the known ones. Not the cluster's state: that is
+what lies in the data directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+RUNTIMES = ("containerd", "simulated", "none")
+
+
+class BadSettings(ValueError):
+    """A setting that cannot be used; the message says which and what would do."""
+
+
+def default_data_dir() -> str:
+    """/var/lib/kubern for root, ~/.local/share/kubern for others."""
+    return "/var/lib/kubern" if os.geteuid() == 0 else str(Path.home() / ".local/share/kubern")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything `kubern up` can be told. Units are last in the names."""
+
+    data_dir: str = ""
+    bind: str = "0.0.0.0"
+    port: int = 6443
+    nodes: int = 0
+    runtime: str = "containerd"
+    node_prefix: str = "node-"
+    roles: str = "all"
+    store: str = "sqlite"                       # sqlite | memory | etcd://host:port[,host:port]
+    service_cidr: str = "10.96.0.0/16"
+    pod_cidr: str = "10.244.0.0/16"
+    node_ports: str = "30000-32767"
+    cluster_domain: str = "cluster.local"
+    node_grace_s: float = 50.0                  # node-monitor-grace-period
+    log_level: str = "info"
+    sans: str = ""                              # further names and addresses in the serving certificate, comma separated
+
+    @property
+    def home(self) -> Path:
+        return Path(self.data_dir)
+
+
+NAMES = tuple(f.name for f in fields(Settings))
+
+
+def _field_name(given: str) -> str:
+    """"dataDir", "data-dir", "DATA_DIR" -> "data_dir"."""
+    spaced = "".join("_" + c.lower() if c.isupper() and not given.isupper() else c for c in given)
+    return spaced.replace("-", "_").strip("_").lower()
+
+
+def _coerce(name: str, value: Any, source: str) -> Any:
+    kind = next(f.type for f in fields(Settings) if f.name == name)
+    try:
+        if kind == "int":
+            return int(value)
+        if kind == "float":
+            return float(value)
+    except (TypeError, ValueError):
+        raise BadSettings(f"{source}: {name} must be a number, not {value!r}") from None
+    return str(value)
+
+
+def load(flags: Mapping[str, Any], config_file: str = "", environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from all four sources; `flags` holds only what was given on the command line (None = not given). Raises BadSettings."""
+    values: dict[str, Any] = {}
+    path = config_file or environ.get("KUBERN_CONFIG", "")
+    if not path and os.path.exists("/etc/kubern/config.yaml"):
+        path = "/etc/kubern/config.yaml"
+    if path:
+        import yaml
+
+        try:
+            doc = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, yaml.YAMLError) as e:
+            raise BadSettings(f"cannot read the config file {path}: {e}") from None
+        if not isinstance(doc, dict):
+            raise BadSettings(f"{path} must hold a mapping of settings")
+        for k, v in doc.items():
+            name = _field_name(str(k))
+            if name not in NAMES:
+                raise BadSettings(f"{path}: unknown setting {k!r}; known are {', '.join(NAMES)}")
+            values[name] = _coerce(name, v, path)
+    for name in NAMES:
+        v = environ.get("KUBERN_" + name.upper())
+        if v is not None:
+            values[name] = _coerce(name, v, "KUBERN_" + name.upper())
+    for k, v in flags.items():
+        if v is not None:
+            values[k] = _coerce(k, v, "--" + k.replace("_", "-"))
+    return check(replace(Settings(), **values))
+
+
+def check(s: Settings) -> Settings:
+    """The settings with the data directory filled in, or BadSettings."""
+    import ipaddress
+
+    if s.runtime not in RUNTIMES:
+        raise BadSettings(f"--runtime must be one of {', '.join(RUNTIMES)}, not {s.runtime!r}")
+    if not 0 < s.port < 65536:
+        raise BadSettings(f"--port must be between 1 and 65535, not {s.port}")
+    if not 0 <= s.nodes <= 5000:
+        raise BadSettings(f"--nodes must be between 0 and 5000, not {s.nodes}")
+    for name in ("service_cidr", "pod_cidr"):
+        try:
+            ipaddress.ip_network(getattr(s, name))
+        except ValueError as e:
+            raise BadSettings(f"--{name.replace('_', '-')}: {e}") from None
+    if s.store not in ("sqlite", "memory") and not s.store.startswith("etcd://"):
+        raise BadSettings(f"--store must be sqlite, memory or etcd://HOST:PORT, not {s.store!r}")
+    return replace(s, data_dir=os.path.abspath(s.data_dir or default_data_dir()))
