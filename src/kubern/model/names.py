@@ -59,11 +59,8 @@ def regex_error(message: str, pattern: str, *examples: str) -> str:
     """A message followed by examples and the pattern."""
     if not examples:
         return f"{message} (regex used for validation is '{pattern}')"
-    return f"{message} (e.g. {' or '.join(repr_(e) + ', ' for e in examples)}regex used for validation is '{pattern}')"
-
-
-def repr_(s: str) -> str:
-    return f"'{s}'"
+    quoted = [f"'{e}', " for e in examples]
+    return f"{message} (e.g. {' or '.join(quoted)}regex used for validation is '{pattern}')"
 
 
 def size(value: str) -> int:
@@ -86,7 +83,7 @@ _SUBDOMAIN_TEXT = regex_error(
     "alphanumeric character", _SUBDOMAIN, "example.com")
 _SUBDOMAIN_CASELESS_TEXT = regex_error(
     "an RFC 1123 subdomain must consist of alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
-    _SUBDOMAIN_CASELESS, "example.com")
+    _SUBDOMAIN, "Example.com")
 _SUBDOMAIN_UNDERSCORE_TEXT = regex_error(
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an "
     "alphanumeric character", _SUBDOMAIN_UNDERSCORE, "example.com")
@@ -192,16 +189,16 @@ def is_label_value(value: str) -> list[str]:
 def is_c_identifier(value: str) -> list[str]:
     if _match_c_identifier(value):
         return []
-    return [regex_error("a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'",
-                        _C_IDENTIFIER, "my_name", "MY_NAME", "MyName")]
+    return [regex_error("a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters "
+                        "or '_'", _C_IDENTIFIER, "my_name", "MY_NAME", "MyName")]
 
 
 def is_env_var_name(value: str) -> list[str]:
     """The strict form of an environment variable's name (prefixes of envFrom, container resize …); see is_relaxed_env_var_name."""
     out = []
     if not _match_env_name(value):
-        out.append(regex_error("a valid environment variable name must consist of alphabetic characters, digits, '_', '-', or '.', and must not "
-                               "start with a digit", _ENV_NAME, "my.env-name", "MY_ENV.NAME", "MyEnvName1"))
+        out.append(regex_error("a valid environment variable name must consist of alphabetic characters, digits, '_', '-', or '.', and "
+                               "must not start with a digit", _ENV_NAME, "my.env-name", "MY_ENV.NAME", "MyEnvName1"))
     return out + _dots(value)
 
 
