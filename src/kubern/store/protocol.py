@@ -27,6 +27,9 @@ class Event(NamedTuple):
     previous: Entry | None # what it was before; None: created
 
 
+Batch = list[Event]          # in revision order
+
+
 class Conflict(Exception):
     """The expectation did not hold. `current` is the entry as it is now (pending writes included), None if absent."""
 
@@ -45,6 +48,10 @@ class Compacted(Exception):
 
 class Future(Exception):
     """The revision asked for does not exist yet."""
+
+
+class Broken(Exception):
+    """The disk refused a write, or the store is closed. What is acknowledged is safe; nothing more is accepted: the process must stop."""
 
 
 class Store(Protocol):
@@ -70,17 +77,21 @@ class Store(Protocol):
         """Like put. A key that does not exist: Conflict with current None."""
         ...
 
-    def subscribe(self, callback: Callable[[list[Event]], None]) -> Callable[[], None]:
+    def subscribe(self, callback: Callable[[Batch], None]) -> Callable[[], None]:
         """Every event after this call, in revision order, in batches, called in the loop thread; returns the unsubscriber.
         The callback must not block or raise."""
         ...
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[list[Event]]:
+    def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
         """Events with revision > after, from history and then live, none lost, doubled or reordered. Raises Compacted."""
         ...
 
     async def compact(self, revision: int) -> None:
-        """Forget history before this revision (the state at it stays readable)."""
+        """Forget history before this revision (the state at it stays readable). An older one than the last is no work. Raises Future."""
+        ...
+
+    async def keep(self, window_s: float, every_s: float = 30.0) -> None:
+        """Runs for ever: compacts so that history older than the window is forgotten."""
         ...
 
     async def close(self) -> None: ...
