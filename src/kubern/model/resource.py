@@ -35,7 +35,8 @@ class Resource:
     categories: tuple[str, ...] = ()
     subresources: tuple[Subresource, ...] = ()
     storage_version: str = ""      # "" = this version; rows of several versions of a kind name the same one
-    storage_group: str = ""        # set where two groups serve one store: events.k8s.io reads and writes core events
+    storage_group: str | None = None  # set where two groups serve one store: events.k8s.io reads and writes core events ("")
+    hash_version: str = ""         # the version whose hash discovery shows, where that is not the storage version
     fields: tuple[str, ...] = ()   # field-selector paths besides metadata.name and metadata.namespace, e.g. "spec.nodeName"
     custom: bool = False           # True for rows that CRDs make
     list_kind: str = field(default="")
@@ -47,7 +48,7 @@ class Resource:
     @property
     def storage(self) -> tuple[str, str]:
         """(group, plural) that names the collection in the store; shared by all versions."""
-        return (self.storage_group if self.storage_group != "" else self.group), self.plural
+        return (self.group if self.storage_group is None else self.storage_group), self.plural
 
     @property
     def prefix(self) -> str:
