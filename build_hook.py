@@ -59,6 +59,10 @@ def _shape(node: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _descriptions(node: dict[str, Any]) -> dict[str, str]:
+    return {name: p["description"] for name, p in (node.get("properties") or {}).items() if p.get("description")}
+
+
 def _lines(table: dict[str, Any]) -> bytes:
     text = "".join(f"{name}\t{json.dumps(value, separators=(',', ':'), ensure_ascii=False)}\n" for name, value in sorted(table.items()))
     return zlib.compress(text.encode(), 9)
@@ -68,10 +72,7 @@ def schemas(source: Path) -> bytes:
     """The bytes of schemas.bin from a `_definitions.json`."""
     definitions: dict[str, Any] = json.loads(source.read_text())["$defs"]
     shapes = {name: _shape(node) for name, node in definitions.items()}
-    texts = {
-        name: {"": node.get("description", ""), **{p: v["description"] for p, v in (node.get("properties") or {}).items() if v.get("description")}}
-        for name, node in definitions.items()
-    }
+    texts = {name: {"": node.get("description", ""), **_descriptions(node)} for name, node in definitions.items()}
     a, b = _lines(shapes), _lines(texts)
     return MAGIC + struct.pack(">II", len(a), len(b)) + a + b
 
