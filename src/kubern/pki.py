@@ -275,8 +275,9 @@ def kubeconfig(name: str, server: str, ca: bytes, pair: Pair | None = None, toke
         identity = {"client-certificate-data": b64(pair.cert), "client-key-data": b64(pair.key)}
     context = {"cluster": name, "user": who, **({"namespace": namespace} if namespace else {})}
     cluster = {"server": server, "certificate-authority-data": b64(ca)}
-    return {"apiVersion": "v1", "kind": "Config", "clusters": [{"name": name, "cluster": cluster}], "users": [{"name": who, "user": identity}],
-            "contexts": [{"name": name, "context": context}], "current-context": name, "preferences": {}}
+    return {"apiVersion": "v1", "kind": "Config", "clusters": [{"name": name, "cluster": cluster}],
+            "users": [{"name": who, "user": identity}], "contexts": [{"name": name, "context": context}],
+            "current-context": name, "preferences": {}}
 
 
 def write_kubeconfig(path: Path | str, config: Mapping[str, Any]) -> None:
