@@ -44,8 +44,21 @@ class FieldError:
         return f"{self.field}: {self.body()}"
 
 
+class Struct(dict[str, Any]):
+    """A value whose keys print in the order they stand in: a Go struct, where a plain dict is a Go map and prints sorted."""
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _ordered(value[k]) for k in (value if isinstance(value, Struct) else sorted(value))}
+    return [_ordered(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+_HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
 def render(value: Any) -> str:
-    """A value as upstream prints it: strings quoted as Go's %q, numbers and booleans bare, the rest as JSON."""
+    """A value as upstream prints it: strings quoted as Go's %q, numbers and booleans bare, the rest as Go's JSON."""
     if isinstance(value, str):
         return quote(value)
     if value is None:
@@ -54,7 +67,7 @@ def render(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return str(value)
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    return orjson.dumps(_ordered(value)).decode().translate(_HTML)
 
 
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v", "\\": "\\\\", '"': '\\"'}
@@ -102,12 +115,14 @@ def not_found(field: str, value: Any) -> FieldError:
 
 
 def not_supported(field: str, value: Any, allowed: Iterable[str]) -> FieldError:
-    values = ", ".join(quote(v) for v in sorted(allowed))
+    """`allowed` prints in its order, a set sorted."""
+    values = ", ".join(quote(v) for v in (sorted(allowed) if isinstance(allowed, (set, frozenset)) else allowed))
     return FieldError("FieldValueNotSupported", field, value, f"supported values: {values}" if values else "")
 
 
 def too_long(field: str, max_length: int) -> FieldError:
-    detail = f"may not be more than {max_length} bytes" if max_length >= 0 else "value is too long"
+    unit = "byte" if max_length == 1 else "bytes"
+    detail = f"may not be more than {max_length} {unit}" if max_length >= 0 else "value is too long"
     return FieldError("FieldValueTooLong", field, _OMIT, detail)
 
 
