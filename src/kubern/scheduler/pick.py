@@ -1,0 +1,200 @@
+"""pick: filters, then scores. One pod, the table and a random number in; a Decision or a Rejection out. Pure.
+
+FILTERS and SCORES are read in order; order decides which reason a node is counted under, as upstream's first failing plugin does.
+All nodes are looked at (upstream samples them): the arrays make that cheaper than sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kubern.scheduler.plugins import node, resources, topology
+from kubern.scheduler.plugins.verdict import Ints, Mask, Reject, Restrict, Verdict
+from kubern.scheduler.pod import PodInfo, Spread
+from kubern.scheduler.table import NodeTable
+
+Filter = Callable[[PodInfo, NodeTable], Iterator[Verdict]]
+
+FILTERS: tuple[tuple[str, Filter], ...] = (
+    ("NodeUnschedulable", node.unschedulable),
+    ("NodeName", node.node_name),
+    ("TaintToleration", node.taint_toleration),
+    ("NodeAffinity", node.node_affinity),
+    ("NodePorts", node.node_ports),
+    ("NodeResourcesFit", resources.fit),
+)
+AFTER_VOLUMES: tuple[tuple[str, Filter], ...] = (      # volume plugins stand between; they need storage objects (volumes.py)
+    ("PodTopologySpread", topology.spread),
+    ("InterPodAffinity", topology.pod_affinity),
+)
+ONE_REASON = frozenset({"InterPodAffinity", "PodTopologySpread"})     # plugins that give a node one reason at most
+WEIGHTS = {"TaintToleration": 3, "NodeAffinity": 2, "PodTopologySpread": 2, "InterPodAffinity": 2, "NodeResourcesFit": 1,
+           "NodeResourcesBalancedAllocation": 1, "ImageLocality": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    node: str
+    slot: int
+    feasible: int                                   # how many nodes would have done
+
+
+@dataclass(slots=True)
+class Rejection:
+    """Why no node: counts by reason, and per node whether evicting pods might help."""
+
+    total: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    plugins: set[str] = field(default_factory=set)
+    candidates: Mask | None = None                  # nodes where preemption may help
+    message: str = ""                               # a pre-filter's own words instead of counts
+    only_resources: Mask | None = None              # candidates that failed for resources alone
+    per_node: list[tuple[str, str, Mask]] = field(default_factory=list)   # (plugin, reason, nodes): what `kubern why` shows
+
+    def text(self, tail: str = "") -> str:
+        """"0/N nodes are available: …": reasons sorted as strings, then what preemption had to say."""
+        out = f"0/{self.total} nodes are available:"
+        if self.message:
+            out += f" {self.message}."
+        else:
+            parts = sorted(f"{n} {reason}" for reason, n in self.reasons.items())
+            if parts:
+                out += f" {', '.join(parts)}."
+        return f"{out} {tail}" if tail else out
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """What pick needs besides the table: filters over storage and devices, soft default spreading, pods nominated to nodes."""
+
+    filters: tuple[tuple[str, Filter], ...] = ()
+    prefilters: tuple[tuple[str, Callable[[PodInfo, NodeTable], Restrict | Reject | None]], ...] = ()
+    late_filters: tuple[tuple[str, Filter], ...] = ()
+    default_spreads: tuple[Spread, ...] = ()
+    nominated: tuple[tuple[int, PodInfo], ...] = ()     # (slot, pod) of at least this pod's priority, not placed yet
+
+
+def feasible(p: PodInfo, t: NodeTable, extra: Extra, *, explain: bool = False) -> tuple[Mask, Rejection]:
+    """The nodes that pass every filter, and what kept the others out. With `explain`, per node and plugin."""
+    alive = t.all().copy()
+    out = Rejection(int(alive.sum()))
+    final = np.zeros(t.size, bool)
+    only_fit = np.zeros(t.size, bool)
+    for name, pre in (("NodeAffinity", node.prefilter_affinity), *extra.prefilters):
+        verdict = pre(p, t)
+        if isinstance(verdict, Reject):
+            out.message = verdict.reason
+            out.plugins.add(name)
+            out.candidates = np.zeros(t.size, bool) if verdict.final else alive
+            return np.zeros(t.size, bool), out
+        if isinstance(verdict, Restrict):
+            dropped = int((alive & ~verdict.only).sum())
+            if dropped:
+                reason = f"node(s) didn't satisfy plugin(s) [{name}]"
+                out.reasons[reason] = out.reasons.get(reason, 0) + dropped
+                out.plugins.add(name)
+                final |= alive & ~verdict.only
+                alive &= verdict.only
+    reserved = _reserve(t, extra.nominated)
+    try:
+        for name, run in (*FILTERS, *extra.filters, *AFTER_VOLUMES, *extra.late_filters):
+            failing: Mask | None = None
+            for v in run(p, t):
+                bad = v.bad & alive
+                n = int(np.count_nonzero(bad))
+                if not n:
+                    continue
+                if failing is not None and name in ONE_REASON:
+                    bad &= ~failing
+                    n = int(np.count_nonzero(bad))
+                    if not n:
+                        continue
+                out.reasons[v.reason] = out.reasons.get(v.reason, 0) + n
+                if explain:
+                    out.per_node.append((name, v.reason, bad))
+                if v.final is True:
+                    final |= bad
+                elif v.final is not False:
+                    final |= bad & v.final
+                failing = bad if failing is None else failing | bad
+            if failing is not None:
+                out.plugins.add(name)
+                if name == "NodeResourcesFit":
+                    only_fit |= failing
+                alive &= ~failing
+    finally:
+        _release(t, reserved)
+    out.candidates = t.all() & ~alive & ~final
+    out.only_resources = only_fit
+    return alive, out
+
+
+def _reserve(t: NodeTable, nominated: tuple[tuple[int, PodInfo], ...]) -> list[tuple[int, PodInfo]]:
+    """Count nominated pods as if they were there, so nobody takes the room that was made for them."""
+    for slot, q in nominated:
+        for r, v in q.requests.items():
+            t.used[t.resource_row(r), slot] += v
+        t.used[3, slot] += 1
+    return list(nominated)
+
+
+def _release(t: NodeTable, reserved: list[tuple[int, PodInfo]]) -> None:
+    for slot, q in reserved:
+        for r, v in q.requests.items():
+            t.used[t.resource_row(r), slot] -= v
+        t.used[3, slot] -= 1
+
+
+def _normalized(score: Ints, ok: Mask, reverse: bool) -> Ints:
+    """0-100 by the highest feasible score; reversed where less is better (upstream's DefaultNormalizeScore)."""
+    high = int(score[ok].max()) if ok.any() else 0
+    if high == 0:
+        return np.full(len(score), 100 if reverse else 0, np.int64)
+    scaled = score * 100 // high
+    return 100 - scaled if reverse else scaled
+
+
+def scores(p: PodInfo, t: NodeTable, ok: Mask, extra: Extra) -> tuple[Ints, dict[str, Ints]]:
+    """The weighted sum over all score plugins, and each plugin's part."""
+    parts: dict[str, Ints] = {}
+    taints = node.score_taints(p, t)
+    if taints is not None and taints.any():
+        parts["TaintToleration"] = _normalized(taints, ok, reverse=True)
+    preferred = node.score_affinity(p, t)
+    if preferred is not None:
+        parts["NodeAffinity"] = _normalized(preferred, ok, reverse=False)
+    parts["NodeResourcesFit"] = resources.least_allocated(p, t)
+    soft = tuple(c for c in p.spreads if not c.hard) or (() if p.spreads else extra.default_spreads)
+    for name, part in (("PodTopologySpread", topology.score_spread(p, t, ok, soft, system=soft is extra.default_spreads)),
+                       ("InterPodAffinity", topology.score_pod_affinity(p, t, ok)),
+                       ("NodeResourcesBalancedAllocation", resources.balanced(p, t)),
+                       ("ImageLocality", node.score_images(p, t))):
+        if part is not None:
+            parts[name] = part
+    total = np.zeros(t.size, np.int64)
+    for name, part in parts.items():
+        total += WEIGHTS[name] * part
+    return total, parts
+
+
+def pick(p: PodInfo, t: NodeTable, random: Callable[[int], int], extra: Extra | None = None) -> Decision | Rejection:
+    """The best node for the pod; ties broken by random(n) -> 0..n-1."""
+    extra = extra or NOTHING
+    ok, rejection = feasible(p, t, extra)
+    slots = np.nonzero(ok)[0]
+    if not len(slots):
+        return rejection
+    if len(slots) == 1:
+        slot = int(slots[0])
+        return Decision(t.names[slot], slot, 1)
+    total, _ = scores(p, t, ok, extra)
+    mine = total[slots]
+    best = slots[mine == mine.max()]
+    slot = int(best[random(len(best))] if len(best) > 1 else best[0])
+    return Decision(t.names[slot], slot, len(slots))
+
+
+NOTHING = Extra()

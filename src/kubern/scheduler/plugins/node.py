@@ -1,0 +1,250 @@
+"""Filters and scores about the node itself: unschedulable, name, taints, node affinity, ports, images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from kubern.model.object import meta
+from kubern.scheduler.plugins.verdict import Ints, Mask, Reject, Restrict, Verdict
+from kubern.scheduler.pod import PodInfo
+from kubern.scheduler.table import NodeTable
+
+UNSCHEDULABLE_TAINT = ("node.kubernetes.io/unschedulable", "", "NoSchedule")
+NAME_FIELD = "metadata.name"
+
+
+def tolerates(tolerations: list[Mapping[str, Any]], taint: tuple[str, str, str]) -> bool:
+    """Whether one of the tolerations covers the taint (component-helpers, ToleratesTaint)."""
+    key, value, effect = taint
+    for t in tolerations:
+        if t.get("effect") and t["effect"] != effect:
+            continue
+        if t.get("key") and t["key"] != key:
+            continue
+        operator = t.get("operator") or "Equal"
+        if operator == "Exists":
+            return True
+        if operator == "Equal" and (t.get("value") or "") == value and t.get("key"):
+            return True
+    return False
+
+
+def unschedulable(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    bad = t.unschedulable[:t.size]
+    if bad.any() and not tolerates(p.spec.get("tolerations") or [], UNSCHEDULABLE_TAINT):
+        yield Verdict(bad, "node(s) were unschedulable", True)
+
+
+def node_name(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    wanted = p.spec.get("nodeName")
+    if wanted:
+        bad = np.ones(t.size, bool)
+        slot = t.slots.get(wanted, -1)
+        if slot >= 0:
+            bad[slot] = False
+        yield Verdict(bad, "node(s) didn't match the requested node name", True)
+
+
+def _by_taints(p: PodInfo, t: NodeTable, effects: tuple[str, ...], prefer: bool) -> Ints:
+    """Per node the number of taints with these effects that the pod does not tolerate."""
+    tolerations = p.spec.get("tolerations") or []
+    if prefer:
+        tolerations = [x for x in tolerations if x.get("effect") in (None, "", "PreferNoSchedule")]
+    per_set = np.zeros(len(t.taint_sets), np.int64)
+    for taints, number in t.taint_sets.items():
+        per_set[number] = sum(1 for x in taints if x[2] in effects and not tolerates(tolerations, x))
+    return per_set[t.taints[:t.size]]
+
+
+def _toleration_key(p: PodInfo) -> str:
+    return repr(p.spec.get("tolerations"))
+
+
+def taint_toleration(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    bad = untolerated(p, t)
+    if bad.any():
+        yield Verdict(bad, "node(s) had untolerated taint(s)", True)
+
+
+def untolerated(p: PodInfo, t: NodeTable) -> Mask:
+    """Nodes with a NoSchedule or NoExecute taint that the pod does not tolerate."""
+    return t.remember(("taints", _toleration_key(p)), lambda: _by_taints(p, t, ("NoSchedule", "NoExecute"), False) > 0)
+
+
+def score_taints(p: PodInfo, t: NodeTable) -> Ints | None:
+    counts = t.remember(("prefer-taints", _toleration_key(p)), lambda: _by_taints(p, t, ("PreferNoSchedule",), True))
+    return counts
+
+
+# --- node affinity ------------------------------------------------------------------------------------------------------
+
+def _requirement(r: Mapping[str, Any], t: NodeTable, field: bool) -> Mask:
+    """Nodes that satisfy one matchExpressions or matchFields requirement."""
+    op, values = r.get("operator"), r.get("values") or []
+    if field:
+        ok = np.zeros(t.size, bool)
+        if r.get("key") == NAME_FIELD:
+            for v in values:
+                slot = t.slots.get(v, -1)
+                if slot >= 0:
+                    ok[slot] = True
+            if op == "NotIn":
+                ok = ~ok
+        return ok
+    col = t.column(r.get("key") or "")
+    if op == "Exists":
+        return col >= 0
+    if op == "DoesNotExist":
+        return col < 0
+    if op in ("In", "NotIn"):
+        ids = [t.values[v] for v in values if v in t.values]
+        hit = np.isin(col, ids) if len(ids) != 1 else col == ids[0]
+        return hit if op == "In" else ~hit
+    if op in ("Gt", "Lt") and values:
+        try:
+            bound = int(values[0])
+        except ValueError:
+            return np.zeros(t.size, bool)
+        table = np.zeros(len(t.value_names) + 1, bool)
+        for v in np.unique(col[col >= 0]):
+            try:
+                n = int(t.value_names[v])
+            except ValueError:
+                continue
+            table[v] = n > bound if op == "Gt" else n < bound
+        return table[col]                                # NONE (-1) reads the last, always False, entry
+    return np.zeros(t.size, bool)
+
+
+def node_term(term: Mapping[str, Any], t: NodeTable) -> Mask:
+    """Nodes that satisfy one nodeSelectorTerm; an empty term matches nothing."""
+    expressions, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
+    if not expressions and not fields:
+        return np.zeros(t.size, bool)
+    ok = np.ones(t.size, bool)
+    for r in expressions:
+        ok &= _requirement(r, t, False)
+    for r in fields:
+        ok &= _requirement(r, t, True)
+    return ok
+
+
+def node_selector_mask(selector: Mapping[str, Any] | None, t: NodeTable) -> Mask:
+    """Nodes that satisfy a NodeSelector (terms are ORed), e.g. a PersistentVolume's."""
+    ok = np.zeros(t.size, bool)
+    for term in (selector or {}).get("nodeSelectorTerms") or ():
+        ok |= node_term(term, t)
+    return ok
+
+
+def placement(p: PodInfo, t: NodeTable) -> Mask | None:
+    """Nodes that match the pod's nodeSelector and required node affinity; None if it has neither."""
+    if not p.placement_sig:
+        return None
+
+    def make() -> Mask:
+        ok = np.ones(t.size, bool)
+        for k, v in (p.spec.get("nodeSelector") or {}).items():
+            col = t.column(k)
+            ok &= col == t.values.get(v, -2)
+        required = ((p.spec.get("affinity") or {}).get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+        if required is not None:
+            ok &= node_selector_mask(required, t)
+        return ok
+    return t.remember(("placement", p.placement_sig), make)
+
+
+def prefilter_affinity(p: PodInfo, t: NodeTable) -> Restrict | Reject | None:
+    """Pods pinned by metadata.name look at those nodes only; contradicting terms reject the pod outright."""
+    required = ((p.spec.get("affinity") or {}).get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    terms = (required or {}).get("nodeSelectorTerms") or ()
+    if not terms:
+        return None
+    names: set[str] = set()
+    for term in terms:
+        own: set[str] | None = None
+        for r in term.get("matchFields") or ():
+            if r.get("key") == NAME_FIELD and r.get("operator") == "In":
+                own = set(r.get("values") or ()) if own is None else own & set(r.get("values") or ())
+        if own is None:
+            return None
+        names |= own
+    if not names:
+        return Reject("pod affinity terms conflict", True)
+    only = np.zeros(t.size, bool)
+    for n in names:
+        if n in t.slots:
+            only[t.slots[n]] = True
+    return Restrict(only)
+
+
+def node_affinity(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    ok = placement(p, t)
+    if ok is not None:
+        yield Verdict(~ok, "node(s) didn't match Pod's node affinity/selector", True)
+
+
+def score_affinity(p: PodInfo, t: NodeTable) -> Ints | None:
+    preferred = ((p.spec.get("affinity") or {}).get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution")
+    if not preferred:
+        return None
+
+    def make() -> Ints:
+        total = np.zeros(t.size, np.int64)
+        for x in preferred:
+            total += int(x.get("weight") or 0) * node_term(x.get("preference") or {}, t)
+        return total
+    return t.remember(("preferred", repr(preferred)), make)
+
+
+# --- ports and images ---------------------------------------------------------------------------------------------------
+
+def ports_conflict(wanted: tuple[tuple[str, str, int], ...], taken: set[tuple[str, str, int]]) -> bool:
+    """0.0.0.0 overlaps every address of the same protocol and port."""
+    for proto, ip, port in wanted:
+        for q_proto, q_ip, q_port in taken:
+            if port == q_port and proto == q_proto and (ip == q_ip or "0.0.0.0" in (ip, q_ip)):
+                return True
+    return False
+
+
+def node_ports(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    if p.ports:
+        bad = np.fromiter((ports_conflict(p.ports, t.ports[i]) for i in range(t.size)), bool, t.size)
+        yield Verdict(bad, "node(s) didn't have free ports for the requested pod ports")
+
+
+MB = 1024 * 1024
+IMAGE_MIN, IMAGE_MAX_PER_CONTAINER = 23 * MB, 1000 * MB
+
+
+def normalized_image(name: str) -> str:
+    """With a tag: containerd's and CRI's names carry one."""
+    return name if ":" in name.rpartition("/")[2] or "@" in name else name + ":latest"
+
+
+def score_images(p: PodInfo, t: NodeTable) -> Ints | None:
+    spec = p.spec
+    names = [c.get("image") or "" for c in [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]]
+    names += [v["image"].get("reference") or "" for v in spec.get("volumes") or () if v.get("image")]
+    if not t.images:
+        return None
+    total = np.zeros(t.size, np.float64)
+    for n in names:
+        have = t.images.get(normalized_image(n))
+        if have:
+            for slot, size in have.items():
+                total[slot] += int(size * (len(have) / t.count))
+    if not total.any():
+        return None
+    top = IMAGE_MAX_PER_CONTAINER * max(1, len(names))
+    clipped = np.clip(total.astype(np.int64), IMAGE_MIN, top)
+    return 100 * (clipped - IMAGE_MIN) // (top - IMAGE_MIN)
+
+
+def zone_of(t: NodeTable, slot: int) -> str:
+    node = t.nodes[slot]
+    return (meta(node).get("labels") or {}).get("topology.kubernetes.io/zone") or "" if node else ""

@@ -1,0 +1,63 @@
+"""NodeResourcesFit and NodeResourcesBalancedAllocation: does it fit, how well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kubern.scheduler.plugins.verdict import Ints, Verdict
+from kubern.scheduler.pod import PodInfo
+from kubern.scheduler.table import PODS, NodeTable
+
+IGNORED = ("pods",)
+
+
+def fit(p: PodInfo, t: NodeTable, extra: dict[int, PodInfo] | None = None) -> Iterator[Verdict]:
+    """Every resource the pod asks for, against what is left. `final` where the node could not hold it even when empty."""
+    n = t.size
+    bad = t.used[PODS, :n] + 1 > t.allocatable[PODS, :n]
+    if bad.any():
+        yield Verdict(bad, "Too many pods")
+    for name, want in p.requests.items():
+        if want == 0 or name in IGNORED:
+            continue
+        row = t.resource_row(name)
+        room = t.allocatable[row, :n]
+        bad = t.used[row, :n] + want > room
+        if bad.any():
+            yield Verdict(bad, f"Insufficient {name}", want > room)
+
+
+def least_allocated(p: PodInfo, t: NodeTable) -> Ints:
+    """Free share of cpu and memory after placing the pod, 0-100, averaged."""
+    n = t.size
+    total = np.zeros(n, np.int64)
+    weights = np.zeros(n, np.int64)
+    for i, want in ((0, p.nonzero_cpu), (1, p.nonzero_memory)):
+        room = t.allocatable[i, :n]
+        have = room > 0
+        after = t.nonzero[i, :n] + want
+        score = np.where(have & (after <= room), (room - after) * 100 // np.maximum(room, 1), 0)
+        total += score
+        weights += have
+    return total // np.maximum(weights, 1)
+
+
+def _balance(fractions: list[np.ndarray], present: list[np.ndarray]) -> np.ndarray:
+    """100 where the fractions are equal, less by their standard deviation."""
+    a, b = (np.minimum(f, 1.0) for f in fractions)
+    both = present[0] & present[1]
+    return ((1 - np.where(both, np.abs(a - b) / 2, 0.0)) * 100).astype(np.int64)
+
+
+def balanced(p: PodInfo, t: NodeTable) -> Ints | None:
+    """How much placing the pod improves the balance of cpu and memory use; pods that ask for nothing are not scored."""
+    if not p.requests.get("cpu") and not p.requests.get("memory"):
+        return None
+    n = t.size
+    rooms = [t.allocatable[i, :n] for i in (0, 1)]
+    present = [r > 0 for r in rooms]
+    before = [t.used[i, :n] / np.maximum(rooms[i], 1) for i in (0, 1)]
+    after = [(t.used[i, :n] + p.requests.get(name, 0)) / np.maximum(rooms[i], 1) for i, name in ((0, "cpu"), (1, "memory"))]
+    return 50 + (50 + _balance(after, present) - _balance(before, present)) // 2

@@ -1,0 +1,151 @@
+"""PodTopologySpread and InterPodAffinity, on the table's incremental counts: the cost does not grow with the number of pods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kubern.scheduler.plugins.node import placement, untolerated
+from kubern.scheduler.plugins.verdict import Ints, Mask, Verdict
+from kubern.scheduler.pod import PodInfo, Spread, Term
+from kubern.scheduler.table import NodeTable
+
+HOSTNAME = "kubernetes.io/hostname"
+
+
+# --- topology spread ----------------------------------------------------------------------------------------------------
+
+def _eligible(p: PodInfo, t: NodeTable, c: Spread, keys: list[str]) -> Mask:
+    """Nodes whose pods count for this constraint: all topology keys there, and the inclusion policies honoured."""
+    ok = t.all().copy()
+    for k in keys:
+        ok &= t.column(k) >= 0
+    if c.honor_affinity:
+        mask = placement(p, t)
+        if mask is not None:
+            ok &= mask
+    if c.honor_taints:
+        ok &= ~untolerated(p, t)
+    return ok
+
+
+def spread(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    hard = [c for c in p.spreads if c.hard]
+    keys = [c.key for c in hard]
+    for c in hard:
+        col = t.column(c.key)
+        missing = col < 0
+        if missing.any():
+            yield Verdict(missing, "node(s) didn't match pod topology spread constraints (missing required label)", True)
+        eligible = _eligible(p, t, c, keys)
+        sums = t.by_domain(c.key, t.counts(c.pods), eligible)
+        domains = np.unique(col[eligible])
+        least = 0
+        if len(domains) and len(domains) >= c.min_domains:
+            least = int(np.bincount(col[eligible], weights=t.counts(c.pods)[eligible], minlength=len(t.value_names))[domains].min())
+        skewed = sums + (1 if c.self_match else 0) - least > c.max_skew
+        yield Verdict(skewed & ~missing, "node(s) didn't match pod topology spread constraints")
+
+
+def score_spread(p: PodInfo, t: NodeTable, feasible: Mask, soft: tuple[Spread, ...], system: bool) -> Ints | None:
+    """Fewer matching pods in the node's domains is better; normalized over the feasible nodes to 0-100. None: no soft constraint.
+    `system`: the constraints are the defaults, which do not ask for all keys to be present."""
+    if not soft:
+        return None
+    keys = [c.key for c in soft]
+    scored = feasible.copy()
+    if not system:
+        for k in keys:
+            scored &= t.column(k) >= 0
+    total = np.zeros(t.size, np.float64)
+    for c in soft:
+        col = t.column(c.key)
+        have = col >= 0
+        counts = t.counts(c.pods)
+        if c.key == HOSTNAME:
+            size, n = int(scored.sum()), counts
+        else:
+            size = len(np.unique(col[scored & have]))
+            n = t.by_domain(c.key, counts, _eligible(p, t, c, keys if not system else []))
+        total += np.where(have, n * np.log(size + 2) + (c.max_skew - 1), 0.0)
+    score = np.rint(total).astype(np.int64)
+    if not scored.any():
+        return np.zeros(t.size, np.int64)
+    low, high = int(score[scored].min()), int(score[scored].max())
+    if high == 0:
+        return np.where(scored, 100, 0)
+    return np.where(scored, 100 * (high + low - score) // high, 0)
+
+
+# --- pod affinity -------------------------------------------------------------------------------------------------------
+
+def _matching_all(p: PodInfo, t: NodeTable, terms: tuple[Term, ...]) -> bool:
+    return all(t.in_set(x.pods, p) for x in terms)
+
+
+def _affinity_counts(t: NodeTable, terms: tuple[Term, ...]) -> Ints:
+    """Pods a node that match every required affinity term (upstream counts only those)."""
+    if len(terms) == 1:
+        return t.counts(terms[0].pods)
+    counts = np.zeros(t.size, np.int64)
+    first = t.counts(terms[0].pods)
+    for slot in np.nonzero(first)[0]:
+        counts[slot] = sum(1 for q in t.pods[slot].values() if all(t.in_set(x.pods, q) for x in terms))
+    return counts
+
+
+def pod_affinity(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    """In upstream's order: the pod's affinity, its anti-affinity, then the anti-affinity of pods that are there."""
+    n = t.size
+    if p.affinity:
+        counts = _affinity_counts(t, p.affinity)
+        ok, has_keys = np.ones(n, bool), np.ones(n, bool)
+        anywhere = False
+        for x in p.affinity:
+            labelled = t.column(x.topology_key) >= 0
+            has_keys &= labelled
+            sums = t.by_domain(x.topology_key, counts)
+            anywhere = anywhere or bool((counts[labelled] > 0).any())
+            ok &= sums > 0
+        ok &= has_keys
+        if not anywhere and _matching_all(p, t, p.affinity):
+            ok = has_keys                            # the first pod of a group that wants to be together
+        yield Verdict(~ok, "node(s) didn't match pod affinity rules", True)
+    taken = np.zeros(n, bool)
+    for x in p.anti_affinity:
+        taken |= t.by_domain(x.topology_key, t.counts(x.pods)) > 0
+    if p.anti_affinity:
+        yield Verdict(taken, "node(s) didn't match pod anti-affinity rules")
+    refused = np.zeros(n, bool)
+    for term, carriers in t.carried["anti"].values():
+        if t.in_set(term.pods, p):
+            refused |= t.by_domain(term.topology_key, carriers.counts[:n]) > 0
+    if refused.any():
+        yield Verdict(refused & ~taken, "node(s) didn't satisfy existing pods anti-affinity rules")
+
+
+def score_pod_affinity(p: PodInfo, t: NodeTable, feasible: Mask) -> Ints | None:
+    """Preferred terms of the pod over pods there, and of pods there over the pod (required ones count 1); normalized to 0-100."""
+    n = t.size
+    total: Ints | None = None
+
+    def add(term: Term, counts: Ints, weight: int) -> None:
+        nonlocal total
+        if counts.any():
+            part = t.by_domain(term.topology_key, counts) * weight
+            total = part if total is None else total + part
+    for x in p.preferred:
+        add(x, t.counts(x.pods), x.weight)
+    for x in p.anti_preferred:
+        add(x, t.counts(x.pods), -x.weight)
+    for kind, sign in (("affinity", 1), ("preferred", 1), ("anti_preferred", -1)):
+        for term, carriers in t.carried[kind].values():
+            if t.in_set(term.pods, p):
+                add(term, carriers.counts[:n], sign * (1 if kind == "affinity" else term.weight))
+    if total is None:
+        return None
+    low, high = int(total[feasible].min()), int(total[feasible].max())
+    if high == low:
+        return None
+    return (100.0 * ((total - low) / (high - low))).astype(np.int64)

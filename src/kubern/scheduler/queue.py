@@ -1,0 +1,171 @@
+"""Queue: who is next, who backs off, who waits for what. Pure over time: `now_s` is an argument.
+
+Three places for a pod: active (a heap by priority, then age), backing off (1 s doubling to 10 s), unschedulable (until an event that
+could help, or five minutes). Gated pods wait outside. KEP-4247 (queueing hints), KEP-5142 (popping from back-off when
+nothing else is active).
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+from kubern.scheduler.pod import PodInfo
+
+INITIAL_BACKOFF_S, MAX_BACKOFF_S = 1.0, 10.0
+UNSCHEDULABLE_MAX_S = 300.0
+
+# Which plugins' refusals an event may cure; None: any. The event's name is what changed.
+CURES: dict[str, frozenset[str] | None] = {
+    "node-added": None,
+    "node-allocatable": frozenset({"NodeResourcesFit"}),
+    "node-labels": frozenset({"NodeAffinity", "PodTopologySpread", "InterPodAffinity", "VolumeBinding", "VolumeZone",
+                              "DynamicResources"}),
+    "node-taints": frozenset({"TaintToleration", "NodeUnschedulable", "PodTopologySpread"}),
+    "node-removed": frozenset({"PodTopologySpread", "InterPodAffinity"}),
+    "pod-placed": frozenset({"InterPodAffinity", "PodTopologySpread"}),
+    "pod-removed": frozenset({"NodeResourcesFit", "NodePorts", "PodTopologySpread", "InterPodAffinity", "VolumeRestrictions", "NodeVolumeLimits",
+                              "DynamicResources", "Preemption"}),
+    "pod-labels": frozenset({"InterPodAffinity", "PodTopologySpread"}),
+    "storage": frozenset({"VolumeBinding", "VolumeZone", "VolumeRestrictions", "NodeVolumeLimits"}),
+    "claims": frozenset({"DynamicResources"}),
+    "self": None,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Queued:
+    info: PodInfo
+    since_s: float                                   # when it first came
+    attempts: int = 0
+    until_s: float = 0.0                             # end of its back-off
+    parked_s: float = 0.0                            # when it was found unschedulable
+    plugins: set[str] = field(default_factory=set)   # who refused it
+    place: str = ""                                  # active | backoff | parked | gated | "" (being scheduled)
+    moved: bool = False                              # something that may cure it happened while it was being scheduled
+
+
+class Queue:
+    """Pods that want a node, by (namespace, name)."""
+
+    def __init__(self) -> None:
+        self.pods: dict[tuple[str, str], Queued] = {}
+        self._active: list[tuple[int, float, int, Queued]] = []
+        self._backoff: list[tuple[float, int, Queued]] = []
+        self._serial = 0
+        self.in_flight = 0
+
+    def _push(self, q: Queued) -> None:
+        self._serial += 1
+        q.place = "active"
+        heapq.heappush(self._active, (-q.info.priority, q.since_s, self._serial, q))
+
+    def add(self, info: PodInfo, now_s: float, gated: bool = False) -> None:
+        """A pod without a node appeared or changed. A change lets an unschedulable one try again at once."""
+        q = self.pods.get(info.key)
+        if q is not None and q.info.uid != info.uid:
+            self.remove(info.key)
+            q = None
+        if q is None:
+            q = self.pods[info.key] = Queued(info, now_s)
+            if gated:
+                q.place = "gated"
+            else:
+                self._push(q)
+            return
+        q.info = info
+        if gated:
+            q.place = "gated"
+        elif q.place == "gated":
+            self._push(q)
+        elif q.place == "parked":
+            self._wake(q, now_s)
+        elif q.place == "":
+            q.moved = True
+
+    def refresh(self, info: PodInfo) -> None:
+        """The pod changed in a way that cannot help it; only remember its newest state."""
+        q = self.pods.get(info.key)
+        if q is not None and q.info.uid == info.uid:
+            q.info = info
+
+    def remove(self, key: tuple[str, str]) -> None:
+        q = self.pods.pop(key, None)
+        if q is not None:
+            q.place = "gone"
+
+    def _wake(self, q: Queued, now_s: float) -> None:
+        if q.until_s > now_s:
+            self._serial += 1
+            q.place = "backoff"
+            heapq.heappush(self._backoff, (q.until_s, self._serial, q))
+        else:
+            self._push(q)
+
+    def pop(self, now_s: float) -> Queued | None:
+        """The next pod to schedule; when none is active, the one whose back-off ends first."""
+        self._flush(now_s)
+        while self._active:
+            q = heapq.heappop(self._active)[3]
+            if q.place == "active" and self.pods.get(q.info.key) is q:
+                return self._take(q)
+        while self._backoff:
+            q = heapq.heappop(self._backoff)[2]
+            if q.place == "backoff" and self.pods.get(q.info.key) is q:
+                return self._take(q)
+        return None
+
+    def _take(self, q: Queued) -> Queued:
+        q.place, q.moved = "", False
+        q.attempts += 1
+        return q
+
+    def _flush(self, now_s: float) -> None:
+        while self._backoff and self._backoff[0][0] <= now_s:
+            q = heapq.heappop(self._backoff)[2]
+            if q.place == "backoff" and self.pods.get(q.info.key) is q:
+                self._push(q)
+
+    def park(self, q: Queued, plugins: set[str], now_s: float) -> None:
+        """It could not be placed: wait for an event that may cure one of these plugins' refusals."""
+        if self.pods.get(q.info.key) is not q:
+            return
+        q.plugins, q.parked_s = set(plugins), now_s
+        q.until_s = now_s + min(INITIAL_BACKOFF_S * 2 ** min(q.attempts - 1, 10), MAX_BACKOFF_S)
+        q.place = "parked"
+        if q.moved:
+            self._wake(q, now_s)
+
+    def retry(self, q: Queued, now_s: float) -> None:
+        """Something other than the cluster's state failed (a refused binding): try again after the back-off."""
+        if self.pods.get(q.info.key) is q:
+            q.until_s = now_s + min(INITIAL_BACKOFF_S * 2 ** min(q.attempts - 1, 10), MAX_BACKOFF_S)
+            self._wake(q, now_s)
+
+    def event(self, name: str, now_s: float, only: tuple[str, str] | None = None) -> None:
+        """Something changed: wake the unschedulable pods it may cure."""
+        cures = CURES[name]
+        for key, q in self.pods.items():
+            if only is not None and key != only:
+                continue
+            if q.place == "":
+                q.moved = True
+            elif q.place == "parked" and (cures is None or q.plugins & cures):
+                self._wake(q, now_s)
+
+    def leftovers(self, now_s: float) -> None:
+        """Pods unschedulable for five minutes get another look whatever happened."""
+        for q in self.pods.values():
+            if q.place == "parked" and now_s - q.parked_s >= UNSCHEDULABLE_MAX_S:
+                self._wake(q, now_s)
+
+    def next_s(self) -> float | None:
+        """When a back-off ends, for the shell's timer."""
+        return self._backoff[0][0] if self._backoff else None
+
+    @property
+    def depth(self) -> dict[str, int]:
+        out = {"active": 0, "backoff": 0, "parked": 0, "gated": 0, "": 0}
+        for q in self.pods.values():
+            out[q.place] = out.get(q.place, 0) + 1
+        return out
