@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kubern.model.object import Object
+from kubern.model.resource import Resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class Create:
     obj: Object                                 # apiVersion and kind say which resource
     ignore_exists: bool = False                 # AlreadyExists is success
     subresource: str = ""                       # e.g. "eviction", "binding"; then `name` of the parent is obj's name
+    parent: tuple[str, str] | None = None       # (apiVersion, kind) of the parent, for a subresource whose body is of another kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Patch:
     subresource: str = ""
     field_manager: str = ""
     force: bool = False
+    ignore_missing: bool = False                # NotFound is success
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,28 @@ class Delete:
     grace_s: int | None = None
     propagation: str = ""                       # "" | Background | Foreground | Orphan
     ignore_missing: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAll:
+    """A collection's DELETE. The mirrors are not waited for."""
+
+    resource: Resource
+    namespace: str = ""
+    labels: str = ""
+    fields: str = ""
+    propagation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A live read of a path (or a call of another method whose answer decides): what no mirror holds. Its failure does not repeat the pass."""
+
+    path: str
+    query: dict[str, list[str]] = field(default_factory=dict)
+    method: str = "GET"
+    body: Any = None
+    accept: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +92,7 @@ class Requeue:
     after_s: float
 
 
-Intent = Create | Update | Patch | Delete | Emit | Requeue
+Intent = Create | Update | Patch | Delete | DeleteAll | Fetch | Emit | Requeue
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,274 @@
+"""The loop: one loop runs every controller. It owns the queues, executes intents through the client and never decides anything.
+
+Per key: one pass at a time; after a pass the key rests until the mirrors have seen the pass's own writes (this replaces client-go's
+expectations); a pass in which an intent failed is repeated with backoff. Nothing here polls: an idle cluster costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from kubern.client.client import Client
+from kubern.client.events import Recorder
+from kubern.client.mirror import Mirrors
+from kubern.client.queue import Queue
+from kubern.model.controller import SINGLE, Controller, Trigger
+from kubern.model.intent import Create, Delete, DeleteAll, Emit, Failed, Fetch, Patch, Requeue, Update
+from kubern.model.object import Key, Object
+from kubern.model.request import User
+from kubern.model.status import StatusError, qualified
+
+log = logging.getLogger(__name__)
+
+AGENT = "kube-controller-manager/v1.36.2"
+BATCH_CALLS_MAX = 64                # of a list of intents, so many are under way at once
+STEPS_MAX = 100_000                 # intents of one pass; more is a mistake
+
+
+def service_account(name: str) -> User:
+    """The user a controller acts as."""
+    return User(f"system:serviceaccount:kube-system:{name}", ("system:serviceaccounts", "system:serviceaccounts:kube-system",
+                                                              "system:authenticated"))
+
+
+class _Writes:
+    """What a pass wrote and the mirrors must show before the next one."""
+
+    def __init__(self) -> None:
+        self.revisions: dict[str, int] = {}
+        self.deleted: list[tuple[str, str, str, str]] = []       # resource, namespace, name, uid
+        self.failed: Failed | None = None
+
+    def saw(self, resource: str, answer: Object) -> bool:
+        revision = int((answer.get("metadata") or {}).get("resourceVersion") or 0) if answer.get("kind") != "Status" else 0
+        if revision:
+            self.revisions[resource] = max(revision, self.revisions.get(resource, 0))
+        return bool(revision)
+
+
+class Worker:
+    """One controller at work."""
+
+    def __init__(self, row: Controller, mirrors: Mirrors, client: Client, recorder: Recorder, clock: Callable[[], float]) -> None:
+        self.row, self.mirrors, self.client, self.recorder, self.clock = row, mirrors, client, recorder, clock
+        self.queue: Queue[Key] = Queue(row.backoff_first_s, row.backoff_last_s)
+        self._slots = asyncio.Semaphore(row.workers)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._subscribe()
+
+    def _subscribe(self) -> None:
+        row = self.row
+        if row.resource:
+            changed, after_s = row.changed, row.after_s
+
+            def own(old: Object | None, new: Object | None) -> None:
+                if old is None or new is None or changed(old, new):
+                    meta = (old if new is None else new)["metadata"]                    # type: ignore[index]
+                    self._wake((meta.get("namespace") or "", meta["name"]), after_s)
+            self.mirrors.mirror(row.resource).handlers.append(own)
+        for trigger in row.triggers:
+            self.mirrors.mirror(trigger.resource).handlers.append(self._handler(trigger))
+
+    def _handler(self, trigger: Trigger) -> Callable[[Object | None, Object | None], None]:
+        keys, after_s, mirrors, wake = trigger.keys, trigger.after_s, self.mirrors, self._wake
+
+        def handle(old: Object | None, new: Object | None) -> None:
+            for key in keys(old, new, mirrors):
+                wake(key, after_s)
+        return handle
+
+    def _wake(self, key: Key, after_s: float) -> None:
+        if after_s:
+            self.queue.add_after(key, after_s)
+        else:
+            self.queue.add(key)
+
+    def resources(self) -> Iterable[str]:
+        row = self.row
+        return dict.fromkeys(([row.resource] if row.resource else []) + list(row.reads) + [t.resource for t in row.triggers])
+
+    async def run(self) -> None:
+        await self.mirrors.synced(self.resources())
+        if not self.row.resource:
+            self.queue.add(SINGLE)
+        resync = asyncio.get_running_loop().create_task(self._resync()) if self.row.resync_s else None
+        try:
+            while True:
+                await self._slots.acquire()
+                key = await self.queue.get()
+                task = asyncio.get_running_loop().create_task(self._pass(key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        finally:
+            if resync is not None:
+                resync.cancel()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(self.row.resync_s)
+            if not self.row.resource:
+                self.queue.add(SINGLE)
+                continue
+            for key in list(self.mirrors.mirror(self.row.resource).objects):
+                self.queue.add(key)
+
+    async def _pass(self, key: Key) -> None:
+        writes = _Writes()
+        try:
+            try:
+                await self._reconcile(key, writes)
+            finally:
+                self._slots.release()
+            if writes.failed is not None:
+                delay = self.queue.add_backoff(key)
+                log.debug("%s %s/%s: %s; again in %.3f s", self.row.name, *key, writes.failed.message, delay)
+            else:
+                self.queue.forget(key)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("%s %s/%s", self.row.name, *key)
+            self.queue.add_backoff(key)
+        finally:
+            try:
+                await self._rest(writes)
+            finally:
+                self.queue.done(key)
+
+    async def _rest(self, writes: _Writes) -> None:
+        """Waits until the mirrors show what the pass wrote."""
+        for resource, revision in writes.revisions.items():
+            mirror = self.mirrors.mirrors.get(resource)
+            if mirror is not None and not await mirror.reached(revision):
+                log.warning("%s: the mirror of %s is behind revision %d", self.row.name, resource, revision)
+        for resource, namespace, name, uid in writes.deleted:
+            mirror = self.mirrors.mirrors.get(resource)
+            if mirror is not None:
+                await mirror.left(namespace, name, uid)
+
+    async def _reconcile(self, key: Key, writes: _Writes) -> None:
+        row, now = self.row, self.clock()
+        obj: Object | None = {} if not row.resource else self.mirrors.get(row.resource, *key)
+        if obj is not None:
+            steps = row.reconcile(obj, self.mirrors, now)
+        elif row.gone is not None:
+            steps = row.gone(key, self.mirrors, now)
+        else:
+            return
+        result: Any = None
+        for _ in range(STEPS_MAX):
+            try:
+                intent = steps.send(result)
+            except StopIteration:
+                return
+            if isinstance(intent, Sequence):
+                result = await self._many(key, intent, writes)
+            else:
+                result = await self._execute(key, intent, writes)
+        raise AssertionError(f"{row.name}: a pass of more than {STEPS_MAX} intents")
+
+    async def _many(self, key: Key, intents: Sequence[Any], writes: _Writes) -> list[Any]:
+        results: list[Any] = []
+        for i in range(0, len(intents), BATCH_CALLS_MAX):
+            results += await asyncio.gather(*(self._execute(key, x, writes) for x in intents[i:i + BATCH_CALLS_MAX]))
+        return results
+
+    async def _execute(self, key: Key, intent: Any, writes: _Writes) -> Any:
+        if isinstance(intent, Emit):
+            self.recorder.emit(self.row.component or self.row.name, intent, self.client)
+            return None
+        if isinstance(intent, Requeue):
+            self.queue.add_after(key, intent.after_s)
+            return None
+        try:
+            return await execute(self.client, intent, writes)
+        except StatusError as e:
+            failed = Failed(intent, e.code, e.reason, e.message, e.details or {})
+            if not isinstance(intent, Fetch):
+                writes.failed = failed
+            return failed
+
+
+async def execute(client: Client, intent: Any, writes: _Writes) -> Any:
+    """Performs one intent; the answer, None for what was not there to delete. Raises StatusError."""
+    if isinstance(intent, Create):
+        row = client.row(intent.obj["apiVersion"], intent.obj["kind"]) if not intent.parent else client.row(*intent.parent)
+        name = intent.obj["metadata"]["name"] if intent.subresource else ""
+        try:
+            answer = await client.create_in(row, intent.obj, subresource=intent.subresource, name=name)
+        except StatusError as e:
+            if intent.ignore_exists and e.reason == "AlreadyExists":
+                return None
+            raise
+        if not intent.subresource:
+            writes.saw(qualified(row.group, row.plural), answer)
+        return answer
+    if isinstance(intent, Update):
+        row = client.row(intent.obj["apiVersion"], intent.obj["kind"])
+        answer = await client.update(intent.obj, intent.subresource)
+        if intent.subresource in ("", "status"):
+            writes.saw(qualified(row.group, row.plural), answer)
+        return answer
+    if isinstance(intent, Patch):
+        row = client.row(intent.api_version, intent.kind)
+        try:
+            answer = await client.patch(row, intent.namespace, intent.name, intent.patch, intent.type, subresource=intent.subresource,
+                                        field_manager=intent.field_manager, force=intent.force)
+        except StatusError as e:
+            if intent.ignore_missing and e.code == 404:
+                return None
+            raise
+        if intent.subresource in ("", "status"):
+            writes.saw(qualified(row.group, row.plural), answer)
+        return answer
+    if isinstance(intent, Delete):
+        row = client.row(intent.api_version, intent.kind)
+        try:
+            answer = await client.delete(row, intent.namespace, intent.name, uid=intent.uid, revision=intent.revision,
+                                         grace_s=intent.grace_s, propagation=intent.propagation)
+        except StatusError as e:
+            if intent.ignore_missing and e.code == 404:
+                return None
+            raise
+        resource = qualified(row.group, row.plural)
+        if not writes.saw(resource, answer):
+            writes.deleted.append((resource, intent.namespace, intent.name, intent.uid))
+        return answer
+    if isinstance(intent, DeleteAll):
+        return await client.delete_all(intent.resource, intent.namespace, labels=intent.labels, fields=intent.fields,
+                                       propagation=intent.propagation)
+    if isinstance(intent, Fetch):
+        return await client.call(intent.method, intent.path, intent.query or None, intent.body, accept=intent.accept)
+    raise TypeError(f"not an intent: {intent!r}")
+
+
+async def run_controllers(rows: Iterable[Controller], client_for: Callable[[User, str], Client], *, clock: Callable[[], float] = time.time,
+                          mirrors: Mirrors | None = None, ready: Callable[[], Awaitable[None] | None] | None = None) -> None:
+    """Runs every row until cancelled. `client_for(user, agent)` gives the client a controller acts through."""
+    manager = client_for(User("system:kube-controller-manager", ("system:authenticated",)), AGENT)
+    own = mirrors is None
+    mirrors = mirrors or Mirrors(manager)
+    recorder = Recorder(manager, clock)
+    workers = [Worker(row, mirrors, client_for(service_account(row.name), AGENT), recorder, clock) for row in rows]
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(recorder.run(), name="events")
+            for worker in workers:
+                group.create_task(worker.run(), name=worker.row.name)
+            for name in dict.fromkeys(n for w in workers for n in w.resources()):
+                mirrors.start(name)
+            await mirrors.synced(dict.fromkeys(n for w in workers for n in w.resources()))
+            if ready is not None:
+                done = ready()
+                if done is not None:
+                    await done
+    finally:
+        if own:
+            await mirrors.close()
