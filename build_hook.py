@@ -5,7 +5,8 @@ In:  kubernetes-validate (Kubernetes' definitions of one release, JSON schema) -
 Runs under hatchling for wheels and editable installs, and by hand: `python build_hook.py`.
 
 schemas.bin: a 16-byte header ("KUBERN1\\n", two big-endian uint32 lengths), then two zlib streams. Each holds lines of
-`name<TAB>JSON`, sorted by name: first the definitions without descriptions, then the descriptions as
+`name<TAB>JSON`, sorted by name: first the definitions without descriptions (under the empty name an index
+apiVersion/kind -> definition), then the descriptions as
 {"": of the definition, "property": …}. Readers: model/schema.py, api/openapi.py.
 cri.bin: a serialized google.protobuf.FileDescriptorSet with one file, runtime.v1. Reader: kubelet/cri.py.
 """
@@ -73,6 +74,10 @@ def schemas(source: Path) -> bytes:
     definitions: dict[str, Any] = json.loads(source.read_text())["$defs"]
     shapes = {name: _shape(node) for name, node in definitions.items()}
     texts = {name: {"": node.get("description", ""), **_descriptions(node)} for name, node in definitions.items()}
+    shapes[""] = {
+        f"{gvk['group']}/{gvk['version']}/{gvk['kind']}".lstrip("/"): name
+        for name, node in sorted(definitions.items()) for gvk in node.get("x-kubernetes-group-version-kind", ())
+    }
     a, b = _lines(shapes), _lines(texts)
     return MAGIC + struct.pack(">II", len(a), len(b)) + a + b
 
