@@ -1,0 +1,111 @@
+"""The arrays against the plain reference, on random clusters: the same reasons, the same feasible nodes, the same best nodes."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+
+import pytest
+
+from kubern.scheduler.pick import NOTHING, Decision, feasible, pick, scores
+from kubern.scheduler.pod import pod_info
+from kubern.scheduler.table import NodeTable
+
+_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
+assert _spec and _spec.loader
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
+APPS, ZONES = ("a", "b", "c"), ("x", "y", "z")
+KEYS = ("kubernetes.io/hostname", "zone")
+
+
+def make_node(r: random.Random, i: int) -> dict:
+    labels = {"kubernetes.io/hostname": f"n{i}"}
+    if r.random() < 0.9:
+        labels["zone"] = r.choice(ZONES)
+    if r.random() < 0.4:
+        labels["size"] = str(r.randint(1, 9))
+    spec: dict = {"unschedulable": True} if r.random() < 0.05 else {}
+    if r.random() < 0.3:
+        spec["taints"] = [{"key": "t", "value": r.choice("pq"), "effect": r.choice(("NoSchedule", "PreferNoSchedule"))}]
+    return {"metadata": {"name": f"n{i}", "labels": labels}, "spec": spec,
+            "status": {"allocatable": {"cpu": str(r.randint(1, 4)), "memory": f"{r.randint(1, 8)}Gi", "pods": str(r.randint(2, 12))}}}
+
+
+def make_pod(r: random.Random, i: int) -> dict:
+    container: dict = {"name": "c", "image": "x"}
+    if r.random() < 0.8:
+        container["resources"] = {"requests": {"cpu": f"{r.choice((50, 100, 700))}m", "memory": f"{r.choice((64, 512, 900))}Mi"}}
+    spec: dict = {"containers": [container]}
+    if r.random() < 0.3:
+        spec["tolerations"] = [r.choice(({"operator": "Exists"}, {"key": "t", "value": "p"}, {"key": "t", "operator": "Exists", "effect": "NoSchedule"}))]
+    if r.random() < 0.15:
+        spec["nodeSelector"] = {"zone": r.choice(ZONES)}
+    affinity: dict = {}
+    if r.random() < 0.25:
+        e = r.choice(({"key": "zone", "operator": r.choice(("In", "NotIn")), "values": ["x", "y"]}, {"key": "size", "operator": "Exists"},
+                      {"key": "size", "operator": r.choice(("Gt", "Lt")), "values": ["4"]}, {"key": "size", "operator": "DoesNotExist"}))
+        if r.random() < 0.5:
+            affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [e]}]}}
+        else:
+            affinity["nodeAffinity"] = {"preferredDuringSchedulingIgnoredDuringExecution": [
+                {"weight": r.randint(1, 100), "preference": {"matchExpressions": [e]}}]}
+    for kind in ("podAffinity", "podAntiAffinity"):
+        if r.random() < 0.25:
+            term = {"topologyKey": r.choice(KEYS), "labelSelector": {"matchLabels": {"app": r.choice(APPS)}}}
+            if r.random() < 0.5:
+                affinity[kind] = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+            else:
+                affinity[kind] = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": r.randint(1, 100), "podAffinityTerm": term}]}
+    if affinity:
+        spec["affinity"] = affinity
+    if r.random() < 0.3:
+        spec["topologySpreadConstraints"] = [
+            {"maxSkew": r.randint(1, 2), "topologyKey": key, "whenUnsatisfiable": r.choice(("DoNotSchedule", "ScheduleAnyway")),
+             "labelSelector": {"matchLabels": {"app": r.choice(APPS)}}} for key in r.sample(KEYS, r.randint(1, 2))]
+    return {"metadata": {"name": f"p{i}", "namespace": "d", "uid": f"u{i}", "labels": {"app": r.choice(APPS)}}, "spec": spec}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_arrays_agree_with_the_plain_scheduler(seed: int) -> None:
+    r = random.Random(seed)
+    nodes = [make_node(r, i) for i in range(r.randint(3, 12))]
+    table = NodeTable(capacity=4)
+    for n in nodes:
+        table.set_node(n)
+    world = reference.World(nodes, [])
+    infos = []
+    for i in range(60):
+        if infos and r.random() < 0.2:                           # pods also leave: the counts must follow
+            gone = infos.pop(r.randrange(len(infos)))
+            table.remove_pod(gone)
+            world.pods.remove(gone.pod)
+        pod = make_pod(r, i)
+        info = pod_info(pod)
+        ok, rejection = feasible(info, table, NOTHING)
+        expected: dict[str, int] = {}
+        good = []
+        for n in nodes:
+            reasons = world.why_not(pod, n)
+            if not reasons:
+                good.append(n)
+            for reason in reasons:
+                expected[reason] = expected.get(reason, 0) + 1
+        assert rejection.reasons == expected, pod
+        assert {table.names[s] for s in ok.nonzero()[0]} == {n["metadata"]["name"] for n in good}
+        decision = pick(info, table, r.randrange)
+        assert isinstance(decision, Decision) == bool(good)
+        if not isinstance(decision, Decision):
+            continue
+        total, _ = scores(info, table, ok, NOTHING)
+        wanted = world.total(pod, good)
+        mine = {table.names[s]: int(total[s]) for s in ok.nonzero()[0]}
+        low = {k: v - wanted[k] for k, v in mine.items()}
+        assert len(set(low.values())) == 1, (pod, mine, wanted)  # a constant offset changes no ranking
+        assert wanted[decision.node] == max(wanted.values())
+        pod["spec"]["nodeName"] = decision.node
+        table.add_pod(info, decision.node)
+        world.pods.append(pod)
+        infos.append(info)
