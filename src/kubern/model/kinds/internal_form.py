@@ -98,5 +98,4 @@ _HTML = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 def _pretty(value: Any) -> str:
-    text = json.dumps(_sorted_maps(value), indent=1, ensure_ascii=False).translate(_HTML)
-    return re.sub(r"([\[{])\s+([\]}])", r"\1\2", text)
+    return json.dumps(_sorted_maps(value), indent=1, ensure_ascii=False).translate(_HTML)
