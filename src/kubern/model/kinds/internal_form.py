@@ -1,7 +1,8 @@
 """Values as upstream's internal types print them, for the few messages that show a whole struct or a difference of two.
 
 `struct("Taint", {...})` gives the ordered form for a FieldError's value; `difference("PodSpec", old, new)` the unified diff that
-stands in "may not change fields other than" messages. Facts: internal_form.txt. Only read when an error is made.
+stands in "may not change fields other than" messages. Types of other groups are "apps.DeploymentStrategy" and the like.
+Facts: internal_form.txt, internal_form_groups.txt. Only read when an error is made.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from kubern.model.invalid import Struct
 
-_FIELD = re.compile(r"(\w+?)(?:=(\w+))?(?:(['#?q])|([*\[:])(\w+))?\Z")
+_FIELD = re.compile(r"(\w+?)(?:=(\w+))?(?:(['#?q])|([*\[:])([\w.]+))?\Z")
 _EMPTY = {"'": "", "#": 0, "?": False, "q": "0", None: None}
 _HOST_FLAGS = {"HostNetwork": "hostNetwork", "HostPID": "hostPID", "HostIPC": "hostIPC",
                "ShareProcessNamespace": "shareProcessNamespace", "HostUsers": "hostUsers"}
@@ -25,11 +26,15 @@ _HOST_FLAGS = {"HostNetwork": "hostNetwork", "HostPID": "hostPID", "HostIPC": "h
 def _table() -> dict[str, list[tuple[str, str, str | None, str | None, str | None]]]:
     """type -> [(printed name, JSON name, mark of the empty value, * [ or :, its type)]"""
     out = {}
-    for line in files("kubern.model.kinds").joinpath("internal_form.txt").read_text().splitlines():
-        if not line.startswith("#"):
+    here = files("kubern.model.kinds")
+    for line in (here.joinpath("internal_form.txt").read_text() + "\n" + here.joinpath("internal_form_groups.txt").read_text()).splitlines():
+        if line and not line.startswith("#"):
             name, *tokens = line.split()
-            fields = []
+            fields: list[tuple[str, str, str | None, str | None, str | None]] = []
             for token in tokens:
+                if token[0] == "<":
+                    fields.append((token, "", None, "<", token[1:]))
+                    continue
                 m = _FIELD.match(token)
                 assert m, token
                 fields.append((m[1], m[2] or m[1][0].lower() + m[1][1:], m[3], m[4], m[5]))
@@ -43,6 +48,9 @@ def struct(type_: str, value: dict[str, Any] | None) -> Struct | None:
         return None
     out = Struct()
     for printed, name, mark, shape, inner in _table()[type_]:
+        if shape == "<":
+            out.update(value.get("metadata") or {} if inner == "meta" else struct(inner or "", value) or {})
+            continue
         v = value.get(name)
         if inner is None:
             out[printed] = _selector(v) if printed.endswith("Selector") and isinstance(v, dict) else _EMPTY[mark] if v is None else v
