@@ -1,0 +1,141 @@
+"""Decoding bodies: what is refused and in which words, what is dropped, made canonical, warned about."""
+
+import orjson
+import pytest
+
+from kubern.model.decode import decode
+from kubern.model.resources import by_path
+from kubern.model.schema import schema_for
+from kubern.model.status import StatusError
+
+
+def read(plural, body, *, group="", version="v1", validation="Warn", type_="application/json"):
+    row = by_path[(group, version, plural)]
+    data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else orjson.dumps(body)
+    return decode(data, type_, row, schema_for(row.api_version, row.kind), validation)
+
+
+def pod(**spec):
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}], **spec}}
+
+
+CANNOT = '{0} in version "v1" cannot be handled as a {0}: '
+UNRECOGNIZED = "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: "
+
+
+@pytest.mark.parametrize(("plural", "body", "message"), [
+    ("configmaps", "", UNRECOGNIZED.format("ConfigMap") + "unexpected end of JSON input (<empty>)"),
+    ("configmaps", "[]", UNRECOGNIZED.format("ConfigMap") + 'json: cannot unmarshal array into Go value of type struct { APIVersion string '
+     '"json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" } (5b5d)'),
+    ("configmaps", '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"}} x',
+     UNRECOGNIZED.format("ConfigMap") + """invalid character 'x' after top-level value ({"apiVersion":"v1","kind":"Con ...)"""),
+    ("configmaps", '{"apiVersion":"v1","kind":"ConfigMap","metadata":"x"}',
+     CANNOT.format("ConfigMap") + "json: cannot unmarshal string into Go struct field ConfigMap.metadata of type v1.ObjectMeta"),
+    ("configmaps", '{"data":["a"]}',
+     CANNOT.format("ConfigMap") + "json: cannot unmarshal array into Go struct field ConfigMap.data of type map[string]string"),
+    ("configmaps", '{"data":{"a":1}}',
+     CANNOT.format("ConfigMap") + "json: cannot unmarshal number into Go struct field ConfigMap.data of type string"),
+    ("configmaps", '{"metadata":{"labels":{"a":1}}}',
+     CANNOT.format("ConfigMap") + "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string"),
+    ("pods", pod(tolerations="x"),
+     CANNOT.format("Pod") + "json: cannot unmarshal string into Go struct field PodSpec.spec.tolerations of type []v1.Toleration"),
+    ("pods", pod(hostNetwork="yes"), CANNOT.format("Pod") + "json: cannot unmarshal string into Go struct field PodSpec.spec.hostNetwork of type bool"),
+    ("services", {"spec": {"ports": [{"port": 1, "targetPort": True}]}},
+     CANNOT.format("Service") + "json: cannot unmarshal bool into Go struct field ServicePort.spec.ports.targetPort of type int32"),
+    ("secrets", '{"data":{"k":"not base64!"}}', CANNOT.format("Secret") + "illegal base64 data at input byte 3"),
+    ("secrets", '{"apiVersion":"v1","kind":"ConfigMap"}',
+     'ConfigMap in version "v1" cannot be handled as a Secret: converting (v1.ConfigMap) to (core.Secret): unknown conversion'),
+    ("secrets", '{"apiVersion":"v2","kind":"Secret"}', 'Secret in version "v2" cannot be handled as a Secret: no kind "Secret" is registered for '
+     'version "v2" in scheme "pkg/api/legacyscheme/scheme.go:30"'),
+    ("secrets", '{"metadata":{"creationTimestamp":"nope"}}', CANNOT.format("Secret")
+     + 'parsing time "nope" as "2006-01-02T15:04:05Z07:00": cannot parse "nope" as "2006"'),
+    ("pods", {"spec": {"containers": [{"resources": {"limits": {"cpu": ""}}}]}},
+     CANNOT.format("Pod") + "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"),
+])
+def test_refused(plural, body, message):
+    with pytest.raises(StatusError) as e:
+        read(plural, body)
+    assert (e.value.code, e.value.message) == (400, message)
+
+
+@pytest.mark.parametrize(("number", "text"), [("2.0", "number 2.0"), ("99999999999", "number 99999999999"), ('"x"', "string")])
+def test_int32(number, text):
+    with pytest.raises(StatusError) as e:
+        read("deployments", '{"spec":{"replicas":%s}}' % number, group="apps")
+    assert e.value.message == CANNOT.format("Deployment") + f"json: cannot unmarshal {text} into Go struct field DeploymentSpec.spec.replicas of type int32"
+
+
+@pytest.mark.parametrize("body", ["null", "{}", '{"kind":"Secret"}', '{"apiVersion":"v1"}'])
+def test_identity_is_defaulted(body):
+    assert read("secrets", body)[0] == {"apiVersion": "v1", "kind": "Secret", "metadata": {}}
+
+
+BODY = '{"apiVersion":"v1","kind":"Secret","metadata":{"name":"a","nope":1},"bogus":{"x":1,"x":2},"data":{}}'
+TWICE = '{"metadata":{"name":"b","labels":{"a":"1","a":"2"}},"type":"Opaque","type":"Opaque"}'
+
+
+def test_unknown_and_duplicate_fields():
+    obj, warnings = read("secrets", BODY)
+    assert obj == {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}}
+    assert warnings == ['unknown field "metadata.nope"', 'unknown field "bogus"']
+    obj, warnings = read("secrets", TWICE)
+    assert obj["metadata"]["labels"] == {"a": "2"}
+    assert warnings == ['duplicate field "metadata.labels.a"', 'duplicate field "type"']
+    assert read("secrets", BODY, validation="Ignore")[1] == []
+    with pytest.raises(StatusError) as e:
+        read("secrets", TWICE, validation="Strict")
+    assert e.value.message.endswith('strict decoding error: duplicate field "metadata.labels.a", duplicate field "type"')
+    obj, warnings = read("configmaps", '{"data":{"k":"1","k":"2"},"data":{"z":"3"}}')
+    assert obj["data"] == {"k": "2", "z": "3"}
+    assert warnings == ['duplicate field "data.k"', 'duplicate field "data"']
+
+
+def test_yaml():
+    obj, _ = read("configmaps", "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: yy\ndata:\n  a: 'x'\n  multi: |\n    l1\n    l2\n",
+                  type_="application/yaml")
+    assert obj["data"] == {"a": "x", "multi": "l1\nl2\n"}
+    with pytest.raises(StatusError) as e:
+        read("configmaps", "metadata:\n  name: y\n", type_="application/yaml")
+    assert e.value.message.endswith("json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.name of type string")
+    with pytest.raises(StatusError) as e:
+        read("configmaps", "a: [1\nb: {", type_="application/yaml")
+    assert e.value.message == ("the object provided is unrecognized (must be of type ConfigMap): yaml: line 1: did not find expected ',' or ']' "
+                               "(613a205b310a623a207b)")
+    with pytest.raises(StatusError) as e:
+        read("configmaps", "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: yy\ndatum:\n  a: 'x'\nimmutable: true\nimmutable: false\n",
+             type_="application/yaml", validation="Strict")
+    assert e.value.message.endswith('strict decoding error: yaml: unmarshal errors:\n  line 8: key "immutable" already set in map, '
+                                    'unknown field "datum"')
+
+
+def test_yaml_bomb_is_bounded():
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    with pytest.raises(StatusError) as e:
+        read("configmaps", bomb, type_="application/yaml")
+    assert "excessive aliasing" in e.value.message
+
+
+def test_shape():
+    """Empty values go, ever-present ones come, pointers keep their zeros, quantities and times are canonical."""
+    obj, _ = read("pods", pod(hostNetwork=False, automountServiceAccountToken=False, nodeSelector={}, tolerations=None, restartPolicy="",
+                              activeDeadlineSeconds=0, affinity={}))
+    assert obj["spec"] == {"containers": [{"name": "c", "image": "i", "resources": {}}], "automountServiceAccountToken": False,
+                           "activeDeadlineSeconds": 0, "affinity": {}}
+    assert obj["status"] == {}
+    obj, _ = read("pods", {"metadata": {"creationTimestamp": None, "deletionTimestamp": "2024-01-01T02:00:00+02:00"},
+                           "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": 1, "memory": "1024Mi"}}, "command": []}]}})
+    assert obj["metadata"] == {"deletionTimestamp": "2024-01-01T00:00:00Z"}
+    assert obj["spec"]["containers"][0] == {"name": "c", "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}
+    obj, _ = read("roles", {"rules": []}, group="rbac.authorization.k8s.io")
+    assert obj["rules"] is None
+
+
+def test_depth_and_numbers_are_bounded():
+    for deep in ("[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, '{"data":' + "[" * 3000 + "]" * 3000 + "}"):
+        with pytest.raises(StatusError) as e:
+            read("configmaps", deep)
+        assert e.value.code == 400
+    with pytest.raises(StatusError):
+        read("deployments", '{"spec":{"replicas":%s}}' % ("9" * 10000), group="apps")
+    assert read("configmaps", b'{"data":{"a":"\xff"}}')[0]["data"] == {"a": "\ufffd"}
