@@ -123,10 +123,9 @@ def kubeconfig(data_dir: DataDir = None, config: Config = "",
     if not merge:
         typer.echo(path.read_text(), nl=False)
         return
-    from kubern.pki import merge_kubeconfig
+    from kubern import daemon
 
-    target = Path((os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")).split(os.pathsep)[0])
-    typer.echo(f"context {merge_kubeconfig(path, target)} is now in {target}")
+    daemon.merge_context(s)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -1,0 +1,386 @@
+"""The composition root: ROLES in dependency order, one process. Here and only here the rooms of the house are joined.
+
+A role is an async context manager: it is entered when the roles before it are ready, yields when it is ready itself, and cleans up
+when it is left, in reverse order. Work that goes on in the background belongs to the cluster's one TaskGroup: if a role dies, the
+process ends, and node units outlive it. Not the command line (cli.py) and not the process's life (daemon.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kubern import KUBERNETES_VERSION, pki
+from kubern.client.client import Client
+from kubern.client.mirror import Mirrors
+from kubern.config import Settings
+from kubern.model.request import User
+
+if TYPE_CHECKING:
+    from kubern.api.handle import Server
+    from kubern.kubelet.fabric import Fabric
+    from kubern.kubelet.node import Unit
+
+log = logging.getLogger("kubern")
+
+REGISTRY_PORT = 5001
+READY_TIMEOUT_S = 120.0
+MASTERS = User("system:apiserver", ("system:masters", "system:authenticated"))
+Tell = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Context:
+    """What roles share. `server` is there once the api role is ready."""
+
+    settings: Settings
+    tell: Tell
+    tasks: asyncio.TaskGroup
+    pki: pki.Pki
+    fabric: Fabric | None = None
+    server: Server | None = None
+    clock: Callable[[], float] = time.time
+    mirrors: Mirrors | None = None
+    units: list[Unit] = field(default_factory=list)
+
+    def client(self, user: User, agent: str = "kubern") -> Client:
+        """The API as this user, in process."""
+        assert self.server is not None
+        return Client(self.server.handle, user, agent)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return self.tasks.create_task(work, name=name)
+
+    @property
+    def address(self) -> str:
+        """Where nodes reach the API server."""
+        return self.fabric.gateway if self.fabric else own_address()
+
+
+def own_address() -> str:
+    """The address this machine uses towards others; loopback if it has none."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.connect(("192.0.2.1", 9))                          # a UDP connect sends nothing
+        return str(s.getsockname()[0])
+    return "127.0.0.1"
+
+
+# --- roles ------------------------------------------------------------------------------------------------------------
+
+@asynccontextmanager
+async def api(ctx: Context) -> AsyncIterator[None]:
+    """Store and API server, listening with TLS."""
+    from kubern.api import http
+    from kubern.api.handle import Server
+    from kubern.api.settings import ApiSettings
+
+    s, p = ctx.settings, ctx.pki
+    store = await open_store(s)
+    low, _, high = s.node_ports.partition("-")
+    kubelet = p.clients["apiserver-kubelet-client"]
+    server = Server(store, settings=ApiSettings(
+        service_cidr=s.service_cidr, node_ports=(int(low), int(high)), advertise_address=ctx.address, advertise_port=s.port,
+        cluster_domain=s.cluster_domain, client_ca=p.ca.cert, front_proxy_ca=p.front_proxy_ca.cert,
+        service_account_issuer=f"https://kubernetes.default.svc.{s.cluster_domain}", service_account_public_keys=(p.service_account_public,),
+        service_account_signing_key=p.service_account_key, kubelet_client_cert=str(kubelet.cert_path), kubelet_client_key=str(kubelet.key_path)))
+    await server.start()
+    ctx.server = server
+    listening = await http.serve(server.handle, s.bind, s.port, http.ssl_context(str(p.apiserver.cert_path), str(p.apiserver.key_path),
+                                                                                p.ca.cert + p.front_proxy_ca.cert))
+    write_kubeconfigs(ctx)
+    ctx.tell(f"API server {KUBERNETES_VERSION} on https://{'127.0.0.1' if s.bind == '0.0.0.0' else s.bind}:{s.port}")
+    try:
+        yield
+    finally:
+        await listening.close()
+        await server.stop()
+        await store.close()
+
+
+@asynccontextmanager
+async def controllers(ctx: Context) -> AsyncIterator[None]:
+    """Every controller of CONTROLLERS in the one loop."""
+    from kubern.client.loop import run_controllers
+    from kubern.controllers import controllers as table
+
+    ready = asyncio.Event()
+    rows = table(ca=ctx.pki.ca, cluster_cidr=ctx.settings.pod_cidr, service_cidr=ctx.settings.service_cidr, node_grace_s=ctx.settings.node_grace_s)
+    task = ctx.spawn(run_controllers(rows, ctx.client, clock=ctx.clock, ready=ready.set), "controllers")
+    await ready.wait()
+    ctx.tell(f"{len(rows)} controllers")
+    try:
+        yield
+    finally:
+        await end(task)
+
+
+@asynccontextmanager
+async def scheduler(ctx: Context) -> AsyncIterator[None]:
+    from kubern.scheduler.run import run
+
+    ready = asyncio.Event()
+    client = ctx.client(User("system:kube-scheduler", ("system:authenticated",)), f"kube-scheduler/{KUBERNETES_VERSION}")
+    mirrors = Mirrors(client)
+    task = ctx.spawn(run(client, mirrors, ctx.clock, ready.set), "scheduler")
+    await ready.wait()
+    ctx.tell("scheduler")
+    try:
+        yield
+    finally:
+        await end(task)
+        await mirrors.close()
+
+
+@asynccontextmanager
+async def nodes(ctx: Context) -> AsyncIterator[None]:
+    """The nodes this machine holds: real ones in units of their own, or simulated ones in this process."""
+    s = ctx.settings
+    if s.runtime == "none" or not s.nodes:
+        yield
+        return
+    if s.runtime == "simulated":
+        from kubern.kubelet.simulated import run_simulated
+
+        client = ctx.client(User("system:simulated-nodes", ("system:masters", "system:authenticated")), "kubelet/simulated")
+        task = ctx.spawn(run_simulated(client, s.nodes, prefix=s.node_prefix, version=KUBERNETES_VERSION), "simulated nodes")
+        await nodes_ready(ctx, [f"{s.node_prefix}{i}" for i in range(s.nodes)])
+        ctx.tell(f"{s.nodes} simulated nodes: pods turn Running without containers")
+        try:
+            yield
+        finally:
+            await end(task)
+        return
+    async with registry(ctx), routes(ctx):
+        names = await asyncio.to_thread(start_units, ctx)
+        await nodes_ready(ctx, names)
+        ctx.tell(f"nodes ready: {', '.join(names)}")
+        yield                                                # units go on without us: pods keep serving
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    name: str
+    run: Callable[[Context], Any]
+
+
+ROLES: tuple[Role, ...] = (Role("api", api), Role("controllers", controllers), Role("scheduler", scheduler), Role("nodes", nodes))
+
+
+# --- parts of roles ---------------------------------------------------------------------------------------------------
+
+async def open_store(s: Settings) -> Any:
+    if s.store == "memory":
+        from kubern.store.memory import MemoryStore
+
+        return MemoryStore()
+    if s.store.startswith("etcd://"):
+        from kubern.store.etcd import EtcdStore
+
+        return await EtcdStore.open(s.store)
+    from kubern.store.sqlite import SqliteStore
+
+    return await SqliteStore.open(s.home / "kubern.db")
+
+
+def write_kubeconfigs(ctx: Context) -> None:
+    """D/admin.kubeconfig for people on this machine."""
+    s, p = ctx.settings, ctx.pki
+    name = "kubern" if s.port == 6443 else f"kubern-{s.port}"
+    host = "127.0.0.1" if s.bind in ("0.0.0.0", "::") else s.bind
+    pki.write_kubeconfig(s.home / "admin.kubeconfig", pki.kubeconfig(name, f"https://{host}:{s.port}", p.ca.cert, p.clients["admin"]))
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def registry(ctx: Context) -> AsyncIterator[None]:
+    """Our own images, and a way to real registries, for the units."""
+    from kubern.images import build
+    from kubern.images.library import Library
+    from kubern.images.registry import Registry
+    from kubern.images.upstream import Upstream
+
+    assert ctx.fabric is not None
+    library = Library(ctx.settings.home / "images")
+    await asyncio.to_thread(build.ensure, library, progress=ctx.tell)
+    listening = await Registry(library, Upstream()).serve(ctx.fabric.gateway, REGISTRY_PORT)
+    try:
+        yield
+    finally:
+        listening.close()
+
+
+@asynccontextmanager
+async def routes(ctx: Context) -> AsyncIterator[None]:
+    """The machine's own routes to pods, kept as Nodes come and go."""
+    from kubern.kubelet import fabric
+
+    mirrors = Mirrors(ctx.client(MASTERS))
+    changed = asyncio.Event()
+    mirror = mirrors.mirror("nodes")
+    mirror.handlers.append(lambda old, new: changed.set())
+
+    async def keep() -> None:
+        await mirrors.synced(["nodes"])
+        while True:
+            changed.clear()
+            try:
+                await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(mirror.list(), ""))
+            except OSError as e:
+                log.warning("routes to pods: %s", e)
+            await changed.wait()
+    task = ctx.spawn(keep(), "routes")
+    try:
+        yield
+    finally:
+        await end(task)
+        await mirrors.close()
+
+
+def unit_settings(s: Settings, p: pki.Pki, gateway: str, name: str) -> Any:
+    """What create_unit needs for this node; writes its kubeconfig and serving certificate."""
+    from kubern.kubelet.node import UnitSettings
+
+    server = f"https://{gateway}:{s.port}"
+    home = s.home / "nodes" / name
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = home / "kubelet.kubeconfig"
+    pki.write_kubeconfig(path, pki.kubeconfig("kubern", server, p.ca.cert, p.node_client(name), user=f"system:node:{name}"))
+    pki.write_private(home / "ca.crt", p.ca.cert)
+    return UnitSettings(home=s.home, name=name, server=server, kubeconfig=str(path), registry=f"http://{gateway}:{REGISTRY_PORT}",
+                        pod_cidr=s.pod_cidr, service_cidr=s.service_cidr, cluster_dns=cluster_dns(s.service_cidr), cluster_domain=s.cluster_domain,
+                        log_level=s.log_level)
+
+
+def cluster_dns(service_cidr: str) -> str:
+    """The tenth address of the service range, as everywhere."""
+    import ipaddress
+
+    return str(ipaddress.ip_network(service_cidr)[10])
+
+
+def start_units(ctx: Context) -> list[str]:
+    """Start or adopt the units of settings.nodes; one killed on purpose (nodes/NAME/killed) stays away. Returns the names. Blocking."""
+    from kubern.kubelet.node import cleanup_stale, create_unit, list_units
+
+    s = ctx.settings
+    assert ctx.fabric is not None
+    known = [u.name for u in list_units(s.home)]
+    cleanup_stale(s.home, keep=[u.name for u in list_units(s.home) if u.alive()] or [""])
+    wanted = list(dict.fromkeys([*known, *(f"{s.node_prefix}{i}" for i in range(s.nodes))]))
+    wanted = [n for n in wanted if not (s.home / "nodes" / n / "killed").exists()]
+    for name in wanted:
+        ctx.units.append(create_unit(unit_settings(s, ctx.pki, ctx.fabric.gateway, name), wait=False))
+    return wanted
+
+
+async def nodes_ready(ctx: Context, names: list[str]) -> None:
+    """Wait until all these Nodes are Ready."""
+    from kubern.model.object import condition
+    from kubern.model.resources import by_kind
+
+    mirrors_client = ctx.client(MASTERS)
+    row = by_kind[("v1", "Node")]
+    async with asyncio.timeout(READY_TIMEOUT_S):
+        while True:
+            items, _ = await mirrors_client.list(row)
+            ready = {n["metadata"]["name"] for n in items if (condition(n, "Ready") or {}).get("status") == "True"}
+            if ready >= set(names):
+                return
+            await asyncio.sleep(0.05)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+def run(s: Settings, tell: Tell) -> int:
+    """Run the cluster in this process until SIGTERM or SIGINT. Returns the exit code."""
+    logging.basicConfig(stream=sys.stderr, level=s.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    s.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.chmod(s.home, 0o700)
+    pki.write_private(s.home / "cluster.json", json.dumps({**asdict(s), "pid": os.getpid()}).encode())
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        import uvloop
+
+        return uvloop.run(_run(s, tell))
+    except TimeoutError:
+        log.error("the nodes did not become Ready within %.0f s; see: kubern logs NODE", READY_TIMEOUT_S)
+        return 1
+    except Exception as e:
+        from kubern.kubelet.node import CannotRun
+
+        for each in e.exceptions if isinstance(e, ExceptionGroup) else (e,):
+            if isinstance(each, (CannotRun, OSError)):
+                log.error("%s", each)
+                tell(f"kubern: {each}")
+            else:
+                log.error("ended by an error", exc_info=each)
+        return 1
+
+
+async def _run(s: Settings, tell: Tell) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stop.set)
+    chosen = [r for r in ROLES if s.roles == "all" or r.name in s.roles.split(",")]
+    fabric = None
+    if s.nodes and s.runtime == "containerd" and any(r.name == "nodes" for r in chosen):
+        from kubern.kubelet import fabric as f
+        from kubern.kubelet.node import check_machine
+
+        check_machine()
+        fabric = await asyncio.to_thread(f.ensure, f.cluster_id(s.home), s.home / "fabric.json", s.pod_cidr, s.service_cidr)
+    names = [n for n in s.sans.split(",") if n]
+    addresses = [n for n in names if n.replace(".", "").isdigit() or ":" in n]
+    ips = [first_service_address(s.service_cidr), own_address(), *([fabric.gateway] if fabric else []), *addresses]
+    keys = pki.ensure(s.home / "pki", [n for n in [socket.gethostname(), *names] if n not in addresses], ips)
+    async with asyncio.TaskGroup() as tasks:
+        ctx = Context(s, tell, tasks, keys, fabric)
+        async with AsyncExitStack() as stack:
+            starting = asyncio.ensure_future(_enter(stack, ctx, chosen))
+            stopping = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                gc.collect()
+                gc.freeze()
+                tell("ready")
+                log.info("ready; kubeconfig: %s", s.home / "admin.kubeconfig")
+                await stopping
+            else:
+                await end(starting)
+            stopping.cancel()
+            log.info("stopping")
+    return 0
+
+
+async def _enter(stack: AsyncExitStack, ctx: Context, roles: list[Role]) -> None:
+    for role in roles:
+        await stack.enter_async_context(role.run(ctx))
+
+
+def first_service_address(service_cidr: str) -> str:
+    import ipaddress
+
+    return str(ipaddress.ip_network(service_cidr)[1])
+
+
+def pki_dir(s: Settings) -> Path:
+    return s.home / "pki"
