@@ -1,0 +1,83 @@
+"""Admission: the last word on a write before it is stored. ADMISSION is the chain, in upstream's order.
+
+The API asks `mutate(a)` after defaulting, then validates the object, then asks `validate(a)`; on delete and connect both follow
+each other. A plugin refuses by raising StatusError. Which plugins look at what is settled once per (resource, subresource,
+operation), so that a write most plugins do not care for pays nothing for them.
+Upstream: pkg/kubeapiserver/options/plugins.go (those on by default; OwnerReferencesPermissionEnforcement and others are off).
+"""
+
+from __future__ import annotations
+
+from kubern.api.admission import (
+    certificates,
+    default_ingress_class,
+    default_tolerations,
+    escalation,
+    limit_ranger,
+    namespace_lifecycle,
+    node_restriction,
+    node_taint,
+    pod_resize,
+    pod_security,
+    priority,
+    resource_quota,
+    runtime_class,
+    service_account,
+    storage,
+    topology_labels,
+)
+from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Attributes, Plugin, Reader, Step, Writer
+
+__all__ = ["ADMISSION", "CONNECT", "CREATE", "DELETE", "UPDATE", "Attributes", "Plugin", "Reader", "Writer", "mutate", "validate"]
+
+ADMISSION: tuple[Plugin, ...] = (
+    namespace_lifecycle.PLUGIN,
+    limit_ranger.PLUGIN,
+    service_account.PLUGIN,
+    node_restriction.PLUGIN,
+    node_taint.PLUGIN,
+    pod_security.PLUGIN,
+    priority.POD,
+    priority.CLASS,
+    default_tolerations.PLUGIN,
+    storage.DEFAULT_CLASS,
+    storage.IN_USE,
+    storage.RESIZE,
+    runtime_class.PLUGIN,
+    certificates.APPROVAL,
+    certificates.SIGNING,
+    certificates.ATTEST,
+    certificates.SUBJECT,
+    default_ingress_class.PLUGIN,
+    topology_labels.PLUGIN,
+    pod_resize.PLUGIN,
+    # admission policies and webhooks stand here
+    resource_quota.PLUGIN,
+    escalation.PLUGIN,      # no plugin upstream: its registry checks at the same moment, after mutation and before validation
+)
+
+_steps: dict[tuple[str, str], tuple[tuple[Step, ...], tuple[Step, ...]]] = {}
+STEPS_MAX = 10_000
+
+
+def _chain(a: Attributes) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    key = (a.what, a.operation)
+    steps = _steps.get(key)
+    if steps is None:
+        chosen = [p for p in ADMISSION if a.operation in p.operations and ("*" in p.handles or key[0] in p.handles)]
+        if len(_steps) >= STEPS_MAX:
+            _steps.clear()
+        steps = _steps[key] = (tuple(p.mutate for p in chosen if p.mutate), tuple(p.validate for p in chosen if p.validate))
+    return steps
+
+
+async def mutate(a: Attributes) -> None:
+    """The mutating half of the chain."""
+    for step in _chain(a)[0]:
+        await step(a)
+
+
+async def validate(a: Attributes) -> None:
+    """The validating half, after the object itself was found valid."""
+    for step in _chain(a)[1]:
+        await step(a)
