@@ -1,0 +1,204 @@
+"""The proxy role: mirrors of services and endpoint slices in, nftables out. One per node, in the node's network namespace.
+
+The first application replaces the table as a whole; from then on only what changed is written, a batch of changes as one
+transaction. If nft refuses a change (somebody else touched the table), the whole is written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from kubern.client.mirror import Mirrors
+from kubern.model.object import Object
+from kubern.proxy import conntrack, nft
+from kubern.proxy.endpoints import Node, collect
+from kubern.proxy.health import Check, HealthServers
+from kubern.proxy.policy_run import PolicyRole
+from kubern.proxy.render import TABLE, Settings, addresses, owner, policies, render_service, skeleton, slice_owner
+from kubern.proxy.ruleset import Part, Ruleset
+
+log = logging.getLogger(__name__)
+
+SERVICES, SLICES, NODES = "services", "endpointslices.discovery.k8s.io", "nodes"
+GATHER_S = 0.005                       # changes that come within this time go into one transaction
+RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
+ZONE = "topology.kubernetes.io/zone"
+
+
+@dataclass(slots=True)
+class Figures:
+    """What the proxy did, for metrics and tests."""
+
+    full: int = 0
+    changes: int = 0
+    last_s: float = 0.0
+    services: int = 0
+
+
+class Proxy:
+    """State of the role: rules as rendered, owners to look at again."""
+
+    def __init__(self, settings: Settings, families: tuple[int, ...] = (4, 6), health: HealthServers | None = None) -> None:
+        self.settings, self.families = settings, families
+        self.rules = Ruleset()
+        self.figures = Figures()
+        self.services: dict[str, Object] = {}
+        self.slices: dict[str, dict[str, Object]] = {}
+        self.dirty: set[str] = set()
+        self.whole = True                          # the table must be written anew
+        self.wake = asyncio.Event()
+        self.health = health
+        self._udp_changed: set[str] = set()
+
+    # ---- events
+    def service_changed(self, old: Object | None, new: Object | None) -> None:
+        key = owner(new or old)                    # type: ignore[arg-type]
+        if new is None:
+            self.services.pop(key, None)
+        else:
+            self.services[key] = new
+        self._touch(key)
+
+    def slice_changed(self, old: Object | None, new: Object | None) -> None:
+        if old is not None:
+            self._drop_slice(old)
+        if new is not None:
+            self._drop_slice(new)
+            key = slice_owner(new)
+            self.slices.setdefault(key, {})[new["metadata"]["name"]] = new
+            self._touch(key)
+
+    def _drop_slice(self, slice_: Object) -> None:
+        key = slice_owner(slice_)
+        rows = self.slices.get(key)
+        if rows and rows.pop(slice_["metadata"]["name"], None) is not None:
+            if not rows:
+                del self.slices[key]
+            self._touch(key)
+
+    def node_changed(self, old: Object | None, new: Object | None) -> None:
+        """Our own Node: its zone and addresses decide."""
+        if new is None or new["metadata"]["name"] != self.settings.node.name:
+            return
+        node = node_of(new)
+        if node != self.settings.node:
+            self.settings = replace(self.settings, node=node)
+            self.dirty.update(self.services)
+            self.wake.set()
+
+    def _touch(self, key: str) -> None:
+        self.dirty.add(key)
+        self.wake.set()
+
+    # ---- work
+    def pending(self) -> str:
+        """The nft text for everything that is dirty; afterwards nothing is."""
+        changes: dict[str, Part | None] = {}
+        for key in self.dirty:
+            service = self.services.get(key)
+            part = render_service(service, self.slices.get(key, {}).values(), self.settings) if service else None
+            changes[key] = part
+            if any(" . udp . " in e[2] for p in (part, self.rules.parts.get(key)) if p for e in p.elements):
+                self._udp_changed.add(key)
+        self.dirty.clear()
+        delta = self.rules.update(changes)
+        if self.whole:
+            text = "".join(skeleton(self.settings, f) for f in self.families) + self.rules.everything().text(TABLE)
+            self.figures.full += 1
+            self.whole = False
+            return text
+        return delta.text(TABLE)
+
+    async def apply(self) -> None:
+        """Writes what is pending. Raises NftError; then the next call writes the whole."""
+        began = time.monotonic()
+        text = self.pending()
+        if text:
+            try:
+                await nft.apply(text)
+            except BaseException:
+                self.whole = True
+                raise
+            self.figures.changes += 1
+        self.figures.last_s, self.figures.services = time.monotonic() - began, len(self.services)
+        if self._udp_changed:
+            fronts = self.udp_fronts(self._udp_changed)
+            self._udp_changed = set()
+            for family, rows in fronts.items():
+                await asyncio.to_thread(conntrack.forget, rows, family)
+        if self.health:
+            await self.health.set(self.checks())
+
+    def udp_fronts(self, keys: set[str]) -> dict[int, dict[conntrack.Front, frozenset[tuple[str, int]]]]:
+        """Family -> where clients of these services' UDP ports send to -> who may answer."""
+        out: dict[int, dict[conntrack.Front, frozenset[tuple[str, int]]]] = {}
+        for key in keys:
+            service = self.services.get(key)
+            for family in self.families if service else ():
+                assert service is not None
+                cluster, external, vips = addresses(service, family)
+                for p in service["spec"].get("ports") or ():
+                    if p.get("protocol") != "UDP" or not cluster:
+                        continue
+                    found = collect(self.slices.get(key, {}).values(), p, family, self.settings.node.name)
+                    usable = frozenset((e.ip, e.port) for e in found if e.ready or e.serving)
+                    rows = out.setdefault(family, {})
+                    for a in (cluster, *external, *vips):
+                        rows[a, p["port"]] = usable
+                    if p.get("nodePort"):
+                        rows["", p["nodePort"]] = usable
+        return out
+
+    def checks(self) -> dict[int, Check]:
+        """healthCheckNodePort -> what to answer."""
+        out = {}
+        for key, service in self.services.items():
+            spec = service.get("spec") or {}
+            port = spec.get("healthCheckNodePort")
+            if port and spec.get("type") == "LoadBalancer" and policies(spec, False)[1]:
+                local = {e.ip for f in self.families for p in spec.get("ports") or ()
+                         for e in collect(self.slices.get(key, {}).values(), p, f, self.settings.node.name) if e.local and e.ready}
+                out[port] = Check(service["metadata"].get("namespace") or "", service["metadata"]["name"], len(local))
+        return out
+
+
+def node_of(obj: Object) -> Node:
+    addresses_ = tuple(a["address"] for a in (obj.get("status") or {}).get("addresses") or () if a.get("type") == "InternalIP")
+    return Node(obj["metadata"]["name"], (obj["metadata"].get("labels") or {}).get(ZONE) or "", addresses_)
+
+
+async def run(mirrors: Mirrors, node: str, pod_cidrs: tuple[str, ...], service_cidrs: tuple[str, ...],
+              families: tuple[int, ...] = (4, 6), ready: Callable[[], None] = lambda: None) -> None:
+    """The role. `ready` is called after the first application. Runs until cancelled; removes nothing then (traffic goes on)."""
+    health = HealthServers()
+    proxy = Proxy(Settings(Node(node), pod_cidrs, service_cidrs), families, health)
+    for name, handler in ((SERVICES, proxy.service_changed), (SLICES, proxy.slice_changed), (NODES, proxy.node_changed)):
+        mirrors.mirror(name).handlers.append(handler)
+        for obj in mirrors.mirror(name).list():
+            handler(None, obj)
+    await mirrors.synced((SERVICES, SLICES, NODES))
+    await health.own(lambda: not proxy.whole)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(PolicyRole(mirrors, node, families).run(), name="network policy")
+        delay = 0.0
+        try:
+            while True:
+                try:
+                    await proxy.apply()
+                    delay = 0.0
+                    ready()
+                except nft.NftError as e:
+                    log.error("nft: %s", e)
+                    delay = min(max(delay * 2, RETRY_FIRST_S), RETRY_MAX_S)
+                if delay:
+                    await asyncio.sleep(delay)
+                else:
+                    await proxy.wake.wait()
+                    await asyncio.sleep(GATHER_S)
+                proxy.wake.clear()
+        finally:
+            health.close()
