@@ -27,7 +27,8 @@ def _table() -> dict[str, list[tuple[str, str, str | None, str | None, str | Non
     """type -> [(printed name, JSON name, mark of the empty value, * [ or :, its type)]"""
     out = {}
     here = files("kubern.model.kinds")
-    for line in (here.joinpath("internal_form.txt").read_text() + "\n" + here.joinpath("internal_form_groups.txt").read_text()).splitlines():
+    texts = [here.joinpath(f).read_text() for f in ("internal_form.txt", "internal_form_groups.txt")]
+    for line in "\n".join(texts).splitlines():
         if line and not line.startswith("#"):
             name, *tokens = line.split()
             fields: list[tuple[str, str, str | None, str | None, str | None]] = []
