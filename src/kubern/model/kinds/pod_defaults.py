@@ -168,8 +168,8 @@ def default_volume(v: Object) -> None:
         _default_downward_items(downward)
     if projected := v.get("projected"):
         for source in projected.get("sources") or ():
-            if downward := source.get("downwardAPI"):
-                _default_downward_items(downward)
+            if items := source.get("downwardAPI"):
+                _default_downward_items(items)
             if (token := source.get("serviceAccountToken")) is not None and token.get("expirationSeconds") is None:
                 token["expirationSeconds"] = 3600
     if template := (v.get("ephemeral") or {}).get("volumeClaimTemplate"):
@@ -197,10 +197,12 @@ def default_requirements(resources: Object) -> None:
 
 def default_resource_list(amounts: dict[str, Any] | None) -> None:
     """Quantities below a thousandth are rounded up to it."""
-    for name, text in (amounts or {}).items():
+    if not amounts:
+        return
+    for name, text in amounts.items():
         if not (isinstance(text, str) and _PLAIN(text)):
             try:
-                amounts[name] = round_up_milli(str(text))  # type: ignore[index]
+                amounts[name] = round_up_milli(str(text))
             except QuantityError:                       # decoding refuses it; kept here for objects that never went through it
                 continue
 
@@ -276,7 +278,7 @@ def image_tag(image: str) -> str | None:
     """The tag an image name means: "latest" where it has neither tag nor digest, "" with only a digest, None for no valid name."""
     if re.fullmatch("[a-f0-9]{64}", image):
         return None
-    head, slash, rest = image.partition("/")
+    head, slash, _ = image.partition("/")
     if not slash or not ("." in head or ":" in head or head == "localhost" or head.lower() != head):
         image = f"docker.io/{image}" if slash else f"docker.io/library/{image}"
     m = _REFERENCE(image)
