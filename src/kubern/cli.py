@@ -170,7 +170,7 @@ def node_add(name: Annotated[str, typer.Argument(help="Its name; default: the ne
 
 @node_app.command("remove")
 def node_remove(name: Annotated[str, typer.Argument(help="Its name.")], data_dir: DataDir = None, config: Config = "",
-                kill: Annotated[bool, typer.Option("--kill", help="Kill it without a word, as a power cut would: its Node object stays and turns NotReady.")] = False) -> None:
+                kill: Annotated[bool, typer.Option("--kill", help="Kill it as a power cut would: its Node stays and turns NotReady.")] = False) -> None:
     """Remove a node: cordon it, evict its pods, take it away and delete its Node object."""
     from kubern import daemon
 

@@ -157,6 +157,11 @@ def _topologies(storage_class: Object, t: NodeTable) -> Mask:
     return ok
 
 
+def _allowed(storage_class: Object, t: NodeTable) -> Mask:
+    """_topologies, remembered until a node changes."""
+    return t.remember(("topologies", repr(storage_class.get("allowedTopologies"))), lambda: _topologies(storage_class, t))
+
+
 def _capacity(claim: Object, storage_class: Object, view: View, t: NodeTable) -> Mask:
     """Nodes where the driver reports room for the claim; everywhere if the driver does not track capacity."""
     driver = view.get(DRIVERS, "", storage_class.get("provisioner") or "")
@@ -199,7 +204,7 @@ def volume_binding(view: View, assumed: Mapping[str, str]) -> Callable[[PodInfo,
             missing = _match(wanted.delayed, t, int(slot), view, assumed)[1]
             for claim in missing:
                 storage_class = view.get(CLASSES, "", class_of(claim)) or {}
-                if (storage_class.get("provisioner") or NO_PROVISIONER) == NO_PROVISIONER or not t.remember(("topologies", class_of(claim)), lambda c=storage_class: _topologies(c, t))[slot]:
+                if not storage_class.get("provisioner") or storage_class["provisioner"] == NO_PROVISIONER or not _allowed(storage_class, t)[slot]:
                     unmatched[slot] = True
                 elif not _capacity(claim, storage_class, view, t)[slot]:
                     no_room[slot] = True
