@@ -105,6 +105,11 @@ def spec_of(obj: Object | None) -> dict[str, Any]:
     return spec
 
 
+def annotations_of(obj: Object | None) -> dict[str, str]:
+    """The annotations of an object, for reading."""
+    return ((obj or {}).get("metadata") or {}).get("annotations") or {}
+
+
 def is_true(text: str | None) -> bool:
     """Go's strconv.ParseBool, false for anything else."""
     return text in ("1", "t", "T", "TRUE", "true", "True")

@@ -5,8 +5,7 @@ Upstream: plugin/pkg/admission/network/defaultingressclass.
 
 from __future__ import annotations
 
-from kubern.api.admission.attributes import CREATE, Attributes, Plugin, spec_of
-from kubern.model.object import annotations as annotations_of
+from kubern.api.admission.attributes import CREATE, Attributes, Plugin, annotations_of, spec_of
 
 CLASSES = "ingressclasses.networking.k8s.io"
 IS_DEFAULT = "ingressclass.kubernetes.io/is-default-class"

@@ -9,11 +9,10 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-from kubern.api.admission.attributes import CREATE, DELETE, UPDATE, Attributes, Plugin
+from kubern.api.admission.attributes import CREATE, DELETE, UPDATE, Attributes, Plugin, annotations_of
 from kubern.api.authz.node import MIRROR, identity, pod_config_maps, pod_secrets
 from kubern.model.invalid import quote
 from kubern.model.object import Object, labels
-from kubern.model.object import annotations as annotations_of
 from kubern.model.status import StatusError, not_found
 
 LEASES = "kube-node-lease"

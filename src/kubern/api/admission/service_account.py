@@ -11,11 +11,10 @@ import asyncio
 import random
 from typing import Any
 
-from kubern.api.admission.attributes import CREATE, UPDATE, Attributes, Plugin, is_true, spec_of
+from kubern.api.admission.attributes import CREATE, UPDATE, Attributes, Plugin, annotations_of, is_true, spec_of
 from kubern.api.authz.node import MIRROR, pod_secrets
 from kubern.model.invalid import quote
 from kubern.model.object import Object
-from kubern.model.object import annotations as annotations_of
 
 MOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 VOLUME_PREFIX = "kube-api-access-"

@@ -7,9 +7,8 @@ expandable classes grow. Upstream: plugin/pkg/admission/storage/*.
 
 from __future__ import annotations
 
-from kubern.api.admission.attributes import CREATE, UPDATE, Attributes, Plugin, spec_of
+from kubern.api.admission.attributes import CREATE, UPDATE, Attributes, Plugin, annotations_of, spec_of
 from kubern.model.object import Object
-from kubern.model.object import annotations as annotations_of
 from kubern.model.quantity import compare
 
 CLASSES = "storageclasses.storage.k8s.io"
