@@ -81,6 +81,9 @@ class Client:
     def as_user(self, user: User | None, agent: str = "") -> Client:
         return Client(self.send, user, agent or self.agent, self._kinds)
 
+    def with_kinds(self, kinds: Callable[[str, str], Resource | None]) -> Client:
+        return Client(self.send, self.user, self.agent, kinds)
+
     def row(self, api_version: str, kind: str) -> Resource:
         row = self._kinds(api_version, kind)
         if row is None:

@@ -14,12 +14,14 @@ from typing import Any
 
 from kubern.client.client import Client
 from kubern.client.events import Recorder
-from kubern.client.mirror import Mirrors
+from kubern.client.mirror import Mirror, Mirrors
 from kubern.client.queue import Queue
-from kubern.model.controller import SINGLE, Controller, Trigger
-from kubern.model.intent import Create, Delete, DeleteAll, Emit, Failed, Fetch, Patch, Requeue, Update
+from kubern.model import rows
+from kubern.model.controller import SINGLE, Controller, Keys, Trigger
+from kubern.model.intent import Again, Create, Delete, DeleteAll, Emit, Failed, Fetch, Patch, Requeue, Update
 from kubern.model.object import Key, Object
 from kubern.model.request import User
+from kubern.model.resource import Resource
 from kubern.model.status import StatusError, qualified
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Worker:
         self.queue: Queue[Key] = Queue(row.backoff_first_s, row.backoff_last_s)
         self._slots = asyncio.Semaphore(row.workers)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.everywhere: list[str] = []
         self._subscribe()
 
     def _subscribe(self) -> None:
@@ -72,6 +75,36 @@ class Worker:
             self.mirrors.mirror(row.resource).handlers.append(own)
         for trigger in row.triggers:
             self.mirrors.mirror(trigger.resource).handlers.append(self._handler(trigger))
+
+    def watch_all(self, keys: Keys) -> None:
+        """Subscribes to every collection, and to those that come and go with CustomResourceDefinitions."""
+        mirrors, graph, queue = self.mirrors, self.mirrors.graph, self.queue
+
+        def handle(old: Object | None, new: Object | None) -> None:
+            graph.change(old, new)
+            for key in keys(old, new, mirrors):
+                queue.add(key)
+        for name, row in rows.BUILT_IN.items():
+            if name != "events":
+                if name not in mirrors.mirrors:
+                    mirrors.mirrors[name] = Mirror(mirrors.client, row, metadata_only=True)
+                mirrors.mirrors[name].handlers.append(handle)
+                self.everywhere.append(name)
+        loop = asyncio.get_running_loop()
+
+        def crd_changed(old: Object | None, new: Object | None) -> None:
+            before, after = (rows.of_crd(x) if x is not None else None for x in (old, new))
+            if before != after:
+                if before is not None:
+                    self._own(loop.create_task(mirrors.remove(qualified(before.group, before.plural))))
+                if after is not None:
+                    mirror = mirrors.add(qualified(after.group, after.plural), after, metadata_only=True)
+                    mirror.handlers.append(handle)
+        mirrors.mirror(rows.CRDS).handlers.append(crd_changed)
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _handler(self, trigger: Trigger) -> Callable[[Object | None, Object | None], None]:
         keys, after_s, mirrors, wake = trigger.keys, trigger.after_s, self.mirrors, self._wake
@@ -89,7 +122,8 @@ class Worker:
 
     def resources(self) -> Iterable[str]:
         row = self.row
-        return dict.fromkeys(([row.resource] if row.resource else []) + list(row.reads) + [t.resource for t in row.triggers])
+        return dict.fromkeys(([row.resource] if row.resource else []) + list(row.reads) + [t.resource for t in row.triggers]
+                             + self.everywhere)
 
     async def run(self) -> None:
         await self.mirrors.synced(self.resources())
@@ -101,8 +135,7 @@ class Worker:
                 await self._slots.acquire()
                 key = await self.queue.get()
                 task = asyncio.get_running_loop().create_task(self._pass(key))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._own(task)
         finally:
             if resync is not None:
                 resync.cancel()
@@ -155,7 +188,7 @@ class Worker:
 
     async def _reconcile(self, key: Key, writes: _Writes) -> None:
         row, now = self.row, self.clock()
-        obj: Object | None = {} if not row.resource else self.mirrors.get(row.resource, *key)
+        obj: Object | None = {"key": key} if not row.resource else self.mirrors.get(row.resource, *key)
         if obj is not None:
             steps = row.reconcile(obj, self.mirrors, now)
         elif row.gone is not None:
@@ -187,13 +220,21 @@ class Worker:
         if isinstance(intent, Requeue):
             self.queue.add_after(key, intent.after_s)
             return None
+        if isinstance(intent, Again):
+            writes.failed = writes.failed or Failed(intent, 500, "Again", intent.why)
+            return None
         try:
             return await execute(self.client, intent, writes)
         except StatusError as e:
             failed = Failed(intent, e.code, e.reason, e.message, e.details or {})
-            if not isinstance(intent, Fetch):
+            if not isinstance(intent, Fetch) and not namespace_terminating(failed):
                 writes.failed = failed
             return failed
+
+
+def namespace_terminating(failed: Failed) -> bool:
+    """Refused because the namespace is going away: trying again leads nowhere."""
+    return any(c.get("reason") == "NamespaceTerminating" for c in failed.details.get("causes") or ())
 
 
 async def execute(client: Client, intent: Any, writes: _Writes) -> Any:
@@ -249,14 +290,25 @@ async def execute(client: Client, intent: Any, writes: _Writes) -> Any:
     raise TypeError(f"not an intent: {intent!r}")
 
 
-async def run_controllers(rows: Iterable[Controller], client_for: Callable[[User, str], Client], *, clock: Callable[[], float] = time.time,
+def kinds_of(mirrors: Mirrors) -> Callable[[str, str], Resource | None]:
+    """Finds rows of built-in kinds, and of custom ones while their definitions are mirrored."""
+    def find(api_version: str, kind: str) -> Resource | None:
+        return rows.find(mirrors, api_version, kind)
+    return find
+
+
+async def run_controllers(table: Iterable[Controller], client_for: Callable[[User, str], Client], *, clock: Callable[[], float] = time.time,
                           mirrors: Mirrors | None = None, ready: Callable[[], Awaitable[None] | None] | None = None) -> None:
     """Runs every row until cancelled. `client_for(user, agent)` gives the client a controller acts through."""
     manager = client_for(User("system:kube-controller-manager", ("system:authenticated",)), AGENT)
     own = mirrors is None
     mirrors = mirrors or Mirrors(manager)
     recorder = Recorder(manager, clock)
-    workers = [Worker(row, mirrors, client_for(service_account(row.name), AGENT), recorder, clock) for row in rows]
+    kinds = kinds_of(mirrors)
+    workers = [Worker(row, mirrors, client_for(service_account(row.name), AGENT).with_kinds(kinds), recorder, clock) for row in table]
+    for worker in workers:           # after all others: what a controller reads in full is not mirrored a second time
+        if worker.row.everything is not None:
+            worker.watch_all(worker.row.everything)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(recorder.run(), name="events")

@@ -57,7 +57,14 @@ def _owners(obj: Object) -> Iterator[str]:
     return (r.get("uid") or "" for r in obj["metadata"].get("ownerReferences") or ())
 
 
+def _orphan(obj: Object) -> Iterator[str]:
+    meta = obj["metadata"]
+    if not any(r.get("controller") for r in meta.get("ownerReferences") or ()):
+        yield meta.get("namespace") or ""
+
+
 INDEXES: dict[str, IndexOf] = {
+    "orphan": _orphan,                    # objects without a controller, by namespace
     "owner": _owners,
     "claim": _claims_in,                  # pods by "namespace/claim"
     "selector": _selector_pair,           # services by "namespace/key=value" of one pair of their selector
@@ -66,7 +73,7 @@ INDEXES: dict[str, IndexOf] = {
 
 
 def index_of(name: str) -> IndexOf:
-    """"label:KEY", a named index, or a dotted path into the object."""
+    """“label:KEY”, “nslabel:KEY” (value "namespace/value"), a named index, or a dotted path into the object."""
     if name in INDEXES:
         return INDEXES[name]
     if name.startswith("label:"):
@@ -76,6 +83,14 @@ def index_of(name: str) -> IndexOf:
             value = (obj["metadata"].get("labels") or {}).get(label)
             return () if value is None else (value,)
         return by_label
+    if name.startswith("nslabel:"):
+        label = name[8:]
+
+        def by_namespace_and_label(obj: Object) -> Iterable[str]:
+            meta = obj["metadata"]
+            value = (meta.get("labels") or {}).get(label)
+            return () if value is None else (f"{meta.get('namespace') or ''}/{value}",)
+        return by_namespace_and_label
     path = name.split(".")
 
     def by_path(obj: Object) -> Iterable[str]:
@@ -243,6 +258,32 @@ def rows_by_name(rows: Iterable[Resource]) -> dict[str, Resource]:
     return out
 
 
+class Graph:
+    """Who owns whom, over all mirrors that feed it."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Object] = {}                       # uid -> object
+        self.dependents: dict[str, dict[str, Object]] = {}         # owner uid -> {uid: object}
+
+    def change(self, old: Object | None, new: Object | None) -> None:
+        if old is not None:
+            meta = old["metadata"]
+            uid = meta.get("uid") or ""
+            self.objects.pop(uid, None)
+            for ref in meta.get("ownerReferences") or ():
+                owned = self.dependents.get(ref.get("uid") or "")
+                if owned is not None:
+                    owned.pop(uid, None)
+                    if not owned:
+                        del self.dependents[ref.get("uid") or ""]
+        if new is not None:
+            meta = new["metadata"]
+            uid = meta.get("uid") or ""
+            self.objects[uid] = new
+            for ref in meta.get("ownerReferences") or ():
+                self.dependents.setdefault(ref.get("uid") or "", {})[uid] = new
+
+
 class Mirrors:
     """The mirrors of a process, made when first asked for. Implements model/view.py."""
 
@@ -253,6 +294,7 @@ class Mirrors:
             rows = rows_by_name(RESOURCES)
         self.rows = rows
         self.mirrors: dict[str, Mirror] = {}
+        self.graph = Graph()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def mirror(self, name: str) -> Mirror:
@@ -306,3 +348,9 @@ class Mirrors:
 
     def by(self, resource: str, index: str, value: str) -> Iterable[Object]:
         return self.mirrors[resource].by(index, value)
+
+    def find(self, uid: str) -> Object | None:
+        return self.graph.objects.get(uid)
+
+    def dependents(self, uid: str) -> Iterable[Object]:
+        return list(self.graph.dependents.get(uid, {}).values())

@@ -37,12 +37,13 @@ class Trigger:
 @dataclass(frozen=True, slots=True)
 class Controller:
     name: str                          # its service account in kube-system
-    resource: str                      # "deployments.apps"; "" = the single key SINGLE, reconciled with an empty object
+    resource: str                      # "deployments.apps"; "" = none: reconciled with {"key": key}, SINGLE at least
     reconcile: Callable[[Object, View, float], Steps]
     reads: tuple[str, ...] = ()        # further resources it looks at
     triggers: tuple[Trigger, ...] = ()
     gone: Callable[[Key, View, float], Steps] | None = None            # for a key whose object no longer exists
     changed: Changed = always
+    everything: Keys | None = None     # keys of any change of any collection (events left out); the view then knows `find` and `dependents`
     component: str = ""                # source of its events; "" = its name
     workers: int = 5                   # keys at the same time
     resync_s: float = 0.0              # look at every key this often; 0 = never

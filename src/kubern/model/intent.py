@@ -66,7 +66,7 @@ class DeleteAll:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A live read of a path (or a call of another method whose answer decides): what no mirror holds. Its failure does not repeat the pass."""
+    """A live read of a path (or a call of another method whose answer decides): what no mirror holds. Failing does not repeat the pass."""
 
     path: str
     query: dict[str, list[str]] = field(default_factory=dict)
@@ -92,7 +92,14 @@ class Requeue:
     after_s: float
 
 
-Intent = Create | Update | Patch | Delete | DeleteAll | Fetch | Emit | Requeue
+@dataclass(frozen=True, slots=True)
+class Again:
+    """This pass could not do its work: repeat it with backoff. Success of everything else ends the backoff."""
+
+    why: str
+
+
+Intent = Create | Update | Patch | Delete | DeleteAll | Fetch | Emit | Requeue | Again
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,11 @@ def annotations(obj: Object) -> dict[str, str]:
     return meta(obj).get("annotations") or {}
 
 
+def notes(obj: Object) -> dict[str, str]:
+    """Its annotations, by a name that does not hide `from __future__ import annotations` from type checkers."""
+    return meta(obj).get("annotations") or {}
+
+
 def revision(obj: Object) -> int:
     """metadata.resourceVersion as a number, 0 where absent."""
     return int(meta(obj).get("resourceVersion") or 0)

@@ -25,5 +25,14 @@ class View(Protocol):
         ...
 
     def by(self, resource: str, index: str, value: str) -> Iterable[Object]:
-        """Objects by a named index: "spec.nodeName" for pods, "label:KEY" for a label's value, those of client/mirror.py INDEXES."""
+        """Objects by a named index: "nslabel:KEY" with "namespace/value",
+        "spec.nodeName" for pods, "label:KEY" for a label's value, those of client/mirror.py INDEXES."""
+        ...
+
+    def find(self, uid: str) -> Object | None:
+        """An object of any resource by its uid (only for a controller that watches everything)."""
+        ...
+
+    def dependents(self, uid: str) -> Iterable[Object]:
+        """Objects of any resource with an ownerReference of this uid (only for a controller that watches everything)."""
         ...
