@@ -21,8 +21,6 @@ from kubern.model import quantity
 from kubern.model.object import Object
 
 MOUNT = Path("/sys/fs/cgroup")
-V1 = ("cpu", "memory", "pids", "cpuset", "devices", "freezer", "blkio", "hugetlb", "net_cls", "net_prio", "perf_event", "systemd", "unified",
-      "rdma", "misc", "cpuacct")
 
 
 @dataclass(frozen=True, slots=True)

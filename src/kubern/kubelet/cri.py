@@ -150,9 +150,9 @@ class Cri:
         except ValueError:
             restarts = s.metadata.attempt
         return Container(
-            s.id, s.metadata.name, s.labels.get(POD_UID, ""), "", s.metadata.attempt, STATES[s.state], s.created_at, s.started_at,
-            s.finished_at, s.exit_code, s.reason, s.message, s.image.user_specified_image or s.image.image, s.image_ref, s.annotations.get(HASH, ""),
-            restarts, s.log_path, limits, user)
+            s.id, s.metadata.name, s.labels.get(POD_UID, ""), "", s.metadata.attempt, STATES[s.state],
+            s.created_at, s.started_at, s.finished_at, s.exit_code, s.reason, s.message, s.image.user_specified_image or s.image.image,
+            s.image_ref, s.annotations.get(HASH, ""), restarts, s.log_path, limits, user)
 
     async def create(self, sandbox_id: str, config: Config, sandbox_config: Config) -> str:
         return (await self._call("CreateContainer", pod_sandbox_id=sandbox_id, config=config, sandbox_config=sandbox_config)).container_id

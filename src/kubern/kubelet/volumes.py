@@ -1,0 +1,397 @@
+"""Volumes of pods on this node: set up below ROOT/pods/UID/volumes, mounted into containers, kept up to date, taken down.
+
+emptyDir (Memory too), configMap, secret, downwardAPI, projected, hostPath, and claims bound to hostPath, local or CSI volumes.
+Blocking parts run in threads. VolumeFailure's text goes into a FailedMount event. Upstream: pkg/kubelet/volumemanager, pkg/volume/*,
+pkg/volume/util/subpath (no symlink may lead out of a volume).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import shutil
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kubern.kubelet import pods
+from kubern.kubelet.container import PROPAGATION, CannotCreate, effective_security
+from kubern.kubelet.env import Lookup, Values, expand
+from kubern.kubelet.projection import SOURCES, Missing, Payload, payload, write
+from kubern.model import quantity
+from kubern.model.invalid import quote
+from kubern.model.object import Object
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 4096, 16384, 2, 4, 8
+_MNT_DETACH = 2
+PLUGIN = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap", "secret": "kubernetes.io~secret",
+          "downwardAPI": "kubernetes.io~downward-api", "projected": "kubernetes.io~projected", "csi": "kubernetes.io~csi"}
+RW_MASK, DIR_MASK = 0o660, 0o2110
+
+
+class VolumeFailure(Exception):
+    """One volume could not be set up (yet)."""
+
+    def __init__(self, volume: str, message: str) -> None:
+        super().__init__(f"MountVolume.SetUp failed for volume {quote(volume)} : {message}")
+        self.volume, self.message = volume, message
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    if _libc.mount(source.encode(), target.encode(), kind.encode() or None, flags, data.encode() or None) != 0:
+        e = ctypes.get_errno()
+        raise OSError(e, os.strerror(e), target)
+
+
+def mounts_below(folder: str) -> list[str]:
+    """Mount points under a directory, innermost first."""
+    with open("/proc/self/mountinfo") as f:
+        points = [line.split(" ", 5)[4].replace("\\040", " ") for line in f if folder in line]
+    return sorted((p for p in points if p == folder or p.startswith(folder + "/")), reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A volume that is ready: where it is, and as what."""
+
+    name: str
+    source: str                  # key of the volume source: "emptyDir", "configMap", "hostPath", "persistentVolumeClaim" …
+    path: str
+    read_only: bool = False
+    block: bool = False
+
+
+@dataclass(slots=True)
+class Needs:
+    """What setting up may ask of the API; each raises StatusError or answers None."""
+
+    lookup: Lookup
+    token: Callable[[Object, Mapping[str, Any]], Awaitable[str]] | None = None
+    claim: Callable[[str, str], Awaitable[tuple[Object, Object] | None]] | None = None       # (namespace, claim) -> (claim, volume)
+    csi: Callable[[Object, Mapping[str, Any], Mapping[str, Any], str], Awaitable[str]] | None = None
+    csi_unmount: Callable[[str], Awaitable[None]] | None = None
+
+
+@dataclass(slots=True)
+class Volumes:
+    root: str                                                      # "/var/lib/kubelet"
+    needs: Needs
+    ready: dict[str, dict[str, Mounted]] = field(default_factory=dict)      # pod uid -> volume -> where
+
+    def pod_dir(self, uid: str) -> str:
+        return f"{self.root}/pods/{uid}"
+
+    async def set_up(self, pod: Object, values: Values) -> dict[str, Mounted]:
+        """All volumes of a pod; those that are ready already are only brought up to date. Raises VolumeFailure."""
+        uid = pod["metadata"]["uid"]
+        have = self.ready.setdefault(uid, {})
+        for v in pod["spec"].get("volumes") or ():
+            name = v["name"]
+            source = next((k for k in v if k != "name"), "emptyDir")
+            if name in have and source not in SOURCES:
+                continue
+            try:
+                have[name] = await self._one(pod, name, source, v.get(source) or {}, values)
+            except Missing as e:
+                raise VolumeFailure(name, str(e)) from None
+            except OSError as e:
+                raise VolumeFailure(name, f"{e.strerror or e}: {e.filename or ''}".rstrip(": ")) from None
+        return have
+
+    async def refresh(self, pod: Object, values: Values) -> None:
+        """Brings the volumes made of API objects up to date; what fails stays as it is."""
+        uid = pod["metadata"]["uid"]
+        for v in pod["spec"].get("volumes") or ():
+            source = next((k for k in v if k != "name"), "")
+            if source in SOURCES and v["name"] in self.ready.get(uid, {}):
+                try:
+                    await self._projected(pod, v["name"], source, v.get(source) or {}, values)
+                except (Missing, OSError):
+                    continue
+
+    async def _one(self, pod: Object, name: str, source: str, spec: Mapping[str, Any], values: Values) -> Mounted:
+        if source in SOURCES:
+            return Mounted(name, source, await self._projected(pod, name, source, spec, values), read_only=True)
+        if source == "emptyDir":
+            return Mounted(name, source, await asyncio.to_thread(self._empty_dir, pod, name, spec, values))
+        if source == "hostPath":
+            await asyncio.to_thread(check_host_path, spec["path"], spec.get("type") or "")
+            return Mounted(name, source, spec["path"])
+        if source in ("persistentVolumeClaim", "ephemeral"):
+            claim = spec.get("claimName") or f"{pod['metadata']['name']}-{name}"
+            return await self._claim(pod, name, claim, bool(spec.get("readOnly")))
+        if source == "csi" and self.needs.csi is not None:
+            path = await self.needs.csi(pod, spec, {}, self._path(pod, source, name))
+            return Mounted(name, source, path, bool(spec.get("readOnly")))
+        raise Missing(f"no volume plugin matched: {source}")
+
+    def _path(self, pod: Object, source: str, name: str) -> str:
+        return f"{self.pod_dir(pod['metadata']['uid'])}/volumes/{PLUGIN[source]}/{name}"
+
+    def _empty_dir(self, pod: Object, name: str, spec: Mapping[str, Any], values: Values) -> str:
+        path = self._path(pod, "emptyDir", name)
+        fresh = not os.path.isdir(path)
+        os.makedirs(path, exist_ok=True)
+        if spec.get("medium") == "Memory" and not os.path.ismount(path):
+            size = memory_size(pod, spec, values)
+            mount("tmpfs", path, "tmpfs", 0, f"size={size}" if size else "")
+            fresh = True
+        elif (spec.get("medium") or "").startswith("HugePages") and not os.path.ismount(path):
+            page = spec["medium"].partition("-")[2] or "2Mi"
+            mount("nodev", path, "hugetlbfs", 0, f"pagesize={quantity.value(page) // 1024}K")
+            fresh = True
+        if fresh:
+            os.chmod(path, 0o777)
+            self._own(pod, path)
+        return path
+
+    def _own(self, pod: Object, path: str) -> None:
+        group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
+        if group is not None:
+            own(path, int(group), (pod["spec"].get("securityContext") or {}).get("fsGroupChangePolicy") or "Always")
+
+    async def _projected(self, pod: Object, name: str, source: str, spec: Mapping[str, Any], values: Values) -> str:
+        path = self._path(pod, source, name)
+        tokens: dict[int, str] = {}
+        parts = [p["serviceAccountToken"] for p in spec.get("sources") or () if p.get("serviceAccountToken")]
+        for part in parts:
+            if self.needs.token is None:
+                raise Missing("no service account tokens without an API server")
+            tokens[id(part)] = await self.needs.token(pod, part)
+        security = pod["spec"].get("securityContext") or {}
+        group, user = security.get("fsGroup"), common_user(pod)
+        private = 0o600 if parts and (group is not None or user is not None) else None
+        files = payload(pod, source, spec, self.needs.lookup, values, lambda part: tokens[id(part)], private)
+        owned = {part["path"]: user for part in parts if user is not None}
+        await asyncio.to_thread(self._write, path, files, group, user, owned)
+        return path
+
+    @staticmethod
+    def _write(path: str, files: Payload, group: int | None, user: int | None, owned: dict[str, int]) -> None:
+        os.makedirs(path, exist_ok=True)
+        if not os.path.ismount(path):
+            mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0777")
+            if group is not None:
+                os.chown(path, -1, int(group))
+                os.chmod(path, 0o3777)
+        write(Path(path), files, None if group is None else int(group), user, owned)
+
+    async def _claim(self, pod: Object, name: str, claim: str, read_only: bool) -> Mounted:
+        namespace = pod["metadata"].get("namespace") or ""
+        if self.needs.claim is None:
+            raise Missing("no claims without an API server")
+        found = await self.needs.claim(namespace, claim)
+        if found is None:
+            raise Missing(f"persistentvolumeclaim {quote(claim)} not found")
+        pvc, pv = found
+        spec = pv["spec"]
+        block = spec.get("volumeMode") == "Block"
+        if spec.get("hostPath"):
+            await asyncio.to_thread(check_host_path, spec["hostPath"]["path"], spec["hostPath"].get("type") or "")
+            return Mounted(name, "persistentVolumeClaim", spec["hostPath"]["path"], read_only, block)
+        if spec.get("local"):
+            path = spec["local"]["path"]
+            if not await asyncio.to_thread(os.path.exists, path):
+                raise Missing(f"path {quote(path)} does not exist")
+            if not block:
+                await asyncio.to_thread(self._own, pod, path)
+            return Mounted(name, "persistentVolumeClaim", path, read_only, block)
+        if spec.get("csi") and self.needs.csi is not None:
+            target = f"{self.pod_dir(pod['metadata']['uid'])}/volumes/{PLUGIN['csi']}/{pv['metadata']['name']}/mount"
+            return Mounted(name, "persistentVolumeClaim", await self.needs.csi(pod, spec["csi"], pv, target), read_only, block)
+        kind = next((k for k in spec if k in ("nfs", "iscsi", "csi", "fc", "cephfs", "rbd", "glusterfs")), "unknown")
+        raise Missing(f"volumes of kind {kind} are not supported by this node (claim {pvc['metadata']['name']})")
+
+    # --- into a container ---
+
+    def mounts(self, pod: Object, c: Mapping[str, Any], env: Mapping[str, str]) -> list[dict[str, Any]]:
+        """CRI Mounts of a container's volumeMounts, in their order. Raises CannotCreate."""
+        uid = pod["metadata"]["uid"]
+        have = self.ready.get(uid, {})
+        out: list[dict[str, Any]] = []
+        for i, m in enumerate(c.get("volumeMounts") or ()):
+            v = have.get(m["name"])
+            if v is None:
+                raise CannotCreate(f"cannot find volume {quote(m['name'])} to mount into container {quote(c['name'])}")
+            path = v.path
+            sub = m.get("subPath") or ""
+            if m.get("subPathExpr"):
+                sub = expand(m["subPathExpr"], env)
+                if "$(" in sub and sub == m["subPathExpr"]:
+                    raise CannotCreate(f"subPathExpr {quote(m['subPathExpr'])} refers to variables that are not set")
+            if sub:
+                if os.path.isabs(sub):
+                    raise CannotCreate(f"subPath {quote(sub)} must not be an absolute path")
+                if ".." in sub.split("/"):
+                    raise CannotCreate(f"subPath {quote(sub)} must not contain \"..\"")
+                try:
+                    path = self._sub_path(uid, v, c["name"], i, sub)
+                except OSError as e:
+                    raise CannotCreate(f"failed to prepare subPath for volumeMount {quote(m['name'])} of container {quote(c['name'])}: "
+                                       f"{e.strerror}") from None
+            read_only = bool(m.get("readOnly")) or v.read_only
+            target = m["mountPath"]
+            if not target.startswith("/"):
+                target = "/" + target
+            out.append({"container_path": target, "host_path": path, "readonly": read_only,
+                        "propagation": PROPAGATION.get(m.get("mountPropagation") or "None", 0)})
+        return out
+
+    def devices(self, pod: Object, c: Mapping[str, Any]) -> list[dict[str, str]]:
+        have = self.ready.get(pod["metadata"]["uid"], {})
+        out = []
+        for d in c.get("volumeDevices") or ():
+            v = have.get(d["name"])
+            if v is None:
+                raise CannotCreate(f"cannot find volume {quote(d['name'])} to pass into container {quote(c['name'])}")
+            out.append({"container_path": d["devicePath"], "host_path": os.path.realpath(v.path), "permissions": "r" if v.read_only else "mrw"})
+        return out
+
+    def _sub_path(self, uid: str, v: Mounted, container: str, index: int, sub: str) -> str:
+        """A bind mount of the file or directory inside the volume, found without following a symlink out of it."""
+        base = os.path.realpath(v.path)
+        wanted = os.path.join(base, sub)
+        if not os.path.lexists(wanted) or not os.path.exists(wanted):
+            safe_make(base, sub)
+        inside = os.path.realpath(wanted)
+        if inside != base and not inside.startswith(base + "/"):
+            raise OSError(1, f"subpath {sub} leads out of the volume")
+        fd = safe_open(base, os.path.relpath(inside, base))
+        try:
+            target = f"{self.pod_dir(uid)}/volume-subpaths/{v.name}/{container}/{index}"
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if os.path.ismount(target):
+                _libc.umount2(target.encode(), _MNT_DETACH)
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                os.makedirs(target, exist_ok=True)
+            elif not os.path.exists(target):
+                with open(target, "w"):
+                    pass
+            mount(f"/proc/{os.getpid()}/fd/{fd}", target, "", _MS_BIND | _MS_REC)
+        finally:
+            os.close(fd)
+        return target
+
+    # --- the end ---
+
+    async def tear_down(self, uid: str) -> None:
+        """Unmounts and removes all of a pod. What was in hostPath or a claim stays."""
+        if self.needs.csi_unmount is not None:
+            for v in self.ready.get(uid, {}).values():
+                if "/kubernetes.io~csi/" in v.path:
+                    await self.needs.csi_unmount(v.path)
+        await asyncio.to_thread(self._tear_down, uid)
+        self.ready.pop(uid, None)
+
+    def _tear_down(self, uid: str) -> None:
+        folder = self.pod_dir(uid)
+        if not os.path.isdir(folder):
+            return
+        for point in mounts_below(folder):
+            _libc.umount2(point.encode(), _MNT_DETACH)
+        if not mounts_below(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def left_over(self) -> list[str]:
+        """uids of pods that have a directory."""
+        try:
+            return os.listdir(f"{self.root}/pods")
+        except OSError:
+            return []
+
+
+def memory_size(pod: Object, spec: Mapping[str, Any], values: Values) -> int:
+    """Bytes of a memory volume: the smallest of its sizeLimit, the pod's memory limit, the node's allocatable."""
+    sizes = []
+    if spec.get("sizeLimit") and quantity.value(str(spec["sizeLimit"])):
+        sizes.append(quantity.value(str(spec["sizeLimit"])))
+    limits = [((c.get("resources") or {}).get("limits") or {}).get("memory") for kind, c in pods.every_container(pod["spec"]) if kind != "ephemeral"]
+    if limits and all(limits):
+        sizes.append(sum(quantity.value(str(x)) for x in limits))
+    if values.allocatable and values.allocatable.get("memory"):
+        sizes.append(quantity.value(values.allocatable["memory"]))
+    return min(sizes, default=0)
+
+
+def common_user(pod: Object) -> int | None:
+    """The user all containers run as, if the pod says so: tokens belong to it."""
+    users = {effective_security(pod, c).get("runAsUser") for kind, c in pods.every_container(pod["spec"]) if kind != "ephemeral"}
+    only = users.pop() if len(users) == 1 else None
+    return None if only is None else int(only)
+
+
+def own(path: str, group: int, policy: str) -> None:
+    """fsGroup: everything in the volume belongs to the group, directories hand it on."""
+    top = os.lstat(path)
+    if policy == "OnRootMismatch" and top.st_gid == group and (top.st_mode & DIR_MASK) == DIR_MASK:
+        return
+    for d, folders, files in os.walk(path):
+        for name in (*files, *(f for f in folders if os.path.islink(os.path.join(d, f)))):
+            at = os.path.join(d, name)
+            os.lchown(at, -1, group)
+            mode = os.lstat(at).st_mode
+            if not stat.S_ISLNK(mode):
+                os.chmod(at, stat.S_IMODE(mode) | RW_MASK)
+        os.chown(d, -1, group)
+        os.chmod(d, stat.S_IMODE(os.lstat(d).st_mode) | RW_MASK | DIR_MASK)
+
+
+def check_host_path(path: str, kind: str) -> None:
+    """Makes or checks a hostPath after its type. Raises Missing."""
+    if not kind:
+        return
+    if kind == "DirectoryOrCreate" and not os.path.exists(path):
+        os.makedirs(path, 0o755)
+    elif kind == "FileOrCreate" and not os.path.exists(path):
+        with open(path, "x"):
+            os.chmod(path, 0o644)
+    tests = {"Directory": (os.path.isdir, "a directory"), "File": (os.path.isfile, "a file"),
+             "Socket": (lambda p: stat.S_ISSOCK(os.stat(p).st_mode), "a socket file"),
+             "CharDevice": (lambda p: stat.S_ISCHR(os.stat(p).st_mode), "a character device"),
+             "BlockDevice": (lambda p: stat.S_ISBLK(os.stat(p).st_mode), "a block device")}
+    test, words = tests[kind.removesuffix("OrCreate")]
+    if not os.path.exists(path) or not test(path):
+        raise Missing(f"hostPath type check failed: {path} is not {words}")
+
+
+def safe_open(base: str, relative: str) -> int:
+    """A descriptor of base/relative, no component of which is a symlink."""
+    fd = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    for part in relative.split("/"):
+        if part in ("", "."):
+            continue
+        try:
+            deeper = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = deeper
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(40, "a symlink where none may be", relative)
+    return fd
+
+
+def safe_make(base: str, relative: str) -> None:
+    """Makes the directories of base/relative that are missing, with the volume's mode, following no symlink."""
+    mode = stat.S_IMODE(os.stat(base).st_mode)
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for part in relative.split("/"):
+            if part in ("", "."):
+                continue
+            try:
+                os.mkdir(part, dir_fd=fd)
+                made = True
+            except FileExistsError:
+                made = False
+            deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = deeper
+            if made:
+                os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
