@@ -1,0 +1,290 @@
+"""Reviews: resources that only answer questions about users, tokens and rights, and service-account tokens on request.
+
+VIRTUAL: (group, plural) -> `async (server, request, obj) -> obj`; `obj` is the decoded body with kind and apiVersion, the answer goes out
+with 201. `token` answers serviceaccounts/NAME/token alike. `request` carries the user (a Request with `user` set, or a Call).
+Upstream: pkg/registry/{authentication,authorization}, pkg/registry/core/serviceaccount/storage/token.go.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from kubern.api.authn import joined
+from kubern.api.authn.tokens import EXTENDED_S, WARN_ONLY_S, TokenError, claims
+from kubern.api.authz import Attributes, from_request
+from kubern.api.authz.node import identity
+from kubern.model import invalid as field
+from kubern.model.invalid import FieldError, quote
+from kubern.model.metadata import timestamp
+from kubern.model.object import Object, group_version
+from kubern.model.request import ANONYMOUS, User
+from kubern.model.status import StatusError, bad_request, conflict, invalid, not_found
+
+AUTHENTICATION, AUTHORIZATION = "authentication.k8s.io", "authorization.k8s.io"
+TOKEN_SECONDS, TOKEN_SECONDS_MIN, TOKEN_SECONDS_MAX = 3600, 600, 1 << 32
+
+Review = Callable[[Any, Any, Object], Awaitable[Object]]
+
+
+def _user(request: Any) -> User:
+    return request.user or ANONYMOUS
+
+
+def _attributes(request: Any) -> Attributes:
+    """Those of the request itself."""
+    found: Attributes | None = getattr(request, "attributes", None)
+    return found if found is not None else from_request(request)
+
+
+def _shown_user(user: User) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if user.extra:
+        out["extra"] = {k: list(v) for k, v in sorted(user.extra.items())}
+    if user.groups:
+        out["groups"] = list(user.groups)
+    if user.uid:
+        out["uid"] = user.uid
+    if user.name:
+        out["username"] = user.name
+    return out
+
+
+# -- who is it?
+
+async def token_review(server: Any, request: Any, obj: Object) -> Object:
+    spec = obj.get("spec") or {}
+    token, authn = spec.get("token") or "", server.authenticator
+    if not token:
+        raise bad_request("token is required for TokenReview in authentication")
+    audiences = tuple(spec.get("audiences") or ()) or authn.audiences
+    status: dict[str, Any] = {}
+    invalid_token = "invalid bearer token"
+    try:
+        verified = await authn.verify(token, audiences)
+    except TokenError as e:
+        verified, status["error"] = None, joined((invalid_token, str(e)))
+    else:
+        if verified is None:
+            status["error"] = invalid_token
+    status["user"] = {}
+    if verified is not None:
+        status["authenticated"] = True
+        status["user"] = _shown_user(verified.user)
+        if verified.audiences:
+            status["audiences"] = list(verified.audiences)
+    return {**obj, "status": status}
+
+
+async def self_subject_review(server: Any, request: Any, obj: Object) -> Object:
+    return {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "metadata": {"creationTimestamp": timestamp(server.clock())},
+            "status": {"userInfo": _shown_user(_user(request))}}
+
+
+# -- what may they do?
+
+def _selector(selector: Mapping[str, Any] | None) -> str:
+    """A selector of resource attributes as text; what cannot be said by a field selector only widens the question."""
+    if not selector:
+        return ""
+    if selector.get("rawSelector"):
+        return str(selector["rawSelector"])
+    terms = []
+    for r in selector.get("requirements") or ():
+        values = r.get("values") or []
+        if len(values) == 1 and r.get("operator") in ("In", "NotIn"):
+            terms.append(f"{r.get('key')}{'=' if r['operator'] == 'In' else '!='}{values[0]}")
+    return ",".join(terms)
+
+
+def _asked(user: User, spec: Object) -> Attributes:
+    r = spec.get("resourceAttributes")
+    if r is None:
+        n = spec.get("nonResourceAttributes") or {}
+        return Attributes(user, n.get("verb") or "", path=n.get("path") or "", is_resource=False)
+    return Attributes(user, r.get("verb") or "", r.get("group") or "", r.get("version") or "*", r.get("resource") or "", r.get("subresource") or "",
+                      r.get("namespace") or "", r.get("name") or "", field_selector=_selector(r.get("fieldSelector")),
+                      label_selector=_selector(r.get("labelSelector")))
+
+
+def _check_selectors(resource: Mapping[str, Any] | None) -> Iterable[FieldError]:
+    for name in ("fieldSelector", "labelSelector"):
+        selector = (resource or {}).get(name)
+        if selector is None:
+            continue
+        path = f"spec.resourceAttributes.{name}"
+        raw, requirements = selector.get("rawSelector"), selector.get("requirements")
+        if raw and requirements:
+            yield field.invalid(f"{path}.rawSelector", raw, "may not specified at the same time as requirements")
+        if not raw and not requirements:
+            yield field.required(f"{path}.requirements", f"when {path} is specified, requirements or rawSelector is required")
+
+
+def _check(obj: Object, subject: bool) -> list[FieldError]:
+    spec = obj.get("spec") or {}
+    resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
+    errors = []
+    if resource is not None and path is not None:
+        errors.append(field.invalid("spec.nonResourceAttributes", path, "cannot be specified in combination with resourceAttributes"))
+    if resource is None and path is None:
+        errors.append(field.invalid("spec.resourceAttributes", None,
+                                    "exactly one of nonResourceAttributes or resourceAttributes must be specified"))
+    if subject and not spec.get("user") and not spec.get("groups"):
+        errors.append(field.invalid("spec.user", "", "at least one of user or group must be specified"))
+    errors.extend(_check_selectors(resource))
+    return errors
+
+
+def _metadata_left(obj: Object, *but: str) -> dict[str, Any]:
+    return {k: v for k, v in (obj.get("metadata") or {}).items() if v and k not in ("managedFields", *but)}
+
+
+def _decided(server: Any, obj: Object, user: User) -> Object:
+    decision = server.authorizer.authorize(_asked(user, obj.get("spec") or {}))
+    status: dict[str, Any] = {"allowed": decision.allowed}
+    if decision.denied:
+        status["denied"] = True
+    if decision.reason:
+        status["reason"] = decision.reason
+    return {**obj, "status": status}
+
+
+def _subject(spec: Object) -> User:
+    extra = {k: tuple(v or ()) for k, v in (spec.get("extra") or {}).items()}
+    return User(spec.get("user") or "", tuple(spec.get("groups") or ()), spec.get("uid") or "", extra)
+
+
+async def subject_access_review(server: Any, request: Any, obj: Object) -> Object:
+    errors = _check(obj, True)
+    if _metadata_left(obj):
+        errors.append(field.invalid("metadata", obj["metadata"], "must be empty"))
+    if errors:
+        raise invalid(AUTHORIZATION, "", "", errors)
+    return _decided(server, obj, _subject(obj.get("spec") or {}))
+
+
+async def local_subject_access_review(server: Any, request: Any, obj: Object) -> Object:
+    namespace = _attributes(request).namespace
+    metadata = dict(obj.get("metadata") or {})
+    metadata.setdefault("namespace", namespace)
+    obj = {**obj, "metadata": metadata}
+    errors = _check(obj, True)
+    if _metadata_left(obj, "namespace"):
+        errors.append(field.invalid("metadata", metadata, "must be empty except for namespace"))
+    spec = obj.get("spec") or {}
+    resource = spec.get("resourceAttributes")
+    if resource is not None and (resource.get("namespace") or "") != metadata["namespace"]:
+        errors.append(field.invalid("spec.resourceAttributes.namespace", resource.get("namespace") or "", "must match metadata.namespace"))
+    if spec.get("nonResourceAttributes") is not None:
+        errors.append(field.invalid("spec.nonResourceAttributes", spec["nonResourceAttributes"], "disallowed on this kind of request"))
+    if errors:
+        raise invalid(AUTHORIZATION, "", "", errors)
+    if metadata["namespace"] != namespace:
+        raise bad_request(f"spec.resourceAttributes.namespace must match namespace: {namespace}")
+    return _decided(server, obj, _subject(spec))
+
+
+async def self_subject_access_review(server: Any, request: Any, obj: Object) -> Object:
+    errors = _check(obj, False)
+    if _metadata_left(obj):
+        errors.append(field.invalid("metadata", obj["metadata"], "must be empty"))
+    if errors:
+        raise invalid(AUTHORIZATION, "", "", errors)
+    return _decided(server, obj, _user(request))
+
+
+async def self_subject_rules_review(server: Any, request: Any, obj: Object) -> Object:
+    user, namespace = _user(request), (obj.get("spec") or {}).get("namespace") or ""
+    if not namespace:
+        raise bad_request("no namespace on request")
+    rules, errors = server.authorizer.rbac.rules_for(user, namespace)
+    resources = [{k: list(r[k]) for k in ("verbs", "apiGroups", "resources", "resourceNames") if r.get(k)} for r in rules if r.get("resources")]
+    paths = [{k: list(r[k]) for k in ("verbs", "nonResourceURLs") if r.get(k)} for r in rules if r.get("nonResourceURLs")]
+    is_node = identity(user)[1]
+    if is_node:
+        errors = ["node authorizer does not support user rule resolution", *errors]
+    status: dict[str, Any] = {"resourceRules": resources, "nonResourceRules": paths, "incomplete": is_node}
+    if errors:
+        status["evaluationError"] = joined(errors)
+    return {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "metadata": {}, "spec": {}, "status": status}
+
+
+VIRTUAL: dict[tuple[str, str], Review] = {
+    (AUTHENTICATION, "tokenreviews"): token_review,
+    (AUTHENTICATION, "selfsubjectreviews"): self_subject_review,
+    (AUTHORIZATION, "subjectaccessreviews"): subject_access_review,
+    (AUTHORIZATION, "localsubjectaccessreviews"): local_subject_access_review,
+    (AUTHORIZATION, "selfsubjectaccessreviews"): self_subject_access_review,
+    (AUTHORIZATION, "selfsubjectrulesreviews"): self_subject_rules_review,
+}
+
+
+# -- tokens on request
+
+async def token(server: Any, request: Any, obj: Object) -> Object:
+    """A TokenRequest answered. Admission has been asked before."""
+    a = _attributes(request)
+    namespace, name = a.namespace, a.name
+    metadata = dict(obj.get("metadata") or {})
+    for key, value, what in (("name", name, "name"), ("namespace", namespace, "namespace")):
+        if metadata.get(key) and metadata[key] != value:
+            error = field.invalid(f"metadata.{key}", metadata[key], f"must match the service account {what} if specified")
+            raise invalid(AUTHENTICATION, "TokenRequest", name, [error])
+    account = server.cache.get("serviceaccounts", namespace, name)
+    if account is None:
+        raise not_found("", "serviceaccounts", name)
+    uid = account["metadata"].get("uid") or ""
+    if metadata.get("uid") and metadata["uid"] != uid:
+        raise conflict(AUTHENTICATION, "TokenRequest", name,
+                       f"the UID in the token request ({metadata['uid']}) does not match the UID of the service account ({uid})")
+    authn, now = server.authenticator, server.clock()
+    given = obj.get("spec") or {}
+    audiences = list(given.get("audiences") or ()) or list(authn.audiences)
+    seconds = given.get("expirationSeconds")
+    seconds = TOKEN_SECONDS if seconds is None else seconds
+    if seconds < TOKEN_SECONDS_MIN:
+        raise _bad_duration(seconds, "may not specify a duration less than 10 minutes")
+    if seconds > TOKEN_SECONDS_MAX:
+        raise _bad_duration(seconds, "may not specify a duration larger than 2^32 seconds")
+    ref = given.get("boundObjectRef")
+    bound = _bound(server, ref, namespace, name) if ref is not None else {}
+    lifetime, warn = seconds, 0
+    if bound.get("pod") and seconds == WARN_ONLY_S and set(audiences) <= set(authn.audiences):
+        lifetime, warn = EXTENDED_S, seconds
+    if authn.keys is None:
+        raise StatusError(404, "NotFound", "the server could not find the requested resource", {})
+    text = authn.keys.sign(claims(account, audiences, lifetime, now, **bound, warn_after_s=warn))
+    expires = dt.datetime.fromtimestamp(int(now) + seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"kind": "TokenRequest", "apiVersion": f"{AUTHENTICATION}/v1",
+            "metadata": {**metadata, "name": name, "namespace": namespace, "uid": uid, "creationTimestamp": timestamp(now)},
+            "spec": {"audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": ref},
+            "status": {"token": text, "expirationTimestamp": expires}}
+
+
+def _bad_duration(seconds: int, why: str) -> StatusError:
+    return invalid(AUTHENTICATION, "TokenRequest", "", [field.invalid("spec.expirationSeconds", seconds, why)])
+
+
+def _bound(server: Any, ref: Object, namespace: str, account: str) -> dict[str, Object | None]:
+    """The objects a token is bound to, as arguments of `claims`."""
+    api_version, kind, name = ref.get("apiVersion") or "", ref.get("kind") or "", ref.get("name") or ""
+    group, version = group_version(api_version)
+    plural = {"Pod": "pods", "Node": "nodes", "Secret": "secrets"}.get(kind, "") if not group else ""
+    if not plural:
+        raise bad_request(f"cannot bind token to object of type {group}/{version}, Kind={kind}")
+    obj = server.cache.get(plural, "" if kind == "Node" else namespace, name)
+    if obj is None:
+        raise not_found("", plural, name)
+    out: dict[str, Object | None] = {kind.lower(): obj}
+    if kind == "Pod":
+        spec = obj.get("spec") or {}
+        if spec.get("serviceAccountName") != account:
+            raise bad_request(f"cannot bind token for serviceaccount {quote(account)} to pod running with different serviceaccount name.")
+        node = spec.get("nodeName")
+        if node:
+            out["node"] = server.cache.get("nodes", "", node) or {"metadata": {"name": node}}
+    if ref.get("uid") and ref["uid"] != obj["metadata"].get("uid"):
+        raise conflict(group, kind, name, f"the UID in the bound object reference ({ref['uid']}) does not match the UID in record. The object "
+                                          "might have been deleted and then recreated")
+    return out
