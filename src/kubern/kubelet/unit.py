@@ -125,14 +125,13 @@ def set_up_network(config: UnitConfig) -> None:
     lines = [f"addr add {config.address}/{config.prefix} dev {INTERFACE}", f"link set {INTERFACE} mtu {config.mtu} up",
              "link set lo up", f"route add default via {config.gateway}"]
     if config.address6:
-        lines += [f"-6 addr add {config.address6} dev {INTERFACE} nodad", f"-6 route add default via {config.gateway6}"]
+        lines += [f"addr add {config.address6} dev {INTERFACE} nodad", f"route add ::/0 via {config.gateway6}"]
     done = subprocess.run(["ip", "-batch", "-"], input="\n".join(lines), text=True, capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(f"cannot set up {INTERFACE}: {done.stderr.strip()}")
     conf = Path("/proc/sys/net")
-    for name, value in (("ipv6/conf/all/forwarding", "1"), ("bridge/bridge-nf-call-iptables", "1"), ("bridge/bridge-nf-call-ip6tables", "1"),
-                        ("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0"), ("ipv4/ping_group_range", "0 2147483647"),
-                        ("ipv4/ip_unprivileged_port_start", "1024")):
+    for name, value in (("ipv6/conf/all/forwarding", "1"), ("bridge/bridge-nf-call-iptables", "1"),
+                        ("bridge/bridge-nf-call-ip6tables", "1"), ("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")):
         with contextlib.suppress(OSError):                              # a kernel without br_netfilter, or without IPv6
             (conf / name).write_text(value)
 
