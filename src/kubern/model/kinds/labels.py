@@ -83,3 +83,7 @@ def set_matches(selector: dict[str, str] | None, labels: dict[str, str] | None) 
     """A plain map selector (Service, ReplicationController) against labels."""
     have = labels or {}
     return all(have.get(k) == v for k, v in (selector or {}).items())
+
+
+def annotations_of(obj: Object) -> dict[str, str]:
+    return (obj.get("metadata") or {}).get("annotations") or {}
