@@ -99,7 +99,7 @@ async def api(ctx: Context) -> AsyncIterator[None]:
     await server.start()
     ctx.server = server
     listening = await http.serve(server.handle, s.bind, s.port, http.ssl_context(str(p.apiserver.cert_path), str(p.apiserver.key_path),
-                                                                                p.ca.cert + p.front_proxy_ca.cert))
+                                                                                p.ca.cert + p.front_proxy_ca.cert), fast=server.fast)
     write_kubeconfigs(ctx)
     ctx.tell(f"API server {KUBERNETES_VERSION} on https://{'127.0.0.1' if s.bind == '0.0.0.0' else s.bind}:{s.port}")
     try:

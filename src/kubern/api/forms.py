@@ -1,0 +1,195 @@
+"""Forms: how stored objects are shown to a client: as themselves, as metadata alone, as a Table; in lists and in watches.
+
+A Form turns cached items into bytes. The plain form concatenates and never parses, unless the row serves another version than the
+store keeps. Table columns come from the Kind. Upstream: apiserver endpoints/handlers/response.go; KEP-555, KEP-1152.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+
+from kubern.api.cache import Change, Collection, Item, value_of
+from kubern.api.negotiate import Accept
+from kubern.model import table
+from kubern.model.invalid import quote
+from kubern.model.kinds.kind import Kind
+from kubern.model.object import Object
+from kubern.model.resource import Resource
+from kubern.model.status import StatusError, bad_request
+
+Converter = Callable[[Object, Resource], Object]     # a stored object with kind and apiVersion -> as the row shows it
+
+class Served:
+    """One row as this server serves it: the row, its kind, its schema (loaded when first needed) and its collection."""
+
+    def __init__(self, row: Resource, kind: Kind, collection: Collection, *, schema: Callable[[], Any] | None = None,
+                 convert: Converter | None = None, to_storage: Converter | None = None, custom: Any = None,
+                 stored: tuple[str, str] | None = None) -> None:
+        self.row, self.kind, self.collection = row, kind, collection
+        self._schema_of, self._schema = schema, None
+        self.convert = convert                       # None: the stored shape is the served one
+        self.to_storage = to_storage
+        self.has_status = row.subresource("status") is not None
+        self.custom = custom                         # what the CRD engine keeps with the row
+        self.stored_api_version, self.stored_kind = stored or (row.api_version, row.kind)
+        self.head = b'{"kind":%s,"apiVersion":%s,' % (orjson.dumps(row.kind), orjson.dumps(row.api_version))
+        self.item_head = self.head if row.custom else b"{"
+        self.list_head = b'{"kind":%s,"apiVersion":%s,"metadata":{"resourceVersion":"' % (
+            orjson.dumps(row.list_kind or row.kind + "List"), orjson.dumps(row.api_version))
+
+    @property
+    def schema(self) -> Any:
+        if self._schema is None and self._schema_of is not None:
+            self._schema = self._schema_of()
+        return self._schema
+
+    def stored(self, item: Item) -> Object:
+        """A fresh object in the storage version's shape, with kind and apiVersion."""
+        return {"kind": self.stored_kind, "apiVersion": self.stored_api_version, **item.parse()}
+
+    def shown(self, item: Item) -> Object:
+        """A fresh object as this row shows it."""
+        obj = self.stored(item)
+        return self.convert(obj, self.row) if self.convert else obj
+
+    def body(self, item: Item) -> bytes:
+        """The bytes after kind and apiVersion, as this row shows them."""
+        if self.convert is None:
+            return item.body
+        return b'"metadata":{"resourceVersion":"%d",' % item.revision + value_of(self.shown(item))
+
+
+class Form:
+    """The plain form."""
+
+    key: Any = "json"
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+
+    def one(self, item: Item) -> bytes:
+        return self.served.head + self.served.body(item)
+
+    def list(self, items: Iterable[Item], meta: bytes) -> list[bytes]:
+        """Pieces of the list object; `meta` is what follows resourceVersion's opening quote in the metadata."""
+        s = self.served
+        head = s.list_head + meta
+        if s.convert is None:
+            joined = (b"," + s.item_head).join([i.body for i in items])
+        else:
+            joined = (b"," + s.item_head).join([s.body(i) for i in items])
+        if not joined:
+            return [head + b',"items":[]}\n']
+        return [head + b',"items":[' + s.item_head, joined, b"]}\n"]
+
+    def event(self, type_: str, item: Item) -> bytes:
+        """One line of a watch."""
+        return b'{"type":"%s","object":' % type_.encode() + self.served.head + self.served.body(item) + b"}\n"
+
+    def line(self, change: Change, type_: str, item: Item) -> bytes:
+        """The same, made once for everybody who watches in this form."""
+        key = (self.served.row.api_version, self.key, type_, id(item))
+        data = change.encoded.get(key)
+        if data is None:
+            data = change.encoded[key] = self.event(type_, item)
+        return data
+
+    def bookmark(self, revision: int, initial_end: bool) -> bytes:
+        s = self.served
+        meta = b'"metadata":{"resourceVersion":"%d"' % revision
+        if initial_end:
+            meta += b',"annotations":{"k8s.io/initial-events-end":"true"}'
+        return b'{"type":"BOOKMARK","object":' + s.head + meta + b"}" + _ZERO.get((s.row.group, s.row.kind), b"") + b"}}\n"
+
+
+_ZERO: dict[tuple[str, str], bytes] = {}
+
+
+class MetadataForm(Form):
+    """PartialObjectMetadata."""
+
+    def __init__(self, served: Served, version: str, listing: bool) -> None:
+        super().__init__(served)
+        self.version, self.listing = version, listing
+        self.key = ("meta", version)
+
+    def _partial(self, item: Item) -> Object:
+        return {"kind": "PartialObjectMetadata", "apiVersion": f"meta.k8s.io/{self.version}", "metadata": item.parse()["metadata"]}
+
+    def one(self, item: Item) -> bytes:
+        return orjson.dumps(self._partial(item))
+
+    def list(self, items: Iterable[Item], meta: bytes) -> list[bytes]:
+        head = b'{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/%s","metadata":{"resourceVersion":"' % self.version.encode()
+        return [head + meta + b',"items":[', b",".join([orjson.dumps(self._partial(i)) for i in items]), b"]}\n"]
+
+    def event(self, type_: str, item: Item) -> bytes:
+        return b'{"type":"%s","object":' % type_.encode() + orjson.dumps(self._partial(item)) + b"}\n"
+
+    def bookmark(self, revision: int, initial_end: bool) -> bytes:
+        meta: Object = {"resourceVersion": str(revision)}
+        if initial_end:
+            meta["annotations"] = {"k8s.io/initial-events-end": "true"}
+        return orjson.dumps({"type": "BOOKMARK", "object": {
+            "kind": "PartialObjectMetadata", "apiVersion": f"meta.k8s.io/{self.version}", "metadata": meta}}) + b"\n"
+
+
+class TableForm(Form):
+    """Table: one row an object. Column definitions stand in the first table of a watch only."""
+
+    def __init__(self, served: Served, version: str, include: str) -> None:
+        super().__init__(served)
+        self.version, self.include = f"meta.k8s.io/{version}", include
+        self.key = ("table", version, include)
+
+    def table(self, items: Iterable[Item], meta: Object, headers: bool = True) -> Object:
+        s = self.served
+        return table.table(s.kind, [s.shown(i) for i in items], meta, self.include, time.time(), headers, self.version)
+
+    def one(self, item: Item) -> bytes:
+        return orjson.dumps(self.table([item], {"resourceVersion": str(item.revision)}))
+
+    def list(self, items: Iterable[Item], meta: bytes) -> list[bytes]:
+        return [orjson.dumps(self.table(items, orjson.loads(b'{"resourceVersion":"' + meta))) + b"\n"]
+
+    def event(self, type_: str, item: Item, headers: bool = False) -> bytes:
+        return orjson.dumps({"type": type_, "object": self.table([item], {"resourceVersion": str(item.revision)}, headers)}) + b"\n"
+
+    def bookmark(self, revision: int, initial_end: bool) -> bytes:
+        meta: Object = {"resourceVersion": str(revision)}
+        if initial_end:
+            meta["annotations"] = {"k8s.io/initial-events-end": "true"}
+        row = {"cells": [""] * (len(self.served.kind.columns) or 2), "object": {
+            "kind": "PartialObjectMetadata", "apiVersion": self.version, "metadata": meta}}
+        return orjson.dumps({"type": "BOOKMARK", "object": {
+            "kind": "Table", "apiVersion": self.version, "metadata": {"resourceVersion": str(revision)},
+            "columnDefinitions": None, "rows": [row]}}) + b"\n"
+
+
+def form_of(served: Served, accept: Accept, include: str, *, listing: bool, watching: bool = False) -> Form:
+    """The form an Accept asks for; raises StatusError 406 for metadata of the wrong number, 400 for a bad includeObject."""
+    if not accept.convert:
+        return Form(served)
+    if accept.convert == "Table":
+        if include not in ("", *table.INCLUDE):
+            raise bad_request("Unable to convert to Table as requested: includeObject: Invalid value: "
+                              f"{quote(include)}: must be 'Metadata', 'Object', 'None', or empty")
+        return TableForm(served, accept.version, include or "Metadata")
+    if not watching:
+        kind = served.row.kind
+        package = _PACKAGES.get(served.row.group, served.row.group.split(".")[0] or "core")
+        package = "unstructured.Unstructured" if served.row.custom else f"{package}.{kind}"
+        if listing and accept.convert == "PartialObjectMetadata":
+            raise StatusError(406, "NotAcceptable",
+                              f"you requested PartialObjectMetadata, but the requested object is a list (*{package}List)")
+        if not listing and accept.convert == "PartialObjectMetadataList":
+            raise StatusError(406, "NotAcceptable",
+                              f"you requested PartialObjectMetadataList, but the requested object is not a list (*{package})")
+    return MetadataForm(served, accept.version, listing)
+
+
+_PACKAGES = {"rbac.authorization.k8s.io": "rbac", "flowcontrol.apiserver.k8s.io": "flowcontrol", "events.k8s.io": "core"}

@@ -1,0 +1,436 @@
+"""Server: `await handle(Request) -> Response`. The chain every request walks, and the state it walks over.
+
+    authenticate (and impersonate) → authorize → room in flight → find the row → verb → answer with its headers
+
+Reads of a single object or a whole list have a way without a task, `fast`: nothing in them can wait. Not the verbs (read.py, write.py,
+delete.py, subresource/), not HTTP (http.py), not what a cluster starts with (bootstrap.py).
+Upstream: apiserver server/config.go DefaultBuildHandlerChain, endpoints/installer.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from kubern.api import delete, read, write
+from kubern.api.admission import Attributes as Admitted
+from kubern.api.admission import mutate, validate
+from kubern.api.authn import Authenticator
+from kubern.api.authz import ALLOWED, Authorizer, Decision, forbid, from_request
+from kubern.api.authz.attributes import Attributes
+from kubern.api.cache import ROOT, Cache, Change, Collection
+from kubern.api.call import Call, failure, warning_headers
+from kubern.api.forms import Form, Served
+from kubern.api.metrics import Metrics
+from kubern.api.rows import Rows, install_built_in
+from kubern.api.settings import ApiSettings
+from kubern.api.watch import Hub, Watch
+from kubern.client.client import Client
+from kubern.model.object import Object
+from kubern.model.request import Request, Response, User
+from kubern.model.status import StatusError, internal, too_many_requests
+from kubern.store.protocol import Broken, Store
+
+log = logging.getLogger(__name__)
+
+MASTERS = User("system:apiserver", ("system:masters", "system:authenticated"))
+LISTS_KEPT_MAX = 16
+LISTS_KEPT_MAX_BYTES = 64 * 1024 * 1024
+TARGETS_MAX = 50_000
+NOT_FOUND_TEXT = b"404 page not found\n"
+CACHE_CONTROL = ("Cache-Control", "no-cache, private")
+LONG_RUNNING = frozenset(("exec", "attach", "portforward", "proxy", "log"))
+DEPRECATED = {
+    ("", "componentstatuses"): "v1 ComponentStatus is deprecated in v1.19+",
+    ("", "endpoints"): "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+}
+
+Handler = Callable[[Call], Awaitable[Response]]
+Begin = Callable[..., "Callable[[], None] | None"]
+
+
+def no_method() -> StatusError:
+    return StatusError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource", {})
+
+
+def no_resource() -> StatusError:
+    return StatusError(404, "NotFound", "the server could not find the requested resource", {})
+
+
+class Admission:
+    """One write's way through the admission chain."""
+
+    __slots__ = ("_a",)
+
+    def __init__(self, attributes: Admitted) -> None:
+        self._a = attributes
+
+    @property
+    def obj(self) -> Object:
+        assert self._a.obj is not None
+        return self._a.obj
+
+    @obj.setter
+    def obj(self, obj: Object) -> None:
+        self._a.obj = obj
+
+    @property
+    def name(self) -> str:
+        return self._a.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._a.name = name
+
+    async def mutate(self) -> None:
+        await mutate(self._a)
+
+    async def validate(self) -> None:
+        await validate(self._a)
+
+    async def run(self) -> None:
+        """Both halves: for deletes and connects."""
+        await mutate(self._a)
+        await validate(self._a)
+
+
+class _NoAdmission(Admission):
+    async def mutate(self) -> None:
+        return None
+
+    async def validate(self) -> None:
+        return None
+
+    async def run(self) -> None:
+        return None
+
+
+class Server:
+    """The API server over a store. `start` before the first request, `stop` after the last."""
+
+    def __init__(self, store: Store, *, settings: ApiSettings | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.store, self.settings, self.clock = store, settings or ApiSettings(), clock
+        self.cache = Cache()
+        self.rows = Rows(self.cache)
+        self.authorizer = Authorizer()
+        self.authenticator = Authenticator(self.authorizer)
+        self.metrics = Metrics()
+        self.ready = False
+        self.stopping = False
+        self.begin_create: dict[tuple[str, str], Begin] = {}
+        self.begin_update: dict[tuple[str, str], Begin] = {}
+        self.after_update: dict[tuple[str, str], Callable[..., None]] = {}
+        self.on_delete: dict[tuple[str, str], Callable[[Object], None]] = {}
+        self.lists: dict[Any, tuple[int, Any, list[bytes]]] = {}
+        self._list_sizes: dict[Any, int] = {}
+        self._hubs: dict[int, Hub] = {}
+        self._watches: set[Watch] = set()
+        self._in_flight = 0
+        self._targets: dict[str, tuple[Served, Attributes]] = {}
+        self._unsubscribe: Callable[[], None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._audit_prefix = os.urandom(10).hex()
+        self._audit_count = 0
+        self.client = Client(self.handle, MASTERS, "kube-apiserver")
+        self.extra_paths: dict[str, Callable[[Request, User], Awaitable[Response]]] = {}
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Fills the cache from the store, follows it, and creates what every cluster starts with."""
+        from kubern.api import bootstrap
+
+        install_built_in(self.rows)
+        self.rows.changed.append(self._targets.clear)
+        pending: list[Any] = []
+        self._unsubscribe = self.store.subscribe(pending.extend)
+        entries, revision = await self.store.list(ROOT)
+        self.cache.load(entries, revision)
+        self._unsubscribe()
+        self.cache.feed(pending)
+        self._unsubscribe = self.store.subscribe(self.cache.feed)
+        self._observe()
+        bootstrap.wire(self)
+        if self.settings.bootstrap:
+            await bootstrap.create_all(self)
+        self._tasks = bootstrap.background(self)
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Ends watches and background work."""
+        self.stopping, self.ready = True, False
+        for w in tuple(self._watches):
+            w.end()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+
+    def _observe(self) -> None:
+        """Tells authorization and authentication of the objects they decide by, now and at every change."""
+        from kubern.api.authn import WATCHED
+
+        for group, plural in self.authorizer.watched:
+            collection = self.cache.collection(group, plural)
+            for item in collection.range():
+                self.authorizer.observe(group, plural, item.namespace, item.name, item._parsed or item.parse())
+            collection.listeners.insert(0, self._authorization_listener(group, plural))
+        for group, plural in WATCHED:
+            self.cache.collection(group, plural).listeners.insert(0, self._authentication_listener(group, plural))
+
+    def _authorization_listener(self, group: str, plural: str) -> Callable[[list[Change]], None]:
+        def listen(changes: list[Change]) -> None:
+            for c in changes:
+                obj = None if c.type == "DELETED" else c.object(c.item)
+                self.authorizer.observe(group, plural, c.item.namespace, c.item.name, obj)
+        return listen
+
+    def _authentication_listener(self, group: str, plural: str) -> Callable[[list[Change]], None]:
+        def listen(changes: list[Change]) -> None:
+            for c in changes:
+                if c.type == "DELETED":
+                    self.authenticator.observe(group, plural, c.item.namespace, c.item.name, None, c.object(c.item))
+                elif plural == "secrets" or b'"deletionTimestamp"' in c.item.body:
+                    obj = c.object(c.item)
+                    self.authenticator.observe(group, plural, c.item.namespace, c.item.name, obj, c.object(c.old) if c.old else None)
+        return listen
+
+    # --- what verbs need ---
+
+    def hub(self, collection: Collection) -> Hub:
+        hub = self._hubs.get(id(collection))
+        if hub is None:
+            hub = self._hubs[id(collection)] = Hub(collection, self.cache, self.store)
+        return hub
+
+    def watch_started(self, watch: Watch) -> None:
+        self._watches.add(watch)
+        watch.on_end = self._watches.discard
+
+    def watch_ended(self) -> None:
+        return None
+
+    @property
+    def watches(self) -> int:
+        return len(self._watches)
+
+    def keep_list(self, key: Any, entry: tuple[int, Any, list[bytes]], size: int) -> None:
+        """Keeps the joined body of a list; the oldest go when there are too many or they grow too big."""
+        if size > LISTS_KEPT_MAX_BYTES // 2 or size < 4096:
+            return
+        self.lists.pop(key, None)
+        self.lists[key] = entry
+        self._list_sizes[key] = size
+        while len(self.lists) > LISTS_KEPT_MAX or sum(self._list_sizes[k] for k in self.lists) > LISTS_KEPT_MAX_BYTES:
+            oldest = next(iter(self.lists))
+            del self.lists[oldest], self._list_sizes[oldest]
+
+    def admission_for(self, call: Call, operation: str, name: str, obj: Object | None, old: Object | None, dry_run: bool,
+                      options: dict[str, Any]) -> Admission:
+        a = call.attributes
+        chain = Admission if self.settings.admission else _NoAdmission
+        namespace = a.namespace
+        if call.served.row.storage == ("", "namespaces"):
+            namespace = name
+        return chain(Admitted(operation, call.served.row, a.subresource, namespace, name, obj, old, call.user, self.cache, dry_run, options,
+                              call.warn, self.authorizer, self.client))
+
+    async def put(self, key: str, value: bytes, expect: int) -> int:
+        return await self.store.put(key, value, expect=expect)
+
+    async def delete(self, key: str, expect: int) -> int:
+        return await self.store.delete(key, expect=expect)
+
+    async def after_delete(self, call: Call, obj: Object) -> None:
+        hook = self.on_delete.get(call.served.row.storage)
+        if hook is not None:
+            hook(obj)
+
+    def decide(self, a: Attributes) -> Decision:
+        return self.authorizer.authorize(a) if self.settings.authorization else ALLOWED
+
+    # --- the chain ---
+
+    def fast(self, request: Request) -> Response | None:
+        """The answer to a plain GET of an object or a list, or None: then `handle` must be asked."""
+        if request.query or request.method != "GET":
+            return None
+        target = self._targets.get(request.path)
+        if target is None:
+            return None
+        headers = request.headers
+        accept = headers.get("accept")
+        if accept is not None and accept not in ("application/json", "*/*", "application/json, */*"):
+            return None
+        if headers.get("user-agent", "").startswith(("curl", "Wget", "Mozilla")):
+            return None
+        coroutine = self.authenticator.authenticate(request)
+        try:
+            coroutine.send(None)
+        except StopIteration as done:
+            user: User = done.value
+        except StatusError:
+            return None
+        else:
+            coroutine.close()
+            return None
+        served, a = target
+        if self.settings.authorization and not self.authorizer.authorize(a._replace(user=user)).allowed:
+            return None
+        body: bytes | list[bytes]
+        if a.name:
+            item = served.collection.items.get(f"{a.namespace}/{a.name}" if served.row.namespaced else a.name)
+            if item is None:
+                return None
+            body = served.head + served.body(item) + b"\n"
+        else:
+            collection = served.collection
+            kept = self.lists.get((collection.prefix, served.row.api_version, a.namespace))
+            if kept is not None and kept[0] == collection.changed and kept[1] is served:
+                body = [served.list_head + b'%d"}' % self.cache.revision, *kept[2]]
+            elif len(collection.order) < 200:
+                body = Form(served).list(collection.range(a.namespace), b'%d"}' % self.cache.revision)
+            else:
+                return None
+        self._audit_count += 1
+        self.metrics.count(a.verb, a.group, a.version, a.resource, "", 200)
+        return Response(200, [("Audit-Id", self._audit_id()), CACHE_CONTROL, ("Content-Type", "application/json")], body)
+
+    def _audit_id(self) -> str:
+        p, n = self._audit_prefix, self._audit_count
+        return f"{p[:8]}-{p[8:12]}-4{p[12:15]}-8{p[15:18]}-{n:012x}"
+
+    async def handle(self, request: Request) -> Response:
+        """The answer to any request. Never raises for what a client sent."""
+        started = time.perf_counter()
+        call: Call | None = None
+        a: Attributes | None = None
+        try:
+            user = await self.authenticator.authenticate(request)
+            a = from_request(request, user)
+            decision = self.decide(a)
+            if not decision.allowed:
+                raise forbid(a, decision.reason)
+            if a.is_resource:
+                served = self.rows.by_path.get((a.group, a.version, a.resource))
+                if served is None or "//" in request.path:
+                    response = await self._unknown(request, a)
+                else:
+                    call = Call(self, request, user, a, served)
+                    response = await self._resource(call)
+            else:
+                response = await self._path(request, user)
+        except StatusError as e:
+            response = failure(e, request)
+        except Broken:
+            response = failure(StatusError(503, "ServiceUnavailable", "the store accepts no more writes"), request)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("%s %s", request.method, request.path)
+            response = failure(internal("an unexpected error; the server's log has it"), request)
+        self._audit_count += 1
+        response.headers += [("Audit-Id", request.headers.get("audit-id") or self._audit_id()), CACHE_CONTROL]
+        if call is not None and call.warnings:
+            response.headers += warning_headers(call.warnings)
+        if request.method == "HEAD":
+            response.body = b""
+        if a is not None:
+            self.metrics.observe(a, response.status, time.perf_counter() - started)
+        return response
+
+    async def _resource(self, call: Call) -> Response:
+        a, served, request = call.attributes, call.served, call.request
+        deprecated = DEPRECATED.get((a.group, a.resource))
+        if deprecated is not None:
+            call.warn(deprecated)
+        handler = self._handler(call)
+        if a.verb == "watch" or a.subresource in LONG_RUNNING or "system:masters" in call.user.groups:
+            return await handler(call)
+        if self._in_flight >= self.settings.max_in_flight:
+            raise too_many_requests("the server has received too many requests and has asked us to try again later")
+        self._in_flight += 1
+        try:
+            response = await handler(call)
+        finally:
+            self._in_flight -= 1
+        if request.method == "GET" and not request.query and not a.subresource and a.verb in ("get", "list") \
+                and served.row.storage not in VIRTUAL_READS:
+            self._remember(request.path, served, a)
+        return response
+
+    def _remember(self, path: str, served: Served, a: Attributes) -> None:
+        if len(self._targets) >= TARGETS_MAX:
+            self._targets.clear()
+        self._targets[path] = (served, a)
+
+    def _handler(self, call: Call) -> Handler:
+        """The verb for this request: by the shape of its path and its method. Raises 404 and 405."""
+        from kubern.api.subresource import SUBRESOURCES, VIRTUAL
+
+        a, served, method = call.attributes, call.served, call.request.method
+        row = served.row
+        parts = call.request.path.strip("/").split("/")
+        by_prefix = a.verb == "watch" and "watch" in parts[2:4] and parts[3 if a.group else 2] == "watch"
+        if row.namespaced:
+            if not a.namespace and (a.name and not by_prefix and parts[-1] != row.plural):
+                raise no_resource()
+        elif a.namespace and row.storage != ("", "namespaces"):
+            raise no_resource()
+        if a.verb == "proxy":
+            raise no_resource()
+        if by_prefix:
+            return self._watch_by_path(call)
+        if a.subresource:
+            return SUBRESOURCES.find(call, parts)
+        virtual = VIRTUAL.get((row.group, row.plural))
+        named = parts[-1] != row.plural or (row.storage == ("", "namespaces") and bool(a.namespace))
+        if virtual is not None:
+            return virtual(call, named)
+        if not named:
+            if method == "GET" and "list" in row.verbs:
+                return read.list_
+            if method == "POST" and "create" in row.verbs and (a.namespace or not row.namespaced):
+                return write.create
+            if method == "DELETE" and "deletecollection" in row.verbs and (a.namespace or not row.namespaced):
+                return delete.delete_collection
+        elif method == "GET" and "get" in row.verbs:
+            return read.get
+        elif method == "PUT" and "update" in row.verbs:
+            return write.update
+        elif method == "PATCH" and "patch" in row.verbs:
+            return write.patch
+        elif method == "DELETE" and "delete" in row.verbs:
+            return delete.delete
+        raise no_method()
+
+    def _watch_by_path(self, call: Call) -> Handler:
+        if call.request.method != "GET" or "watch" not in call.served.row.verbs:
+            raise no_method()
+        name = call.attributes.name
+
+        async def handler(call: Call) -> Response:
+            return await read.list_(call, forced_watch=True, name=name)
+        return handler
+
+    async def _unknown(self, request: Request, a: Attributes) -> Response:
+        """A resource path nobody serves: aggregated APIs, or one of the two ways of saying so."""
+        if a.group not in self.rows.groups:
+            proxied = self.extra_paths.get("aggregate")
+            if proxied is not None:
+                return await proxied(request, a.user)
+            return Response(404, [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff")], NOT_FOUND_TEXT)
+        raise no_resource()
+
+    async def _path(self, request: Request, user: User) -> Response:
+        from kubern.api import paths
+
+        return await paths.respond(self, request, user)
+
+
+VIRTUAL_READS = {("", "componentstatuses")}

@@ -1,0 +1,589 @@
+"""Write: create, update and patch of every row, in the order upstream's registry has it.
+
+    decode → storage shape → defaults → managed fields → mutating admission → fill in and prepare → validate → validating admission → store
+
+A change reads the newest state, decides, and writes on the condition that it is still the newest; where the client gave no
+resourceVersion a lost race is decided again. Upstream: endpoints/handlers/{create,update,patch}.go, registry/rest, registry/generic/registry.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import orjson
+
+from kubern.api.authz.attributes import Attributes as Asked
+from kubern.api.authz.attributes import forbid
+from kubern.api.cache import Item, body_of, value_of
+from kubern.api.call import Call, answer_bytes
+from kubern.api.forms import Served, form_of
+from kubern.api.negotiate import Accept, content_type_of, router_unsupported_media_type
+from kubern.api.options import WriteOptions, write_options
+from kubern.model import invalid as field_error
+from kubern.model import metadata
+from kubern.model.invalid import FieldError, quote
+from kubern.model.metadata import timestamp
+from kubern.model.object import Object, clone
+from kubern.model.request import Response
+from kubern.model.status import MODIFIED, StatusError, already_exists, bad_request, conflict, invalid, not_found
+from kubern.store.protocol import Conflict
+
+GENERATED_NAME_ATTEMPTS = 8
+RACE_ATTEMPTS = 50            # how often an unconditional change is decided again before it gives up
+PATCH_TYPES = {
+    "application/json-patch+json": "json",
+    "application/merge-patch+json": "merge",
+    "application/strategic-merge-patch+json": "strategic",
+    "application/apply-patch+yaml": "apply",
+}
+_DUPLICATE_OWNERS = (".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such "
+                     "requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}")
+_DUPLICATE_OWNERS_ADMITTED = (".metadata.ownerReferences contains duplicate entries after mutating admission happens; API server dedups owner "
+                              "references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) "
+                              "observed: {}")
+
+Undo = Callable[[], None]
+Build = Callable[[Object | None], Object]      # live object in the row's shape, or None -> the wanted one in the row's shape
+
+
+# --- what both ways in share ---
+
+def decode_object(call: Call, options: WriteOptions, api_version: str = "", kind: str = "", schema: Any = None) -> Object:
+    """The body as an object with kind and apiVersion; strictness as asked. Raises StatusError."""
+    from kubern.model.decode import decode
+
+    request, served = call.request, call.served
+    if served.row.custom or request.headers.get("content-type", "application/json") != "application/json":
+        content_type = content_type_of(request)
+    else:
+        content_type = "application/json"
+    obj, warnings = decode(request.body, content_type, served.row, schema if schema is not None else served.schema, options.validation,
+                           api_version=api_version, kind=kind)
+    for w in warnings:
+        call.warn(w)
+    if not isinstance(obj.get("metadata"), dict):
+        obj["metadata"] = {}
+    return obj
+
+
+def match_namespace(meta: dict[str, Any], call: Call) -> None:
+    """Fills in the request's namespace; raises 400 where the object names another."""
+    have, want = meta.get("namespace") or "", call.namespace
+    if have == want:
+        return
+    if not have:
+        meta["namespace"] = want
+    elif not want:
+        del meta["namespace"]
+    else:
+        raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
+
+
+def _dedup_owners(call: Call, meta: dict[str, Any], text: str) -> None:
+    twice = metadata.dedup_owner_references(meta)
+    if twice:
+        call.warn(text.format("[" + " ".join(twice) + "]"))
+
+
+def shown_bytes(served: Served, value: bytes, revision: int) -> bytes:
+    """The served JSON of what was just stored."""
+    if served.convert is None:
+        return served.head + body_of(value, revision) + b"\n"
+    return served.head + served.body(Item("", body_of(value, revision), revision, revision)) + b"\n"
+
+
+def respond(call: Call, accept: Accept, value: bytes, revision: int, status: int) -> Response:
+    """The answer of a write: the object as it is stored now. Revision 0: a dry run, which has none."""
+    served = call.served
+    if accept.convert:
+        key = call.key or "x"
+        item = Item(key, body_of(value, revision), revision, revision)
+        return answer_bytes(form_of(served, accept, call.request.param("includeObject"), listing=False).one(item), accept, status)
+    if not revision and served.convert is None:
+        return answer_bytes(served.head + b'"metadata":{' + value + b"\n", accept, status)
+    return answer_bytes(shown_bytes(served, value, revision), accept, status)
+
+
+def _fields_update(call: Call, live: Object | None, new: Object, options: WriteOptions, subresource: str) -> None:
+    from kubern.model import fields
+
+    served = call.served
+    entries = fields.update(live, new, options.manager, served.row.api_version, timestamp(call.now_s), subresource,
+                            schema=served.schema, has_status=served.has_status)
+    if entries:
+        new["metadata"]["managedFields"] = entries
+    else:
+        new["metadata"].pop("managedFields", None)
+
+
+def meta_errors(served: Served, meta: dict[str, Any]) -> list[FieldError]:
+    errors = metadata.validate_meta(meta, served.row.namespaced, served.kind.name_check)
+    if meta.get("finalizers") and not served.row.custom:
+        errors += metadata.validate_finalizers_qualified(meta["finalizers"], "metadata.finalizers")
+    return errors
+
+
+def meta_update_errors(served: Served, new: dict[str, Any], old: dict[str, Any]) -> list[FieldError]:
+    """The errors of metadata on update. The registry checks it once for all kinds, the kind's own validation again: causes come twice."""
+    from kubern.model.names import name_is_path_segment
+
+    common = metadata.validate_meta(new, served.row.namespaced, name_is_path_segment)
+    changed = metadata.validate_meta_update(new, old)
+    errors = [*common, *changed, *changed]
+    if new.get("finalizers") and new.get("finalizers") != old.get("finalizers") and not served.row.custom:
+        errors += metadata.validate_finalizers_qualified(new["finalizers"], "metadata.finalizers")
+    return errors
+
+
+def raise_invalid(served: Served, name: str, errors: list[FieldError]) -> None:
+    if errors:
+        raise invalid(served.row.group, served.row.kind, name, errors)
+
+
+# --- create ---
+
+async def create(call: Call) -> Response:
+    accept = call.accept()
+    served = call.served
+    if not served.row.custom and call.request.headers.get("content-type"):
+        content_type_of(call.request)
+    options = write_options(call.request, "CreateOptions")
+    obj = decode_object(call, options)
+    meta = obj["metadata"]
+    metadata.wipe(meta)
+    match_namespace(meta, call)
+    _dedup_owners(call, meta, _DUPLICATE_OWNERS)
+    value, revision = await create_object(call, obj, options)
+    return respond(call, accept, value, revision, 201)
+
+
+async def create_object(call: Call, obj: Object, options: WriteOptions, *, tracked: bool = False) -> tuple[bytes, int]:
+    """Stores a new object, given in the row's shape; what was stored and its revision (0 for a dry run). `tracked`: its managedFields stand."""
+    server, served = call.server, call.served
+    kind, row = served.kind, served.row
+    meta = obj["metadata"]
+    if served.to_storage is not None:
+        if not tracked:
+            _fields_update(call, None, obj, options, "")
+            tracked = True
+        obj = served.to_storage(obj, row)
+        meta = obj["metadata"]
+    kind.defaults(obj)
+    if not tracked:
+        _fields_update(call, None, obj, options, "")
+    name = meta.get("name") or ""
+    admission = server.admission_for(call, "CREATE", name, obj, None, options.dry_run, options.raw)
+    await admission.mutate()
+    obj = admission.obj
+    meta = obj["metadata"]
+    _dedup_owners(call, meta, _DUPLICATE_OWNERS_ADMITTED)
+    generated = not meta.get("name") and bool(meta.get("generateName"))
+    for attempt in range(GENERATED_NAME_ATTEMPTS if generated else 1):
+        trial = clone(obj) if generated and attempt + 1 < GENERATED_NAME_ATTEMPTS else obj
+        try:
+            return await _create_once(call, trial, options, admission, generated)
+        except StatusError as e:
+            if e.reason != "AlreadyExists" or not generated or attempt + 1 == GENERATED_NAME_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+async def _create_once(call: Call, obj: Object, options: WriteOptions, admission: Any, generated: bool) -> tuple[bytes, int]:
+    server, served = call.server, call.served
+    kind, row, collection = served.kind, served.row, served.collection
+    meta = obj["metadata"]
+    meta["creationTimestamp"] = timestamp(call.now_s)
+    meta["uid"] = str(uuid4())
+    if generated:
+        meta["name"] = metadata.generate_name(meta["generateName"], random.randrange)
+    match_namespace(meta, call)
+    undo: Undo | None = None
+    begin = server.begin_create.get(row.storage)
+    if begin is not None:
+        undo = begin(call, obj, options.dry_run)
+    try:
+        if kind.has_generation:
+            meta["generation"] = 1
+        kind.prepare_create(obj)
+        metadata.tidy(meta)
+        errors = meta_errors(served, meta)
+        errors += kind.validate(obj)
+        name = meta.get("name") or ""
+        raise_invalid(served, name, errors)
+        for w in kind.warnings(obj, None):
+            call.warn(w)
+        admission.obj, admission.name = obj, name
+        await admission.validate()
+        key = f"{meta['namespace']}/{name}" if row.namespaced else name
+        value = value_of(obj)
+        if options.dry_run:
+            if key in collection.items:
+                raise _exists(call, key, name)
+            if undo is not None:
+                undo()
+            return value, 0
+        try:
+            revision = await server.put(collection.prefix + key, value, 0)
+        except Conflict:
+            raise _exists(call, key, name) from None
+    except BaseException:
+        if undo is not None:
+            undo()
+        raise
+    return value, revision
+
+
+def _exists(call: Call, key: str, name: str) -> StatusError:
+    row = call.served.row
+    error = already_exists(row.group, row.plural, name)
+    item = call.served.collection.items.get(key)
+    if item is not None and b'"deletionTimestamp"' in item.body and item.parse()["metadata"].get("deletionTimestamp"):
+        return StatusError(error.code, error.reason, f"object is being deleted: {error.message}", error.details)
+    return error
+
+
+# --- update ---
+
+async def update(call: Call) -> Response:
+    """PUT of an object or of its status."""
+    accept = call.accept()
+    served, a = call.served, call.attributes
+    options = write_options(call.request, "UpdateOptions")
+    if not served.row.custom and call.request.headers.get("content-type"):
+        content_type_of(call.request)
+    obj = decode_object(call, options)
+    meta = obj["metadata"]
+    match_namespace(meta, call)
+    name = meta.get("name") or ""
+    if not name:
+        raise bad_request(f"the name of the object ({a.name} based on URL) was undeterminable: name must be provided")
+    if name != a.name:
+        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({a.name})")
+    _dedup_owners(call, meta, _DUPLICATE_OWNERS)
+    given: list[Object] = [obj]
+    uid = meta.get("uid") or ""
+
+    def build(live: Object | None) -> Object:
+        if live is not None and uid and uid != live["metadata"].get("uid"):
+            raise _wrong_uid(call, uid, live["metadata"].get("uid") or "")
+        if live is None and uid:
+            raise _wrong_uid(call, uid, "")
+        return given.pop() if given else clone(spare)
+
+    spare = clone(obj) if not meta.get("resourceVersion") else obj
+    value, revision, created = await modify(call, build, options, create_ok=served.kind.create_on_update and not a.subresource)
+    return respond(call, accept, value, revision, 201 if created else 200)
+
+
+def _wrong_uid(call: Call, want: str, have: str) -> StatusError:
+    row = call.served.row
+    return conflict(row.group, row.plural, call.attributes.name,
+                    f"StorageError: invalid object, Code: 4, Key: {call.served.collection.prefix}{call.key}, ResourceVersion: 0, "
+                    f"AdditionalErrorMsg: Precondition failed: UID in precondition: {want}, UID in object meta: {have}")
+
+
+async def modify(call: Call, build: Build, options: WriteOptions, *, subresource: str | None = None, create_ok: bool = False,
+                 tracked: bool = False, operation_check: bool = True,
+                 prepare: Callable[[Object, Object], None] | None = None,
+                 check: Callable[[Object, Object], list[FieldError]] | None = None,
+                 admit: bool = True) -> tuple[bytes, int, bool]:
+    """The change of one object: (what is stored now, its revision, was it created). `prepare` and `check` replace the kind's for a
+    subresource with its own rules; `tracked`: build has set managedFields."""
+    server, served = call.server, call.served
+    row, kind, collection, key = served.row, served.kind, served.collection, call.key
+    sub = call.attributes.subresource if subresource is None else subresource
+    for _ in range(RACE_ATTEMPTS):
+        item = collection.items.get(key)
+        if item is None:
+            if not create_ok:
+                raise not_found(row.group, row.plural, call.attributes.name)
+            obj = build(None)
+            metadata.wipe(obj["metadata"])
+            _may_create(call)
+            value, revision = await create_object(call, obj, options, tracked=tracked)
+            return value, revision, True
+        live = served.stored(item)
+        if served.convert is not None:
+            shown = served.convert(served.stored(item), row)
+            new = build(shown)
+            if not tracked:
+                _fields_update(call, shown, new, options, sub)
+            new = served.to_storage(new, row) if served.to_storage else new
+            kind.defaults(new)
+        else:
+            new = build(live)
+            kind.defaults(new)
+            if not tracked:
+                _fields_update(call, live, new, options, sub)
+        admission = server.admission_for(call, "UPDATE", call.attributes.name, new, live, options.dry_run, options.raw) if admit else None
+        if admission is not None:
+            await admission.mutate()
+            new = admission.obj
+        meta, old_meta = new["metadata"], live["metadata"]
+        _dedup_owners(call, meta, _DUPLICATE_OWNERS_ADMITTED)
+        _check_version(call, meta, item.revision)
+        undo: Undo | None = None
+        begin = server.begin_update.get(row.storage) if not sub else None
+        if begin is not None:
+            undo = begin(call, new, live, options.dry_run)
+        try:
+            _prepare(served, new, live, sub, prepare)
+            errors = meta_update_errors(served, meta, old_meta)
+            if check is not None:
+                errors += check(new, live)
+            elif sub == "status":
+                errors += kind.validate_status(new, live)
+            else:
+                errors += kind.validate_update(new, live)
+            raise_invalid(served, meta.get("name") or "", errors)
+            for w in kind.warnings(new, live):
+                call.warn(w)
+            _forget_times(new, live)
+            if admission is not None:
+                admission.obj = new
+                await admission.validate()
+            if _emptied(call, meta, old_meta, new):
+                value = value_of(new)
+                if options.dry_run:
+                    return value, item.revision, False
+                try:
+                    revision = await server.delete(collection.prefix + key, item.revision)
+                except Conflict:
+                    continue
+                await server.after_delete(call, live)
+                return value, revision, False
+            if _same(new, live):
+                return item.value, item.revision, False
+            value = value_of(new)
+            if options.dry_run:
+                if undo is not None:
+                    undo()
+                return value, item.revision, False
+            try:
+                revision = await server.put(collection.prefix + key, value, item.revision)
+            except Conflict:
+                if undo is not None:
+                    undo()
+                continue
+            after = server.after_update.get(row.storage)
+            if after is not None:
+                after(call, new, live)
+            return value, revision, False
+        except BaseException:
+            if undo is not None:
+                undo()
+            raise
+    raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
+
+
+def _may_create(call: Call) -> None:
+    """PUT and apply of a missing object need the right to create it."""
+    asked = Asked(call.user, "create", *call.attributes[2:8], path=call.attributes.path)
+    decision = call.server.decide(asked)
+    if not decision.allowed:
+        raise forbid(asked, decision.reason)
+
+
+def _check_version(call: Call, meta: dict[str, Any], current: int) -> None:
+    row, kind = call.served.row, call.served.kind
+    given = meta.get("resourceVersion") or ""
+    if given in ("", "0"):
+        if not kind.unconditional_update:
+            raise invalid(row.group, row.plural, call.attributes.name,
+                          [field_error.invalid("metadata.resourceVersion", 0, "must be specified for an update")])
+        meta["resourceVersion"] = str(current)
+    elif given != str(current):
+        if not given.isascii() or not given.isdigit():
+            raise invalid(row.group, row.plural, call.attributes.name,
+                          [field_error.invalid("metadata.resourceVersion", given, "must be an unsigned integer")])
+        raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
+
+
+def _prepare(served: Served, new: Object, live: Object, sub: str, prepare: Callable[[Object, Object], None] | None) -> None:
+    """Strategy: what this way of writing may change, system fields, generation."""
+    kind = served.kind
+    meta, old_meta = new["metadata"], live["metadata"]
+    if old_meta.get("generation"):
+        meta["generation"] = old_meta["generation"]
+    else:
+        meta.pop("generation", None)
+    if prepare is not None:
+        prepare(new, live)
+    elif sub == "status":
+        if kind.prepare_status is not None:
+            kind.prepare_status(new, live)
+        else:
+            keep_all_but_status(new, live, served.row.custom)
+    else:
+        kind.prepare_update(new, live)
+        if kind.has_generation:
+            changed = kind.generation_changed
+            if changed(new, live) if changed is not None else new.get("spec") != live.get("spec"):
+                meta["generation"] = (old_meta.get("generation") or 0) + 1
+    metadata.keep_system_fields(meta, old_meta)
+    metadata.tidy(meta)
+
+
+def keep_all_but_status(new: Object, live: Object, custom: bool) -> None:
+    """A status update changes the status; built-in kinds let labels and annotations pass, custom resources no metadata at all."""
+    for field in [k for k in new if k not in ("kind", "apiVersion", "metadata", "status")]:
+        if field not in live:
+            del new[field]
+    for field, v in live.items():
+        if field not in ("kind", "apiVersion", "metadata", "status"):
+            new[field] = v
+    if custom:
+        meta = new["metadata"]
+        managed, revision = meta.get("managedFields"), meta.get("resourceVersion")
+        new["metadata"] = meta = dict(live["metadata"])
+        if managed:
+            meta["managedFields"] = managed
+        if revision:
+            meta["resourceVersion"] = revision
+
+
+def _without_times(entries: Any) -> Any:
+    return [{k: v for k, v in e.items() if k != "time"} for e in entries or ()]
+
+
+def _forget_times(new: Object, live: Object) -> None:
+    """A change of nothing but times in managedFields is no change."""
+    meta, old = new["metadata"], live["metadata"]
+    have, had = meta.get("managedFields"), old.get("managedFields")
+    if have == had or not have or not had:
+        return
+    if _without_times(have) != _without_times(had):
+        return
+    if {**new, "metadata": {**meta, "managedFields": had}} == live:
+        meta["managedFields"] = had
+
+
+def _same(new: Object, live: Object) -> bool:
+    return new == live
+
+
+def _emptied(call: Call, meta: dict[str, Any], old_meta: dict[str, Any], new: Object) -> bool:
+    """Whether this update removed the last thing a deletion was waiting for."""
+    if not old_meta.get("deletionTimestamp") or meta.get("finalizers"):
+        return False
+    if meta.get("deletionGracePeriodSeconds"):
+        return False
+    if call.served.row.storage == ("", "namespaces"):
+        return not (new.get("spec") or {}).get("finalizers")
+    return bool(old_meta.get("finalizers"))
+
+
+# --- patch ---
+
+async def patch(call: Call, *, subresource_prepare: Callable[[Object, Object], None] | None = None,
+                check: Callable[[Object, Object], list[FieldError]] | None = None) -> Response:
+    """PATCH of an object or a subresource of its shape, in the four types."""
+    request, served = call.request, call.served
+    header = request.headers.get("content-type", "").partition(";")[0].strip()
+    type_ = PATCH_TYPES.get(header)
+    if type_ is None:
+        raise router_unsupported_media_type()
+    if type_ == "strategic" and served.row.custom:
+        from kubern.api.negotiate import unsupported_media_type
+
+        raise unsupported_media_type(tuple(t for t, n in PATCH_TYPES.items() if n != "strategic"))
+    accept = call.accept()
+    options = write_options(request, "PatchOptions", type_)
+    if type_ == "apply":
+        return await _apply(call, accept, options, subresource_prepare, check)
+    from kubern.model.patch import apply_patch
+
+    def build(live: Object | None) -> Object:
+        assert live is not None
+        return fit(call, apply_patch(type_, live, request.body, served.schema), options)
+
+    value, revision, _ = await modify(call, build, options, prepare=subresource_prepare, check=check)
+    return respond(call, accept, value, revision, 200)
+
+
+def fit(call: Call, obj: Any, options: WriteOptions) -> Object:
+    """A patched object made to fit the schema: unknown fields dropped and told, wrong types refused."""
+    from kubern.model.decode import Fault, typed
+
+    served = call.served
+    if not isinstance(obj, dict):
+        raise _bad_patch(obj, f"json: cannot unmarshal {type(obj).__name__} into Go value of type {served.row.kind}")
+    try:
+        out, errors = typed(obj, served.schema, served.row.custom)
+    except Fault as e:
+        raise _bad_patch(obj, str(e)) from None
+    if errors:
+        if options.validation == "Strict":
+            raise _bad_patch(obj, "strict decoding error: " + ", ".join(errors))
+        if options.validation == "Warn":
+            for e in errors:
+                call.warn(e)
+    if not isinstance(out.get("metadata"), dict):
+        out["metadata"] = {}
+    return {"kind": served.row.kind, "apiVersion": served.row.api_version, **{k: v for k, v in out.items() if k not in ("kind", "apiVersion")}}
+
+
+def _bad_patch(obj: Any, why: str) -> StatusError:
+    return invalid("", "", "", [field_error.invalid("patch", orjson.dumps(obj).decode(), why)])
+
+
+async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Callable[[Object, Object], None] | None,
+                 check: Callable[[Object, Object], list[FieldError]] | None) -> Response:
+    from kubern.model import fields
+
+    served, a = call.served, call.attributes
+    row = served.row
+    applied = _applied(call, options)
+
+    def build(live: Object | None) -> Object:
+        new = fields.apply(live, applied, options.manager, options.force, row.api_version, timestamp(call.now_s), a.subresource, served.schema)
+        meta = new["metadata"]
+        if live is None:
+            meta.setdefault("name", a.name)
+            if call.namespace:
+                meta.setdefault("namespace", call.namespace)
+        elif not applied["metadata"].get("resourceVersion"):
+            meta["resourceVersion"] = live["metadata"]["resourceVersion"]
+        return new
+
+    value, revision, created = await modify(call, build, options, create_ok=not a.subresource, tracked=True, prepare=prepare, check=check)
+    return respond(call, accept, value, revision, 201 if created else 200)
+
+
+def _applied(call: Call, options: WriteOptions) -> Object:
+    """The applied configuration out of a YAML or JSON body; raises 400."""
+    from kubern.model import fields
+
+    parse = getattr(fields, "parse_applied", None)
+    if parse is not None:
+        obj: Object
+        obj, warnings = parse(call.request.body, call.served.row, call.served.schema, options.validation)
+        for w in warnings:
+            call.warn(w)
+    else:
+        import yaml
+
+        try:
+            obj = yaml.load(call.request.body, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (yaml.YAMLError, ValueError, RecursionError) as e:
+            raise bad_request(f"error decoding YAML: {e}") from None
+        if not isinstance(obj, dict):
+            raise bad_request("error decoding YAML: not an object")
+    meta = obj.setdefault("metadata", {})
+    if not isinstance(meta, dict):
+        raise bad_request("metadata must be an object")
+    name = meta.get("name") or ""
+    if name and name != call.attributes.name:
+        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({call.attributes.name})")
+    if meta.get("managedFields"):
+        raise bad_request("metadata.managedFields must be nil")
+    namespace = meta.get("namespace") or ""
+    if namespace and call.namespace and namespace != call.namespace:
+        raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
+    return obj
+
+
+__all__ = ["create", "create_object", "decode_object", "modify", "patch", "quote", "respond", "update"]
