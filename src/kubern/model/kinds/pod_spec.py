@@ -22,7 +22,7 @@ from kubern.model.kinds.leeway import DELETION_COST, FOR_TEMPLATE, Leeway, delet
 from kubern.model.kinds.pod_resources import is_huge_page, sum_containers
 from kubern.model.kinds.pod_security import annotations_match_fields, containers_with_path, profile_annotations
 from kubern.model.kinds.resource_rules import pod_resource_name, requirements
-from kubern.model.kinds.scheduling import validate_affinity, validate_tolerations, validate_topology_spread
+from kubern.model.kinds.placement import validate_affinity, validate_tolerations, validate_topology_spread
 from kubern.model.kinds.volumes import validate_volumes
 from kubern.model.object import Object
 from kubern.model.quantity import compare, parse
@@ -78,8 +78,8 @@ def validate_pod_spec(spec: Object, path: str, leeway: Leeway = FOR_TEMPLATE, po
     claims = {c["name"] for c in spec.get("resourceClaims") or () if c.get("name")}
     if spec.get("resourceClaims"):
         yield from _resource_claims(spec["resourceClaims"], f"{path}.resourceClaims", pod_meta)
-    restart = spec.get("restartPolicy", "")
-    yield from validate_containers(spec, path, Surroundings(by_name, claims, restart, grace, os, spec.get("hostUsers") is not False, leeway))
+    restart, host_users = spec.get("restartPolicy", ""), spec.get("hostUsers") is not False
+    yield from validate_containers(spec, path, Surroundings(by_name, claims, restart, grace, os, host_users, leeway))
     if spec.get("resources") is not None:
         yield from _pod_resources(spec, f"{path}.resources", os, claims, leeway)
     if spec.get("hostNetwork"):
@@ -231,7 +231,8 @@ def _dns_config(config: Object | None, policy: str, path: str) -> Errors:
     if len(searches) > SEARCHES_MAX:
         yield invalid(f"{path}.searches", searches, f"must not have more than {SEARCHES_MAX} search paths")
     if names.size(" ".join(searches)) > SEARCH_BYTES_MAX:
-        yield invalid(f"{path}.searches", searches, f"must not have more than {SEARCH_BYTES_MAX} characters (including spaces) in the search list")
+        yield invalid(f"{path}.searches", searches,
+                      f"must not have more than {SEARCH_BYTES_MAX} characters (including spaces) in the search list")
     for i, search in enumerate(searches):
         if search != ".":
             search = search.removesuffix(".")

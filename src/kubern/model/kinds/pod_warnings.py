@@ -13,7 +13,7 @@ from kubern.model import names
 from kubern.model.addresses import ip_warnings
 from kubern.model.invalid import quote
 from kubern.model.kinds.pod_security import APPARMOR_CONTAINER, SECCOMP_CONTAINER, SECCOMP_POD, apparmor_field, containers_with_path
-from kubern.model.kinds.scheduling import PREFERRED, REQUIRED
+from kubern.model.kinds.placement import PREFERRED, REQUIRED
 from kubern.model.object import Object
 from kubern.model.quantity import milli
 
