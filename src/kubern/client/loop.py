@@ -17,7 +17,7 @@ from kubern.client.events import Recorder
 from kubern.client.mirror import Mirror, Mirrors
 from kubern.client.queue import Queue
 from kubern.model import rows
-from kubern.model.controller import SINGLE, Controller, Keys, Trigger
+from kubern.model.controller import SINGLE, Controller, Trigger
 from kubern.model.intent import Again, Create, Delete, DeleteAll, Emit, Failed, Fetch, Patch, Requeue, Update
 from kubern.model.object import Key, Object
 from kubern.model.request import User
@@ -75,32 +75,6 @@ class Worker:
             self.mirrors.mirror(row.resource).handlers.append(own)
         for trigger in row.triggers:
             self.mirrors.mirror(trigger.resource).handlers.append(self._handler(trigger))
-
-    def watch_all(self, keys: Keys) -> None:
-        """Subscribes to every collection, and to those that come and go with CustomResourceDefinitions."""
-        mirrors, graph, queue = self.mirrors, self.mirrors.graph, self.queue
-
-        def handle(old: Object | None, new: Object | None) -> None:
-            graph.change(old, new)
-            for key in keys(old, new, mirrors):
-                queue.add(key)
-        for name, row in rows.BUILT_IN.items():
-            if name != "events":
-                if name not in mirrors.mirrors:
-                    mirrors.mirrors[name] = Mirror(mirrors.client, row, metadata_only=True)
-                mirrors.mirrors[name].handlers.append(handle)
-                self.everywhere.append(name)
-        loop = asyncio.get_running_loop()
-
-        def crd_changed(old: Object | None, new: Object | None) -> None:
-            before, after = (rows.of_crd(x) if x is not None else None for x in (old, new))
-            if before != after:
-                if before is not None:
-                    self._own(loop.create_task(mirrors.remove(qualified(before.group, before.plural))))
-                if after is not None:
-                    mirror = mirrors.add(qualified(after.group, after.plural), after, metadata_only=True)
-                    mirror.handlers.append(handle)
-        mirrors.mirror(rows.CRDS).handlers.append(crd_changed)
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -290,6 +264,39 @@ async def execute(client: Client, intent: Any, writes: _Writes) -> Any:
     raise TypeError(f"not an intent: {intent!r}")
 
 
+def watch_everything(mirrors: Mirrors, workers: Sequence[Worker]) -> None:
+    """Subscribes to every collection, and to those that come and go with CustomResourceDefinitions; feeds the graph."""
+    graph = mirrors.graph
+    wakes = [(w.row.everything, w.queue.add) for w in workers if w.row.everything is not None]
+
+    def handle(old: Object | None, new: Object | None) -> None:
+        graph.change(old, new)
+        for keys, add in wakes:
+            for key in keys(old, new, mirrors):
+                add(key)
+
+    names = [n for n in rows.BUILT_IN if n != "events"]
+    for name in names:
+        if name not in mirrors.mirrors:
+            mirrors.mirrors[name] = Mirror(mirrors.client, rows.BUILT_IN[name], metadata_only=True)
+        mirrors.mirrors[name].handlers.insert(0, handle)
+    for worker in workers:
+        worker.everywhere += names
+    going: set[asyncio.Task[None]] = set()
+
+    def crd_changed(old: Object | None, new: Object | None) -> None:
+        before, after = (rows.of_crd(x) if x is not None else None for x in (old, new))
+        if before == after:
+            return
+        if before is not None:
+            task = asyncio.get_running_loop().create_task(mirrors.remove(qualified(before.group, before.plural)))
+            going.add(task)
+            task.add_done_callback(going.discard)
+        if after is not None:
+            mirrors.add(qualified(after.group, after.plural), after, metadata_only=True).handlers.append(handle)
+    mirrors.mirror(rows.CRDS).handlers.append(crd_changed)
+
+
 def kinds_of(mirrors: Mirrors) -> Callable[[str, str], Resource | None]:
     """Finds rows of built-in kinds, and of custom ones while their definitions are mirrored."""
     def find(api_version: str, kind: str) -> Resource | None:
@@ -306,9 +313,9 @@ async def run_controllers(table: Iterable[Controller], client_for: Callable[[Use
     recorder = Recorder(manager, clock)
     kinds = kinds_of(mirrors)
     workers = [Worker(row, mirrors, client_for(service_account(row.name), AGENT).with_kinds(kinds), recorder, clock) for row in table]
-    for worker in workers:           # after all others: what a controller reads in full is not mirrored a second time
-        if worker.row.everything is not None:
-            worker.watch_all(worker.row.everything)
+    watchers = [w for w in workers if w.row.everything is not None]
+    if watchers:                     # after all have subscribed: what a controller reads in full is not mirrored a second time
+        watch_everything(mirrors, watchers)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(recorder.run(), name="events")

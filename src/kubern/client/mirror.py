@@ -167,6 +167,11 @@ class Mirror:
 
     # ---- following
 
+    def clear(self) -> None:
+        """Forgets everything, as if it were deleted."""
+        for key in list(self.objects):
+            self._set(key, self.objects[key], None)
+
     def _replace(self, items: Objects, revision: int) -> None:
         seen: set[Key] = set()
         for obj in items:
@@ -319,10 +324,12 @@ class Mirrors:
 
     async def remove(self, name: str) -> None:
         task = self._tasks.pop(name, None)
-        self.mirrors.pop(name, None)
+        mirror = self.mirrors.pop(name, None)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        if mirror is not None:
+            mirror.clear()
 
     async def synced(self, names: Iterable[str]) -> None:
         for name in names:

@@ -1,0 +1,61 @@
+"""The controllers: one file, one decision. CONTROLLERS is the table; `controllers(context)` makes the rows that need means of their own.
+
+A controller imports kubern.model and its neighbours here, nothing else; the loop that runs them is client/loop.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kubern.controllers import (
+    aggregation,
+    certificates,
+    deployment,
+    endpoints,
+    endpointslice,
+    garbage,
+    ipam,
+    namespace,
+    nodes,
+    podgc,
+    quota,
+    replicaset,
+    serviceaccount,
+    tainteviction,
+    tokens,
+)
+from kubern.controllers.context import Context
+from kubern.model.controller import Controller
+
+CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
+    # workloads
+    deployment.CONTROLLER,
+    replicaset.CONTROLLER,
+    replicaset.REPLICATION,
+    # services
+    endpointslice.CONTROLLER,
+    endpoints.CONTROLLER,
+    # namespaces and identities
+    namespace.CONTROLLER,
+    serviceaccount.ACCOUNTS,
+    serviceaccount.root_ca,
+    tokens.controller,
+    certificates.APPROVER,
+    certificates.signer,
+    certificates.CLEANER,
+    aggregation.CONTROLLER,
+    # nodes and pods
+    nodes.controller,
+    ipam.controller,
+    tainteviction.CONTROLLER,
+    podgc.CONTROLLER,
+    podgc.finished_pods,
+    # everything
+    quota.CONTROLLER,
+    garbage.CONTROLLER,
+)
+
+
+def controllers(context: Context) -> tuple[Controller, ...]:
+    """The rows to run."""
+    return tuple(row if isinstance(row, Controller) else row(context) for row in CONTROLLERS)
