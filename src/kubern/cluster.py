@@ -94,7 +94,7 @@ async def api(ctx: Context) -> AsyncIterator[None]:
     server = Server(store, settings=ApiSettings(
         service_cidr=s.service_cidr, node_ports=(int(low), int(high)), advertise_address=ctx.address, advertise_port=s.port,
         cluster_domain=s.cluster_domain, client_ca=p.ca.cert, front_proxy_ca=p.front_proxy_ca.cert,
-        service_account_issuer=f"https://kubernetes.default.svc.{s.cluster_domain}", service_account_public_keys=(p.service_account_public,),
+        service_account_issuer=issuer(s), service_account_public_keys=(p.service_account_public,),
         service_account_signing_key=p.service_account_key, kubelet_client_cert=str(kubelet.cert_path), kubelet_client_key=str(kubelet.key_path)))
     await server.start()
     ctx.server = server
@@ -113,11 +113,18 @@ async def api(ctx: Context) -> AsyncIterator[None]:
 @asynccontextmanager
 async def controllers(ctx: Context) -> AsyncIterator[None]:
     """Every controller of CONTROLLERS in the one loop."""
+    from kubern.api.authn.tokens import Keys, legacy_token
     from kubern.client.loop import run_controllers
     from kubern.controllers import controllers as table
+    from kubern.controllers.context import Context as Means
 
+    p, s = ctx.pki, ctx.settings
+    keys = Keys(p.service_account_key, (p.service_account_public,), issuer(s))
+    rows = table(Means(
+        root_ca=p.ca.cert.decode(), sign=lambda signer, csr, usages, seconds: pki.sign_request(p.ca, csr, usages, seconds),
+        token=lambda account, secret: legacy_token(keys, account, secret), pod_cidr=s.pod_cidr, service_cidr=s.service_cidr,
+        node_grace_s=s.node_grace_s, started_s=ctx.clock()))
     ready = asyncio.Event()
-    rows = table(ca=ctx.pki.ca, cluster_cidr=ctx.settings.pod_cidr, service_cidr=ctx.settings.service_cidr, node_grace_s=ctx.settings.node_grace_s)
     task = ctx.spawn(run_controllers(rows, ctx.client, clock=ctx.clock, ready=ready.set), "controllers")
     await ready.wait()
     ctx.tell(f"{len(rows)} controllers")
@@ -125,6 +132,18 @@ async def controllers(ctx: Context) -> AsyncIterator[None]:
         yield
     finally:
         await end(task)
+
+
+def means(ctx: Context) -> Any:
+    """What controllers cannot do by themselves: sign certificates and tokens."""
+    from kubern.api.authn.tokens import Keys, legacy_token
+    from kubern.controllers.context import Context as Means
+
+    p, s = ctx.pki, ctx.settings
+    keys = Keys(p.service_account_key, (p.service_account_public,), f"https://kubernetes.default.svc.{s.cluster_domain}")
+    return Means(root_ca=p.ca.cert.decode(), sign=lambda signer, csr, usages, seconds: pki.sign_request(p.ca, csr, usages, seconds),
+                 token=lambda account, secret: legacy_token(keys, account, secret), pod_cidr=s.pod_cidr, service_cidr=s.service_cidr,
+                 node_grace_s=s.node_grace_s, started_s=ctx.clock())
 
 
 @asynccontextmanager
@@ -180,6 +199,11 @@ ROLES: tuple[Role, ...] = (Role("api", api), Role("controllers", controllers), R
 
 
 # --- parts of roles ---------------------------------------------------------------------------------------------------
+
+def issuer(s: Settings) -> str:
+    """Who signs service-account tokens."""
+    return f"https://kubernetes.default.svc.{s.cluster_domain}"
+
 
 async def open_store(s: Settings) -> Any:
     if s.store == "memory":
