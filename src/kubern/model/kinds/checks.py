@@ -14,7 +14,7 @@ from kubern.model import names
 from kubern.model.invalid import FieldError, Struct, duplicate, invalid, not_supported, required, too_long
 from kubern.model.kinds.internal_form import struct
 from kubern.model.object import Object, clone
-from kubern.model.selector import from_label_selector
+from kubern.model.selector import from_label_selector, requirement
 from kubern.model.status import StatusError
 
 Errors = Iterator[FieldError]
@@ -41,9 +41,17 @@ def positive(value: int | None, path: str) -> Errors:
         yield invalid(path, value, "must be greater than zero")
 
 
-def messages(value: str, texts: Iterable[str], path: str) -> Errors:
+def messages(value: Any, texts: Iterable[str], path: str) -> Errors:
     for text in texts:
         yield invalid(path, value, text)
+
+
+def path_segment(value: str | None, path: str) -> Errors:
+    """A required name that may stand in a URL's path."""
+    if not value:
+        yield required(path)
+    else:
+        yield from messages(value, names.is_path_segment_name(value), path)
 
 
 def one_of(value: str | None, allowed: Collection[str], path: str) -> Errors:
@@ -105,6 +113,8 @@ def selector_form(selector: Object | None) -> Any:
 def selector_of(selector: Object | None) -> Any:
     """The parsed selector, or None where it cannot be one."""
     try:
+        for key, value in ((selector or {}).get("matchLabels") or {}).items():
+            requirement(key, "=", (value,))
         return from_label_selector(selector)
     except (StatusError, ValueError):
         return None
@@ -215,6 +225,15 @@ def keep(new: Object, old: Object, *fields: str) -> None:
 def keep_spec(new: Object, old: Object) -> None:
     """prepare_status: /status cannot change the spec."""
     keep(new, old, "spec")
+
+
+_STATUS_META = ("deletionTimestamp", "generation", "selfLink", "labels", "annotations", "finalizers", "ownerReferences")
+
+
+def keep_spec_and_metadata(new: Object, old: Object) -> None:
+    """prepare_status where /status cannot change metadata either."""
+    keep(new, old, "spec")
+    keep(new["metadata"], old["metadata"], *_STATUS_META)
 
 
 def keep_labels(new: Object, old: Object) -> None:
