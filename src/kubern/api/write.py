@@ -494,11 +494,15 @@ async def patch(call: Call, *, subresource_prepare: Callable[[Object, Object], N
     options = write_options(request, "PatchOptions", type_)
     if type_ == "apply":
         return await _apply(call, accept, options, subresource_prepare, check)
-    from kubern.model.patch import apply_patch
+    from kubern.model.patch import patched
 
     def build(live: Object | None) -> Object:
         assert live is not None
-        return fit(call, apply_patch(type_, live, request.body, served.schema), options)
+        obj, warnings = patched(type_, live, request.body, served.schema, kind=served.row.kind, api_version=served.row.api_version,
+                                custom=served.row.custom, validation=options.validation or "Warn")
+        for w in warnings:
+            call.warn(w)
+        return obj
 
     value, revision, _ = await modify(call, build, options, prepare=subresource_prepare, check=check)
     return respond(call, accept, value, revision, 200)

@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kubern.model import fieldset, typed
-from kubern.model.decode import Fault, tidy, zero
+import orjson
+
+from kubern.model import fieldset, gojson, typed, yamltree
+from kubern.model.decode import Fault, _count, _key_count, tidy, zero
 from kubern.model.fieldset import LEAF, Set
+from kubern.model.invalid import quote
 from kubern.model.object import Object, clone
+from kubern.model.resource import Resource
 from kubern.model.schema import Schema, schema_for
 from kubern.model.status import StatusError, bad_request
 
@@ -354,8 +358,6 @@ def _fit(merged: Object, s: Schema, api_version: str, kind: str) -> Object:
 
 
 def _last_applied(applied: Object) -> str:
-    import orjson
-
     meta = applied.get("metadata") or {}
     annotations = {k: v for k, v in (meta.get("annotations") or {}).items() if k != LAST_APPLIED}
     meta = {k: v for k, v in meta.items() if k != "annotations"}
@@ -392,15 +394,11 @@ class _Conflicts(Exception):
 
 
 def _identifier(m: Manager) -> str:
-    import orjson
-
     parts = {"manager": m[0], "operation": m[1], "apiVersion": m[2], "subresource": m[3]}
     return orjson.dumps({k: v for k, v in parts.items() if v}).decode()
 
 
 def _manager_text(m: Manager) -> str:
-    from kubern.model.invalid import quote
-
     text = quote(m[0])
     if m[3]:
         text += f" with subresource {quote(m[3])}"
@@ -459,8 +457,6 @@ def _prune(merged: Object, last: Set, managed: Managed, s: Schema, version: str)
 
 def _allowed(conflicts: _Conflicts, live: Object, api_version: str, s: Schema) -> bool:
     """kubectl may take over what its client-side apply set before, as the last-applied annotation shows."""
-    import orjson
-
     text = ((live.get("metadata") or {}).get("annotations") or {}).get(LAST_APPLIED)
     if not text:
         return False
@@ -474,6 +470,49 @@ def _allowed(conflicts: _Conflicts, live: Object, api_version: str, s: Schema) -
     for part in typed.compare(last, _bare(live), s):
         fields = fieldset.difference(fields, part)
     return not fieldset.difference(conflicts.fields(), fields)
+
+
+# ---------------------------------------------------------------- the body of an apply
+
+def parse_applied(body: bytes, row: Resource, schema: Schema, validation: str = "Warn") -> tuple[Object, list[str]]:
+    """(configuration, warnings) of a YAML or JSON body; raises 400. Duplicate keys are an error under Strict."""
+    try:
+        obj = orjson.loads(body) if body.lstrip()[:1] == b"{" else None
+    except ValueError:
+        obj = None
+    complaint = ""
+    if isinstance(obj, dict) and _key_count(body) == _count(obj):
+        obj = _whole(obj)
+    else:
+        try:
+            obj, complaint = yamltree.parse(body)
+        except yamltree.YAMLFault as e:
+            raise bad_request(f"error decoding YAML: error converting YAML to JSON: {e}") from None
+        obj = {} if obj is None else gojson.plain(obj)
+        if not isinstance(obj, dict):
+            raise bad_request("error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal "
+                              f"{gojson.kind_of(obj)} into Go value of type map[string]interface {{}}")
+    if complaint:
+        complaint = f"error converting YAML to JSON: {complaint}"
+        if validation == "Strict":
+            raise bad_request(f"error strict decoding YAML: {complaint}")
+        if validation == "Warn":
+            return obj, [complaint]
+    return obj, []
+
+
+def _whole(value: Any) -> Any:
+    """JSON read as YAML: 2.0 is 2."""
+    if value.__class__ is dict:
+        for k, v in value.items():
+            if v.__class__ is float or v.__class__ is dict or v.__class__ is list:
+                value[k] = _whole(v)
+        return value
+    if value.__class__ is list:
+        return [_whole(v) for v in value]
+    if value.__class__ is float and abs(value) < 1e21 and value == int(value):
+        return int(value)
+    return value
 
 
 # ---------------------------------------------------------------- helpers of the write path
