@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kubern.api.admission import CREATE, DELETE, UPDATE, Attributes, mutate, validate
-from kubern.api.admission.pod_security_checks import BASELINE, CHECKS, NEWEST, RESTRICTED, detail_of, tests_of, violations
+from kubern.api.admission.pod_security_checks import BASELINE, CHECKS, NEWEST, RESTRICTED, detail_of, standards, violations
 from kubern.model.object import Object, clone
 from kubern.model.request import User
 from kubern.model.resources import RESOURCES
@@ -246,8 +246,8 @@ async def test_pod_security_enforces_warns_and_looks_at_templates() -> None:
 
 def test_pod_security_versions_and_replacements() -> None:
     assert len({c.id for c in CHECKS}) == len(CHECKS) == 19
-    assert len(tests_of(BASELINE, NEWEST)) == 12
-    assert len(tests_of(RESTRICTED, NEWEST)) == 19 - 4
+    assert len(standards(BASELINE, NEWEST)) == 12
+    assert len(standards(RESTRICTED, NEWEST)) == 19 - 4
     sysctl = {"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_rmem", "value": "1"}]}}
     assert detail_of(violations(BASELINE, 31, {}, sysctl)) == "forbidden sysctls (net.ipv4.tcp_rmem)"
     assert violations(BASELINE, 32, {}, sysctl) == []

@@ -363,7 +363,7 @@ CHECKS = (
 
 
 @cache
-def tests_of(level: str, minor: int) -> tuple[Test, ...]:
+def standards(level: str, minor: int) -> tuple[Test, ...]:
     """The tests of a level at a version, in order."""
     if level == PRIVILEGED:
         return ()
@@ -380,7 +380,7 @@ def tests_of(level: str, minor: int) -> tuple[Test, ...]:
 
 def violations(level: str, minor: int, annotations: dict[str, str], spec: Spec) -> list[tuple[str, str]]:
     """(reason, detail) of everything a pod does that the level forbids."""
-    return [found for test in tests_of(level, minor) if (found := test(annotations, spec))]
+    return [found for test in standards(level, minor) if (found := test(annotations, spec))]
 
 
 def detail_of(found: list[tuple[str, str]]) -> str:
