@@ -137,7 +137,7 @@ class Server:
                     break
                 writer.write(struct.pack(">H", len(reply)) + reply)
                 await writer.drain()
-        except (ConnectionError, TimeoutError, EOFError):
+        except (ConnectionError, TimeoutError, EOFError, asyncio.CancelledError):
             pass
         finally:
             self._connections -= 1

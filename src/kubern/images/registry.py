@@ -32,24 +32,32 @@ class Registry:
 
     def __init__(self, library: Library, upstream: Upstream | None = None) -> None:
         self.library, self.upstream = library, upstream
-        self._connections = 0
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
 
     async def serve(self, host: str, port: int) -> asyncio.Server:
-        """Listens; the caller closes the server."""
-        return await asyncio.start_server(self._connection, host, port, limit=HEAD_BYTES_MAX)
+        """Listens. `close` ends it."""
+        self._server = await asyncio.start_server(self._connection, host, port, limit=HEAD_BYTES_MAX)
+        return self._server
+
+    def close(self) -> None:
+        if self._server:
+            self._server.close()
+        for w in self._connections:
+            w.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+        self._connections.add(writer)
         try:
-            if self._connections > CONNECTIONS_MAX:
+            if len(self._connections) > CONNECTIONS_MAX:
                 await _reply(writer, 503, _error("UNAVAILABLE", "too many connections"), {}, head=False)
                 return
             while await self._request(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, asyncio.CancelledError):
             pass
         finally:
-            self._connections -= 1
+            self._connections.discard(writer)
             writer.close()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -236,6 +236,7 @@ def _start_time(pid: int) -> int:
 def stop_unit(unit: Unit, kill: bool = False) -> None:
     """Ends a unit's processes and waits until they are gone. Not `kill`: the agent and containerd are told first."""
     if not unit.alive():
+        _await_end(unit, 0)
         return
     supervisor = unit.pid if unit.config.host else next(iter(_children_of(unit.pid)), 0)
     if not kill and supervisor:

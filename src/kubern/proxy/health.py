@@ -42,7 +42,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ans
                 f"X-Content-Type-Options: nosniff\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n")
         writer.write(head.encode() + body)
         await writer.drain()
-    except (ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+    except (ConnectionError, TimeoutError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
         pass
     finally:
         writer.close()

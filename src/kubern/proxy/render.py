@@ -4,6 +4,8 @@ Flat maps, not a chain per service: a packet is looked up once by (address, prot
 count of endpoints as its mark, and is sent to what the map `endpoints` has under (address, protocol, port, mark). The mark's high
 bits say which list: MASQUERADE (answer must come back through this node) and LOCAL (only endpoints of this node). There is one
 chain per endpoint *count*. Only services with ClientIP affinity have chains of their own.
+TCP is refused by a reset: a client in a pod would miss an ICMP error that comes back while connect() still holds its socket, and
+try again only after a second.
 Marks are spent on the first packet of a connection only and mean nothing after postrouting.
 Sources: Service API; upstream's pkg/proxy/nftables/README.md for what must be observable; KEP-3866.
 """
@@ -65,7 +67,7 @@ table {ip} {TABLE} {{
  map firewall {{ type {addr} . inet_proto . inet_service : verdict; }}
  set cluster-ips {{ type {addr}; }}
  set hairpin {{ type {addr} . {addr}; }}
- chain refuse {{ reject; }}
+ chain refuse {{ meta l4proto tcp reject with tcp reset; reject; }}
  chain pick {{ dnat {ip} to {ip} daddr . meta l4proto . th dport . meta mark map @endpoints; }}
  chain nppick {{ dnat {ip} to meta l4proto . th dport . meta mark map @npendpoints; }}
  chain find {{
@@ -75,7 +77,7 @@ table {ip} {TABLE} {{
  chain dead {{ {ip} daddr . meta l4proto . th dport vmap @refused; }}
  chain npdead {{ fib daddr type local {ip} daddr != {loopback} meta l4proto . th dport vmap @nprefused; }}
  chain unknown {{
-  ct state new {ip} daddr @cluster-ips reject;
+  ct state new {ip} daddr @cluster-ips goto refuse;
   {strays}
  }}
  chain sources {{ {ip} daddr . meta l4proto . th dport vmap @firewall; }}

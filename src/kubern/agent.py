@@ -1,0 +1,70 @@
+"""Agent: the composition root of a node: kubelet, network, proxy and DNS in one process (`python -m kubern.agent CONFIG.json`).
+
+Started and kept alive by the unit's supervisor, in the unit's namespaces. If a role dies the process ends and is started again;
+pods, routes and rules stay meanwhile. Not the supervisor (kubelet/unit.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+import time
+
+from kubern.client.client import Client
+from kubern.client.kubeconfig import sender_of
+from kubern.client.mirror import Mirrors
+from kubern.kubelet.unit import UnitConfig, read_config
+
+log = logging.getLogger("kubern.agent")
+
+
+async def run(config: UnitConfig) -> None:
+    """All roles of the node, until SIGTERM or the first that fails."""
+    from kubern.dns import run as dns
+    from kubern.kubelet import network
+    from kubern.kubelet.run import run as kubelet
+    from kubern.proxy import run as proxy
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stop.set)
+    client = Client(sender_of(config.kubeconfig), agent=f"kubelet/{config.name}")
+    mirrors = Mirrors(Client(sender_of(config.network_kubeconfig or config.kubeconfig), agent=f"kube-proxy/{config.name}"))
+    families = tuple(sorted({6 if ":" in c else 4 for c in config.pod_cidr.split(",")}))
+    pods, services = tuple(config.pod_cidr.split(",")), tuple(config.service_cidr.split(","))
+    roles = {
+        "kubelet": kubelet(config, client),
+        "network": network.run(mirrors, config),
+        "proxy": proxy.run(mirrors, config.name, pods, services, families),
+        "dns": dns.run(mirrors, config.name, config.address, config.cluster_dns, config.cluster_domain, config.gateway),
+    }
+    tasks = {asyncio.create_task(work, name=name) for name, work in roles.items()}
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    loop.call_later(5.0, gc.freeze)
+    done, _ = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (*tasks, stopping):
+        task.cancel()
+    await asyncio.gather(*tasks, stopping, return_exceptions=True)
+    for task in done - {stopping}:
+        log.error("%s ended", task.get_name(), exc_info=None if task.cancelled() else task.exception())
+        raise SystemExit(1)
+
+
+def main(args: list[str]) -> None:
+    config = read_config(args[0])
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(stream=sys.stderr, level=config.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(run(config))
+    else:
+        uvloop.run(run(config))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

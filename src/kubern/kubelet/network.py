@@ -1,0 +1,81 @@
+"""Network: what a node does about pods' addresses once its Node has a podCIDR: the CNI configuration, and routes to the other nodes.
+
+Runs in the agent, in the unit's network namespace. Also the API access that the agent's network roles (this, proxy, DNS) need: an
+identity of its own, since the node's is confined to the node's pods. Not the fabric itself: that is fabric.py, outside of the unit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from kubern.client.client import Client
+from kubern.client.mirror import Mirrors
+from kubern.kubelet import cni, fabric
+from kubern.kubelet.unit import UnitConfig
+from kubern.model.object import Object
+from kubern.model.status import StatusError
+
+log = logging.getLogger(__name__)
+
+NODES = "nodes"
+GROUP = "kubern:node-network"
+GATHER_S = 0.02
+RETRY_S = 1.0
+
+
+def pod_cidrs(node: Object) -> list[str]:
+    spec = node.get("spec") or {}
+    return list(spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else []))
+
+
+async def run(mirrors: Mirrors, config: UnitConfig) -> None:
+    """The role; runs until cancelled. Routes and configuration stay when it ends: pods go on."""
+    nodes = mirrors.mirror(NODES)
+    changed = asyncio.Event()
+    nodes.handlers.append(lambda old, new: changed.set())
+    await mirrors.synced((NODES,))
+    while True:
+        changed.clear()
+        try:
+            me = nodes.get("", config.name)
+            if me is not None and (mine := pod_cidrs(me)):
+                text = cni.conflist(mine, config.run_dir, config.mtu)
+                if cni.write(f"{config.run_dir}/cni", text):
+                    log.info("pods of this node have addresses of %s", ", ".join(mine))
+            await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(nodes.list(), config.name))
+        except OSError as e:
+            log.warning("network: %s", e)
+            await asyncio.sleep(RETRY_S)
+            continue
+        await changed.wait()
+        await asyncio.sleep(GATHER_S)
+
+
+def access() -> list[Object]:
+    """The ClusterRole of the agents' network roles and its binding to their group."""
+    def rule(group: str, resources: list[str], verbs: list[str], names: list[str] | None = None) -> dict[str, list[str]]:
+        return {"apiGroups": [group], "resources": resources, "verbs": verbs, **({"resourceNames": names} if names else {})}
+    read = ["get", "list", "watch"]
+    rules = [rule("", ["services", "nodes", "namespaces", "pods"], read), rule("discovery.k8s.io", ["endpointslices"], read),
+             rule("networking.k8s.io", ["networkpolicies", "servicecidrs"], read)]
+    rbac = "rbac.authorization.k8s.io"
+    write = [rule("", ["services"], ["create"]), rule("discovery.k8s.io", ["endpointslices"], ["create", "update", "patch"])]
+    subject = [{"apiGroup": rbac, "kind": "Group", "name": GROUP}]
+    return [
+        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": {"name": GROUP}, "rules": rules},
+        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": GROUP}, "subjects": subject,
+         "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": GROUP}},
+        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": {"name": GROUP, "namespace": "kube-system"}, "rules": write},
+        {"apiVersion": f"{rbac}/v1", "kind": "RoleBinding", "metadata": {"name": GROUP, "namespace": "kube-system"}, "subjects": subject,
+         "roleRef": {"apiGroup": rbac, "kind": "Role", "name": GROUP}}]
+
+
+async def ensure_access(client: Client) -> None:
+    """Makes those objects, with an administrator's client; objects that are there are left as they are."""
+    for obj in access():
+        try:
+            await client.create(obj)
+        except StatusError as e:
+            if e.code != 409:
+                raise

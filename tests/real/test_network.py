@@ -1,0 +1,396 @@
+"""Two node units with real containers and no API server: fabric, services, DNS, network policy, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubern.dns import run as dns_run
+from kubern.images import build, recipes
+from kubern.images.library import Library
+from kubern.images.registry import Registry
+from kubern.kubelet import fabric, node
+from kubern.kubelet.runtime import RuntimeFailure
+
+pytestmark = pytest.mark.real
+
+CLUSTER = f"t{os.getpid() % 10000:04d}"
+NODES = ("na", "nb")
+BUSYBOX, PYTHON = "docker.io/library/busybox:latest", "docker.io/library/python:3.11"
+
+
+class Pod:
+    def __init__(self, name: str, node_: str, ip: str, sandbox: str, container: str) -> None:
+        self.name, self.node, self.ip, self.sandbox, self.container = name, node_, ip, sandbox, container
+
+
+class Bed:
+    """The units, a registry and the state the agents read."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.state: dict[str, list[dict[str, Any]]] = {k: [] for k in (
+            "nodes", "services", "endpointslices.discovery.k8s.io", "namespaces", "pods", "networkpolicies.networking.k8s.io")}
+        self.cri: dict[str, Any] = {}
+        self.units: dict[str, node.Unit] = {}
+        self.pods: dict[str, Pod] = {}
+
+    def write(self) -> None:
+        tmp = self.home / "state.tmp"
+        tmp.write_text(json.dumps(self.state))
+        tmp.rename(self.home / "state.json")
+
+    async def start(self) -> None:
+        from kubern.kubelet.cri import Cri
+
+        f = await asyncio.to_thread(fabric.ensure, CLUSTER, self.home / "fabric.json")
+        library = Library(self.home / "images")
+        await asyncio.to_thread(build.ensure, library, recipes.DEMO + recipes.EXTRA)
+        self.registry = Registry(library)
+        port = (await self.registry.serve(f.gateway, 0)).sockets[0].getsockname()[1]
+        self.relay = await dns_run.relay(f.gateway, 53)
+        agent = (sys.executable, str(Path(__file__).with_name("net_agent.py")))
+        for i, name in enumerate(NODES):
+            settings = node.UnitSettings(home=self.home, name=name, server="", kubeconfig="", cluster=CLUSTER,
+                                         registry=f"http://{f.gateway}:{port}", agent=agent)
+            u = self.units[name] = await asyncio.to_thread(node.create_unit, settings)
+            self.state["nodes"].append({
+                "metadata": {"name": name, "uid": f"uid-{name}", "labels": {"topology.kubernetes.io/zone": f"z{i}"}},
+                "spec": {"podCIDR": f"10.244.{i + 1}.0/24", "podCIDRs": [f"10.244.{i + 1}.0/24"]},
+                "status": {"addresses": [{"type": "InternalIP", "address": u.config.address}]}})
+        self.state["services"].append({**dns_run.service("10.96.0.10"), "metadata": {"name": "kube-dns", "namespace": "kube-system"}})
+        for n in self.state["nodes"]:
+            self.state["endpointslices.discovery.k8s.io"].append(dns_run.slice_of(n, self.units[n["metadata"]["name"]].config.address))
+        self.state["namespaces"] = [{"metadata": {"name": n, "labels": {"kubernetes.io/metadata.name": n}}} for n in ("default", "other")]
+        self.write()
+        await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(self.state["nodes"], ""))
+        for name, u in self.units.items():
+            self.cri[name] = Cri(u.config.socket)
+            for _ in range(500):
+                if (await self.cri[name].conditions())["NetworkReady"][0]:
+                    break
+                await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        for c in self.cri.values():
+            await c.close()
+        self.registry.close()
+        self.relay.close()
+        await asyncio.sleep(0.05)
+
+    async def pod(self, name: str, on: str, image: str = BUSYBOX, command: tuple[str, ...] = ("sleep", "100000"),
+                  labels: dict[str, str] | None = None, namespace: str = "default") -> Pod:
+        cri, uid = self.cri[on], str(uuid.uuid4())
+        config = self.units[on].config
+        sandbox_config = {
+            "metadata": {"name": name, "uid": uid, "namespace": namespace, "attempt": 0}, "hostname": name,
+            "log_directory": f"{config.data_dir}/logs/{uid}",
+            "dns_config": {"servers": ["10.96.0.10"], "searches": ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"],
+                           "options": ["ndots:5"]},
+            "linux": {"cgroup_parent": f"{config.cgroup_root}/kubepods/pod{uid}", "security_context": {"namespace_options": {"pid": 1}}}}
+        os.makedirs(sandbox_config["log_directory"], exist_ok=True)
+        sandbox = await cri.run_sandbox(sandbox_config)
+        if await cri.image(image) is None:
+            await cri.pull(image, None, sandbox_config)
+        container = await cri.create(sandbox, {
+            "metadata": {"name": "c", "attempt": 0}, "image": {"image": image}, "command": list(command), "log_path": "c.log",
+            "linux": {"security_context": {"namespace_options": {"pid": 1}}}}, sandbox_config)
+        await cri.start(container)
+        ip = (await cri.sandbox(sandbox)).ips[0]
+        self.pods[name] = Pod(name, on, ip, sandbox, container)
+        self.state["pods"].append({"metadata": {"name": name, "namespace": namespace, "labels": labels or {"app": name}},
+                                   "spec": {"nodeName": on, "containers": []}, "status": {"phase": "Running", "podIPs": [{"ip": ip}]}})
+        return self.pods[name]
+
+    async def run(self, pod: str, command: str, timeout_s: float = 20) -> tuple[int, str]:
+        p = self.pods[pod]
+        r = await self.cri[p.node].exec_sync(p.container, ["sh", "-c", command], timeout_s)
+        return r.exit_code, (r.stdout + r.stderr).decode()
+
+    async def get(self, pod: str, url: str) -> str:
+        """The body, or "" if there is no answer within a second."""
+        code, out = await self.run(pod, f"timeout 1 wget -qO- {url}")
+        return out.strip() if code == 0 else ""
+
+    def service(self, name: str, ip: str, pods: list[str], port: int = 80, target: int = 8080, protocol: str = "TCP", **spec: Any) -> None:
+        """A service and its slice; replaces what had the name."""
+        node_port = spec.pop("nodePort", None)
+        p = {"name": "p", "port": port, "protocol": protocol, **({"nodePort": node_port} if node_port else {})}
+        self._put("services", {"metadata": {"name": name, "namespace": "default"},
+                               "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [p], **spec}})
+        self._put("endpointslices.discovery.k8s.io", {
+            "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": name}}, "addressType": "IPv4",
+            "ports": [{"name": "p", "port": target, "protocol": protocol}],
+            "endpoints": [{"addresses": [self.pods[x].ip], "conditions": {"ready": True}, "nodeName": self.pods[x].node, "hostname": x}
+                          for x in pods]})
+        self.write()
+
+    def _put(self, resource: str, obj: dict[str, Any]) -> None:
+        rows = self.state[resource]
+        rows[:] = [o for o in rows if (o["metadata"].get("namespace"), o["metadata"]["name"]) != (
+            obj["metadata"].get("namespace"), obj["metadata"]["name"])] + [obj]
+
+
+async def until(check: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not await check():
+        assert time.monotonic() < end, "did not come true"
+        await asyncio.sleep(0.1)
+
+
+def web(name: str) -> tuple[str, ...]:
+    """A web server that says its name: busybox httpd."""
+    return ("sh", "-c", f"mkdir -p /w && echo {name} > /w/index.html && httpd -f -p 8080 -h /w")
+
+
+def udp_echo(name: str) -> tuple[str, ...]:
+    """A UDP server that says its name."""
+    return ("python3", "-c", f"import socket; s=socket.socket(2,2); s.bind(('',9000))\nwhile 1: s.sendto(b'{name}', s.recvfrom(99)[1])")
+
+
+@pytest.fixture(scope="module")
+def loop_() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def bed(loop_: asyncio.AbstractEventLoop) -> Iterator[Bed]:
+    try:
+        node.check_machine()
+    except node.CannotRun as e:
+        pytest.skip(str(e))
+    home = Path(tempfile.mkdtemp(prefix="kn-net-"))
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward").read_text()
+    b = Bed(home)
+    try:
+        loop_.run_until_complete(b.start())
+
+        async def pods() -> None:
+            await asyncio.gather(b.pod("w1", "na", command=web("w1"), labels={"app": "w"}),
+                                 b.pod("w2", "nb", command=web("w2"), labels={"app": "w"}), b.pod("c1", "na"), b.pod("c2", "nb"))
+            b.write()
+        loop_.run_until_complete(pods())
+        yield b
+        loop_.run_until_complete(b.stop())
+    finally:
+        for u in node.list_units(home):
+            node.destroy_unit(home, u.name, kill=True)
+        left = node.cleanup_stale(home, CLUSTER)
+        shutil.rmtree(home, ignore_errors=True)
+    assert left == []
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == forwarding
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/kubern/{CLUSTER}"))
+    assert not (node.RUN / CLUSTER).exists()
+
+
+def test_pods_reach_pods_on_both_nodes_with_their_own_address(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        for c in ("c1", "c2"):
+            for w in ("w1", "w2"):
+                assert await bed.get(c, f"http://{bed.pods[w].ip}:8080") == w
+    loop_.run_until_complete(go())
+
+
+def test_cluster_ip_spreads_over_nodes_and_hairpins(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        bed.service("web", "10.96.0.20", ["w1", "w2"])
+        async def both() -> bool:
+            return {await bed.get("c1", "http://10.96.0.20") for _ in range(8)} == {"w1", "w2"}
+        await until(both)
+        assert {await bed.get("w1", "http://10.96.0.20") for _ in range(8)} == {"w1", "w2"}
+        bed.service("web", "10.96.0.20", ["w1"])
+        async def itself() -> bool:
+            return {await bed.get("w1", "http://10.96.0.20") for _ in range(4)} == {"w1"}
+        await until(itself)
+        bed.service("web", "10.96.0.20", ["w1", "w2"])
+    loop_.run_until_complete(go())
+
+
+def test_node_port_answers_on_every_node_from_the_machine_and_from_pods(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        bed.service("np", "10.96.0.21", ["w2"], nodePort=30080, type="NodePort")
+        for name in NODES:
+            address = bed.units[name].config.address
+            async def answers(address: str = address) -> bool:
+                return await bed.get("c1", f"http://{address}:30080") == "w2"
+            await until(answers)
+            reader, writer = await asyncio.open_connection(address, 30080)
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            assert b"w2" in await reader.read()
+            writer.close()
+    loop_.run_until_complete(go())
+
+
+def test_local_external_policy_keeps_the_source_and_shuns_other_nodes(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        bed.service("npl", "10.96.0.22", ["w2"], nodePort=30081, type="NodePort", externalTrafficPolicy="Local")
+        async def here() -> bool:
+            try:
+                async with asyncio.timeout(1):
+                    reader, writer = await asyncio.open_connection(bed.units["nb"].config.address, 30081)
+                    writer.write(b"GET / HTTP/1.0\r\n\r\n")
+                    got = await reader.read()
+                    writer.close()
+                    return b"w2" in got
+            except (OSError, TimeoutError):
+                return False
+        await until(here)
+        with pytest.raises((OSError, TimeoutError)):
+            async with asyncio.timeout(1):
+                await asyncio.open_connection(bed.units["na"].config.address, 30081)
+        assert await bed.get("c1", f"http://{bed.units['na'].config.address}:30081") == "w2"       # pods go anywhere
+    loop_.run_until_complete(go())
+
+
+def test_no_endpoints_is_refused_at_once(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        bed.service("none", "10.96.0.23", [])
+        async def refused() -> bool:
+            began = time.monotonic()
+            _, out = await bed.run("c1", "timeout 3 wget -qO- http://10.96.0.23 2>&1")
+            return "refused" in out and time.monotonic() - began < 1
+        await until(refused)
+    loop_.run_until_complete(go())
+
+
+def test_client_ip_affinity(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        bed.service("sticky", "10.96.0.24", ["w1", "w2"], sessionAffinity="ClientIP",
+                    sessionAffinityConfig={"clientIP": {"timeoutSeconds": 600}})
+        async def answers() -> bool:
+            return bool(await bed.get("c1", "http://10.96.0.24"))
+        await until(answers)
+        assert len({await bed.get("c1", "http://10.96.0.24") for _ in range(10)}) == 1
+        assert len({await bed.get("c2", "http://10.96.0.24") for _ in range(10)}) == 1
+    loop_.run_until_complete(go())
+
+
+def test_names_resolve_in_pods(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        for c in ("c1", "c2"):
+            assert await bed.get(c, "http://web") in ("w1", "w2")
+            _, out = await bed.run(c, "nslookup web.default.svc.cluster.local")
+            assert "10.96.0.20" in out, out
+            _, out = await bed.run(c, "nslookup nothing.default.svc.cluster.local")
+            assert "NXDOMAIN" in out
+        bed.service("head", "None", ["w1", "w2"])
+        async def both() -> bool:
+            _, out = await bed.run("c1", "nslookup head.default.svc.cluster.local")
+            return bed.pods["w1"].ip in out and bed.pods["w2"].ip in out
+        await until(both)
+        _, out = await bed.run("c1", "nslookup w2.head.default.svc.cluster.local")
+        assert bed.pods["w2"].ip in out
+    loop_.run_until_complete(go())
+
+
+def test_udp_flows_move_to_the_new_endpoint(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    """A client that keeps its source port is not left with an endpoint that is gone."""
+    async def go() -> None:
+        await asyncio.gather(bed.pod("u1", "na", PYTHON, udp_echo("u1")), bed.pod("u2", "nb", PYTHON, udp_echo("u2")),
+                             bed.pod("uc", "na", PYTHON))
+        ask = ("python3 -c \"import socket; s=socket.socket(2,2); s.bind(('',7777)); s.settimeout(1); s.sendto(b'hi',('10.96.0.25',9000)); "
+               "print(s.recv(99))\"")
+        async def says(who: str) -> bool:
+            return who in (await bed.run("uc", ask))[1]
+        for who in ("u1", "u2"):
+            bed.service("udp", "10.96.0.25", [who], port=9000, target=9000, protocol="UDP")
+            await until(lambda who=who: says(who))
+    loop_.run_until_complete(go())
+
+
+def test_network_policy_on_one_node_and_across(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        name = "networkpolicies.networking.k8s.io"
+        w1, w2 = (f"http://{bed.pods[w].ip}:8080" for w in ("w1", "w2"))
+        bed.state[name] = [{"metadata": {"name": "deny", "namespace": "default"},
+                            "spec": {"podSelector": {"matchLabels": {"app": "w"}}, "policyTypes": ["Ingress"]}}]
+        bed.write()
+        async def denied() -> bool:
+            return not any([await bed.get(c, u) for c in ("c1", "c2") for u in (w1, w2)])
+        await until(denied, 30)
+        bed.state[name].append({"metadata": {"name": "c1", "namespace": "default"}, "spec": {
+            "podSelector": {"matchLabels": {"app": "w"}}, "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "c1"}}}], "ports": [{"port": 8000, "endPort": 8080}]}]}})
+        bed.write()
+        async def only_c1() -> bool:
+            return bool(await bed.get("c1", w1) and await bed.get("c1", w2)) and not (await bed.get("c2", w1) or await bed.get("c2", w2))
+        await until(only_c1, 30)
+        bed.state[name] = [{"metadata": {"name": "out", "namespace": "default"}, "spec": {
+            "podSelector": {"matchLabels": {"app": "c2"}}, "policyTypes": ["Egress"],
+            "egress": [{"to": [{"ipBlock": {"cidr": f"{bed.pods['w1'].ip}/32"}}]}]}}]
+        bed.write()
+        async def only_w1() -> bool:
+            return bool(await bed.get("c2", w1)) and not await bed.get("c2", w2) and bool(await bed.get("c1", w2))
+        await until(only_w1, 30)
+        bed.state[name] = []
+        bed.write()
+        async def open_again() -> bool:
+            return bool(await bed.get("c2", w2))
+        await until(open_again, 30)
+    loop_.run_until_complete(go())
+
+
+def test_containerd_and_agent_come_back_and_traffic_goes_on(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        unit = bed.units["na"]
+        me = next(iter(node._children_of(unit.pid)))
+        before = node._children_of(me)
+        for child in before:
+            argv = _cmdline(Path(f"/proc/{child}"))
+            if b"containerd.toml" in argv or b"net_agent" in argv:
+                os.kill(child, 9)
+        assert await asyncio.to_thread(await_pods, bed)
+        async def again() -> bool:
+            try:
+                return (await bed.get("c1", "http://web")) in ("w1", "w2")
+            except RuntimeFailure:
+                return False
+        await until(again, 20)
+        assert unit.alive()
+    loop_.run_until_complete(go())
+
+
+def await_pods(bed: Bed) -> bool:
+    """The machine itself reaches the pods while containerd is down."""
+    import urllib.request
+
+    with urllib.request.urlopen(f"http://{bed.pods['w1'].ip}:8080", timeout=5) as r:
+        return r.read().strip() == b"w1"
+
+
+def test_units_are_found_again_by_their_record(bed: Bed) -> None:
+    alive, dead = node.adopt(bed.home)
+    assert [u.name for u in alive] == list(NODES) and dead == []
+    assert node.cleanup_stale(bed.home, CLUSTER, keep=NODES) == []
+    assert all(u.alive() for u in alive)
+
+
+def test_killing_a_unit_takes_everything_with_it(bed: Bed) -> None:
+    unit = bed.units["nb"]
+    os.kill(unit.pid, 9)
+    end = time.monotonic() + 5
+    while time.monotonic() < end and any(f"/{CLUSTER}/nb/".encode() in _cmdline(p) for p in Path("/proc").glob("[0-9]*")):
+        time.sleep(0.05)
+    assert not any(f"/{CLUSTER}/nb/".encode() in _cmdline(p) for p in Path("/proc").glob("[0-9]*"))
+    assert f"/{CLUSTER}/nb/" not in Path("/proc/self/mountinfo").read_text()
+    assert node.destroy_unit(bed.home, "nb")
+
+
+def _cmdline(p: Path) -> bytes:
+    try:
+        return (p / "cmdline").read_bytes()
+    except OSError:
+        return b""
