@@ -6,6 +6,7 @@ Upstream: pkg/apis/apps/{v1/defaults.go,v1/conversion.go,validation}, pkg/regist
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from kubern.model import names
@@ -33,7 +34,7 @@ from kubern.model.kinds.checks import (
 from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.labels import validate_annotations, validate_label_selector, validate_labels
 from kubern.model.kinds.pod_defaults import default_pod_template
-from kubern.model.kinds.templates import claim_spec_warnings, default_claim, template_warnings, validate_claim_spec, validate_template
+from kubern.model.kinds.templates import claim_spec_warnings, default_claim, prepare_template, template_warnings, validate_claim_spec, validate_template
 from kubern.model.object import Object
 from kubern.model.status import bad_request
 
@@ -64,6 +65,22 @@ def _selector(spec: Object, empty_text: str) -> Errors:
 
 def _selector_immutable(new: Object, old: Object) -> Errors:
     yield from immutable((new.get("spec") or {}).get("selector"), (old.get("spec") or {}).get("selector"), "spec.selector", "LabelSelector")
+
+
+def _create_with(status: Object) -> Callable[[Object], None]:
+    """prepare_create of what has a template and starts with this status."""
+    fresh = zero_status(status)
+
+    def prepare(obj: Object) -> None:
+        fresh(obj)
+        prepare_template(obj["spec"].get("template"))
+
+    return prepare
+
+
+def _update_with_template(new: Object, old: Object) -> None:
+    keep_status(new, old)
+    prepare_template((new.get("spec") or {}).get("template"), _old_template(old))
 
 
 def _template_of(spec: Object) -> Object:
@@ -291,13 +308,16 @@ def _drop_max_unavailable(new: Object, old: Object | None) -> None:
         rolling(new).pop("maxUnavailable", None)
 
 
+_fresh_stateful_set = _create_with({"replicas": 0, "availableReplicas": 0})
+
+
 def _create_stateful_set(obj: Object) -> None:
-    obj["status"] = {"replicas": 0, "availableReplicas": 0}
+    _fresh_stateful_set(obj)
     _drop_max_unavailable(obj, None)
 
 
 def _update_stateful_set(new: Object, old: Object) -> None:
-    keep_status(new, old)
+    _update_with_template(new, old)
     _drop_max_unavailable(new, old)
 
 
@@ -446,13 +466,16 @@ def _set_template_generation(obj: Object, value: int) -> None:
     obj["metadata"]["annotations"] = {**(obj["metadata"].get("annotations") or {}), TEMPLATE_GENERATION: str(value)}
 
 
+_fresh_daemon_set = _create_with({"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0})
+
+
 def _create_daemon_set(obj: Object) -> None:
-    obj["status"] = {"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0}
+    _fresh_daemon_set(obj)
     _set_template_generation(obj, max(1, int(_template_generation(obj) or 0)))
 
 
 def _update_daemon_set(new: Object, old: Object) -> None:
-    keep_status(new, old)
+    _update_with_template(new, old)
     changed = not same((new.get("spec") or {}).get("template"), (old.get("spec") or {}).get("template"))
     _set_template_generation(new, int(_template_generation(old) or 0) + changed)
 
@@ -541,13 +564,13 @@ def validate_controller_revision_update(new: Object, old: Object) -> Errors:
 KINDS: KindTable = {
     ("apps", "Deployment"): Kind(
         defaults=default_deployment,
-        prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=_deployment_status,
+        prepare_create=_create_with({}), prepare_update=_update_with_template, prepare_status=_deployment_status,
         validate=listed(validate_deployment), validate_update=listed(_replica_update(validate_deployment)),
         validate_status=listed(validate_deployment_status), warnings=_named_warnings,
         has_generation=True, generation_changed=_deployment_changed),
     ("apps", "ReplicaSet"): Kind(
         defaults=default_replica_set,
-        prepare_create=zero_status({"replicas": 0}), prepare_update=keep_status, prepare_status=keep_spec,
+        prepare_create=_create_with({"replicas": 0}), prepare_update=_update_with_template, prepare_status=keep_spec,
         validate=listed(validate_replica_set), validate_update=listed(_replica_update(validate_replica_set)),
         validate_status=listed(validate_replica_set_status), warnings=_named_warnings, has_generation=True),
     ("apps", "StatefulSet"): Kind(

@@ -24,7 +24,6 @@ from kubern.model.kinds.checks import (
     same,
     selector_form,
     selector_of,
-    zero_status,
 )
 from kubern.model.kinds.cron import schedule_error, zone_error
 from kubern.model.kinds.internal_form import pod_spec
@@ -32,7 +31,7 @@ from kubern.model.kinds.job_status import condition_true, indexes_total, validat
 from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.labels import validate_label_selector
 from kubern.model.kinds.pod_defaults import default_pod_template
-from kubern.model.kinds.templates import template_warnings, validate_template
+from kubern.model.kinds.templates import prepare_template, template_warnings, validate_template
 from kubern.model.object import Object, clone
 
 NAME_LABELS = ("job-name", "batch.kubernetes.io/job-name")
@@ -108,6 +107,7 @@ def _create_job(obj: Object) -> None:
     """A job gets a selector of its own, unless it says manualSelector."""
     obj["status"] = {}
     spec = obj["spec"]
+    prepare_template(spec["template"])
     if spec.get("manualSelector"):
         return
     metadata = spec["template"].setdefault("metadata", {})
@@ -124,6 +124,25 @@ def _create_job(obj: Object) -> None:
     selector["matchLabels"].setdefault(UID_LABELS[1], obj["metadata"].get("uid") or "")
     if not obj["metadata"].get("labels"):  # the default of a job's labels, once more
         obj["metadata"]["labels"] = dict(labels)
+
+
+def _update_job(new: Object, old: Object) -> None:
+    keep_status(new, old)
+    prepare_template((new.get("spec") or {}).get("template"), (old.get("spec") or {}).get("template"))
+
+
+def _job_template(obj: Object) -> Object:
+    return ((obj.get("spec") or {}).get("jobTemplate") or {}).get("spec") or {}
+
+
+def _create_cron_job(obj: Object) -> None:
+    obj["status"] = {}
+    prepare_template(_job_template(obj).get("template"))
+
+
+def _update_cron_job(new: Object, old: Object) -> None:
+    keep_status(new, old)
+    prepare_template(_job_template(new).get("template"), _job_template(old).get("template"))
 
 
 # --- Job --------------------------------------------------------------------------------------------------------------------------------
@@ -501,10 +520,10 @@ def _cron_warnings(new: Object, old: Object | None) -> list[str]:
 
 KINDS: KindTable = {
     ("batch", "Job"): Kind(
-        defaults=default_job, prepare_create=_create_job, prepare_update=keep_status, prepare_status=keep_spec,
+        defaults=default_job, prepare_create=_create_job, prepare_update=_update_job, prepare_status=keep_spec,
         validate=listed(validate_job), validate_update=listed(validate_job_update), validate_status=listed(validate_job_status),
         warnings=_job_warnings, has_generation=True, default_propagation="Orphan"),
     ("batch", "CronJob"): Kind(
-        defaults=default_cron_job, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=keep_spec,
+        defaults=default_cron_job, prepare_create=_create_cron_job, prepare_update=_update_cron_job, prepare_status=keep_spec,
         validate=listed(validate_cron_job), validate_update=listed(validate_cron_job_update), warnings=_cron_warnings, has_generation=True),
 }
