@@ -141,7 +141,7 @@ def test_bootstrap_is_idempotent_and_only_adds() -> None:
         assert isinstance(intent, Create)
         m = intent.obj["metadata"]
         made[(intent.obj["kind"], m.get("namespace", ""), m["name"])] = intent.obj
-    assert len(made) == len(list(defaults())) == 137
+    assert len(made) == len(list(defaults())) == 133
     assert list(reconcile(get)) == []
     view = made[("ClusterRole", "", "system:discovery")]
     made[("ClusterRole", "", "system:discovery")] = {**view, "rules": [{"verbs": ["get"], "nonResourceURLs": ["/mine"]}]}

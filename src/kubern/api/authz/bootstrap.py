@@ -180,8 +180,6 @@ system:node-proxier
     create patch update | core events.k8s.io | events
     list watch | networking.k8s.io | servicecidrs
     list watch | discovery.k8s.io | endpointslices
-system:openshift:public-info-viewer
-    get | url | /.well-known /.well-known/*
 system:persistent-volume-provisioner
     create delete get list watch | core | persistentvolumes
     get list update watch | core | persistentvolumeclaims
@@ -380,9 +378,6 @@ CONTROLLER_ROLES = r"""
 :service-account-controller
     create | core | serviceaccounts
     create patch update | core events.k8s.io | events
-:service-ca-cert-publisher
-    create update | core | configmaps
-    create patch update | core events.k8s.io | events
 :service-cidrs-controller
     get list patch update watch | networking.k8s.io | servicecidrs
     patch update | networking.k8s.io | servicecidrs/finalizers
@@ -455,7 +450,6 @@ system:kube-scheduler | = | user/system:kube-scheduler
 system:monitoring | = | group/system:monitoring
 system:node | = |
 system:node-proxier | = | user/system:kube-proxy
-system:openshift:public-info-viewer | = | group/system:authenticated group/system:unauthenticated
 system:public-info-viewer | = | group/system:authenticated group/system:unauthenticated
 system:service-account-issuer-discovery | = | group/system:serviceaccounts
 system:volume-scheduler | = | user/system:kube-scheduler
