@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from pkgutil import iter_modules
 from typing import Any
 
 from kubern.model.kinds.kind import Kind, KindTable, merge
 
 MODULES = (
+    "pod", "service", "node", "persistent_volume", "namespace", "config", "quota", "replication_controller", "endpoints",
     "apps", "batch", "autoscaling", "networking", "policy", "rbac", "storage", "scheduling", "coordination", "node_group", "discovery",
     "events", "resource_k8s_io", "flowcontrol", "certificates", "admissionregistration", "apiextensions", "apiregistration", "reviews",
 )
@@ -29,8 +29,7 @@ def _module(name: str) -> Any:
 def _kinds() -> KindTable:
     from kubern.model.kinds import columns_core, columns_groups
 
-    core = [m.name for m in iter_modules(__path__) if m.name.startswith("core_")]
-    tables: list[KindTable] = [m.KINDS for n in (*core, *MODULES) if hasattr(m := _module(n), "KINDS")]
+    tables: list[KindTable] = [m.KINDS for n in MODULES if hasattr(m := _module(n), "KINDS")]
     table = merge(*tables)
     for key, (columns, cells) in (columns_core.TABLES | columns_groups.TABLES).items():
         kind = table.get(key, NEUTRAL)

@@ -26,8 +26,8 @@ RESTART_POLICIES = ("Always", "Never", "OnFailure")
 ENV_FIELD_PATHS = frozenset({"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName",
                              "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"})
 # In the order of upstream's type: what an ephemeral container must not have.
-NOT_EPHEMERAL = ("ports", "resources", "resizePolicy", "restartPolicy", "restartPolicyRules", "livenessProbe", "readinessProbe", "startupProbe",
-                 "lifecycle")
+NOT_EPHEMERAL = ("ports", "resources", "resizePolicy", "restartPolicy", "restartPolicyRules", "livenessProbe", "readinessProbe",
+                 "startupProbe", "lifecycle")
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
