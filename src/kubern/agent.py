@@ -32,8 +32,8 @@ async def run(config: UnitConfig) -> None:
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
-    client = Client(sender_of(config.kubeconfig), agent=f"kubelet/{config.name}")
-    mirrors = Mirrors(Client(sender_of(config.network_kubeconfig or config.kubeconfig), agent=f"kube-proxy/{config.name}"))
+    client = Client(sender_of(config.kubeconfig).send, agent=f"kubelet/{config.name}")
+    mirrors = Mirrors(Client(sender_of(config.network_kubeconfig or config.kubeconfig).send, agent=f"kube-proxy/{config.name}"))
     families = tuple(sorted({6 if ":" in c else 4 for c in config.pod_cidr.split(",")}))
     pods, services = tuple(config.pod_cidr.split(",")), tuple(config.service_cidr.split(","))
     roles = {

@@ -182,7 +182,10 @@ async def nodes(ctx: Context) -> AsyncIterator[None]:
         finally:
             await end(task)
         return
-    async with registry(ctx), routes(ctx):
+    from kubern.kubelet import network
+
+    async with registry(ctx), routes(ctx), names_of_the_world(ctx):
+        await network.ensure_access(ctx.client(MASTERS))
         names = await asyncio.to_thread(start_units, ctx)
         await nodes_ready(ctx, names)
         ctx.tell(f"nodes ready: {', '.join(names)}")
@@ -251,6 +254,19 @@ async def registry(ctx: Context) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def names_of_the_world(ctx: Context) -> AsyncIterator[None]:
+    """A DNS relay on the fabric: units have no other way to the machine's resolvers."""
+    from kubern.dns.run import relay
+
+    assert ctx.fabric is not None
+    listening = await relay(ctx.fabric.gateway)
+    try:
+        yield
+    finally:
+        listening.close()
+
+
+@asynccontextmanager
 async def routes(ctx: Context) -> AsyncIterator[None]:
     """The machine's own routes to pods, kept as Nodes come and go."""
     from kubern.kubelet import fabric
@@ -279,6 +295,7 @@ async def routes(ctx: Context) -> AsyncIterator[None]:
 
 def unit_settings(s: Settings, p: pki.Pki, gateway: str, name: str) -> Any:
     """What create_unit needs for this node; writes its kubeconfig and serving certificate."""
+    from kubern.kubelet.network import GROUP
     from kubern.kubelet.node import UnitSettings
 
     server = f"https://{gateway}:{s.port}"
@@ -287,7 +304,10 @@ def unit_settings(s: Settings, p: pki.Pki, gateway: str, name: str) -> Any:
     path = home / "kubelet.kubeconfig"
     pki.write_kubeconfig(path, pki.kubeconfig("kubern", server, p.ca.cert, p.node_client(name), user=f"system:node:{name}"))
     pki.write_private(home / "ca.crt", p.ca.cert)
-    return UnitSettings(home=s.home, name=name, server=server, kubeconfig=str(path), registry=f"http://{gateway}:{REGISTRY_PORT}",
+    network_path = home / "network.kubeconfig"
+    pair = pki.client(p.directory, f"network-{name}-client", f"kubern:network:{name}", (GROUP,), p.ca)
+    pki.write_kubeconfig(network_path, pki.kubeconfig("kubern", server, p.ca.cert, pair, user=f"kubern:network:{name}"))
+    return UnitSettings(home=s.home, name=name, server=server, kubeconfig=str(path), network_kubeconfig=str(network_path), registry=f"http://{gateway}:{REGISTRY_PORT}",
                         pod_cidr=s.pod_cidr, service_cidr=s.service_cidr, cluster_dns=cluster_dns(s.service_cidr), cluster_domain=s.cluster_domain,
                         log_level=s.log_level)
 

@@ -68,6 +68,7 @@ class UnitSettings:
     name: str
     server: str                                    # the API server's URL as units reach it: https://GATEWAY:PORT
     kubeconfig: str                                # path of the node's credentials
+    network_kubeconfig: str = ""                   # path of those its proxy and DNS use (network.py access); "" = the node's
     registry: str = ""                             # URL of the cluster's registry, http://GATEWAY:PORT
     sandbox_image: str = "localhost/kubern/pause:1"
     pod_cidr: str = "10.244.0.0/16"
@@ -136,6 +137,7 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
         prefix=f.prefix if f else 0, gateway=f.gateway if f else "", mtu=f.mtu if f else fabric.MTU, pod_cidr=s.pod_cidr,
         service_cidr=s.service_cidr, cluster_dns=s.cluster_dns, cluster_domain=s.cluster_domain, registry=s.registry,
         sandbox_image=s.sandbox_image, cgroup_root=cgroup_root(cluster, s.name), server=s.server, kubeconfig=s.kubeconfig,
+        network_kubeconfig=s.network_kubeconfig,
         containerd=(_which("containerd") or "containerd", "-c", f"{run}/containerd.toml"),
         agent=s.agent or (sys.executable, "-m", "kubern.agent"), host=s.host, labels=s.labels or {}, taints=s.taints, log_level=s.log_level)
     (run / "containerd.toml").write_text(containerd.config_toml(

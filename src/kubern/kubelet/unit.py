@@ -52,6 +52,7 @@ class UnitConfig:
     cgroup_root: str                   # cgroups of its pods lie below
     server: str                        # the API server as the unit reaches it
     kubeconfig: str                    # the node's own credentials
+    network_kubeconfig: str            # those of its proxy and DNS (network.py access)
     containerd: tuple[str, ...]        # argv
     agent: tuple[str, ...]             # argv; the path of CONFIG.json is appended
     host: bool = False                 # the machine itself is the node: no namespaces, no fabric
