@@ -146,7 +146,8 @@ def policy_types(spec: Mapping[str, Any]) -> list[str]:
 
 def _chain(out: _Out, world: _World, policies: list[Object], direction: str, pod: PodFacts) -> str:
     ingress = direction == "Ingress"
-    named = pod.ports if ingress else ()
+    mentioned = {p.get("port") for o in policies for r in o["spec"].get("ingress") or () for p in r.get("ports") or ()}
+    named = tuple(p for p in pod.ports if p[0] in mentioned) if ingress else ()
     identity = [direction, pod.namespace, named, [(o["metadata"]["name"], o["spec"]) for o in policies]]
     tag = hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
     name = f"{'in' if ingress else 'out'}-{tag}"
@@ -167,7 +168,7 @@ def _rules(out: _Out, world: _World, namespace: str, peers: list[dict[str, Any]]
     side = "saddr" if ingress else "daddr"
     places = [m for p in peers for m in _places(out, world, namespace, p, side)] if peers else [""]
     numbers, names = _ports(ports, named if ingress else None)
-    out_rules = [f"{place} {port} return".strip() for place in places for port in numbers]
+    out_rules = [" ".join(x for x in (place, port, "return") if x) for place in places for port in numbers]
     if names:                                            # names mean another number on each target: pairs of address and port
         pods = [x for p in peers if "ipBlock" not in p for x in world.peers(namespace, p)] if peers else \
                [x for space in world.pods.values() for x in space]

@@ -1,0 +1,127 @@
+import asyncio
+import shutil
+import subprocess
+
+import pytest
+from proxy_objects import endpoint, service, slice_
+
+from kubern.proxy.conntrack import Flow, stale
+from kubern.proxy.endpoints import Node
+from kubern.proxy.health import Check, HealthServers, service_answer
+from kubern.proxy.policy import SKELETON
+from kubern.proxy.render import Settings, skeleton
+from kubern.proxy.run import Proxy
+from kubern.proxy.trace import trace
+
+S = Settings(Node("n1", addresses=("172.30.0.11",)))
+
+
+def proxy() -> Proxy:
+    p = Proxy(S, (4,))
+    p.service_changed(None, service())
+    p.slice_changed(None, slice_("web", [endpoint("10.244.1.2", "n1")]))
+    p.pending()
+    return p
+
+
+def test_first_text_is_the_whole_and_later_ones_are_changes() -> None:
+    p = proxy()
+    assert p.pending() == ""
+    p.slice_changed(slice_("web", []), slice_("web", [endpoint("10.244.1.3", "n1")]))
+    text = p.pending()
+    assert "table ip" not in text and "10.244.1.3 . 8080" in text and "chain" not in text
+
+
+def test_a_slice_that_moves_to_another_service_leaves_the_old_one() -> None:
+    p = proxy()
+    p.service_changed(None, service("api", "10.96.0.30"))
+    old = p.slices["default/web"]["web-x"]
+    new = slice_("api", [endpoint("10.244.1.2", "n1")], "web-x")
+    p.slice_changed(old, new)
+    p.pending()
+    assert p.rules.elements("ip", "refused") == {"10.96.0.20 . tcp . 80": "goto refuse"}
+    assert p.rules.elements("ip", "services") == {"10.96.0.30 . tcp . 80": "goto mod-1"}
+
+
+def test_a_new_zone_of_our_node_renders_everything_again() -> None:
+    p = proxy()
+    p.node_changed(None, {"metadata": {"name": "n2", "labels": {"topology.kubernetes.io/zone": "z"}}})
+    assert not p.dirty
+    p.node_changed(None, {"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z"}}})
+    assert p.dirty == {"default/web"} and p.settings.node.zone == "z"
+
+
+def test_udp_flows_of_gone_endpoints_are_stale() -> None:
+    fronts = {("10.96.0.10", 53): frozenset({("10.244.1.2", 53)}), ("", 30053): frozenset({("10.244.1.2", 53)})}
+    good = Flow("10.244.1.9", 7, "10.96.0.10", 53, "10.244.1.2", 53)
+    gone = good._replace(answers="10.244.1.3")
+    untranslated = good._replace(answers="10.96.0.10")
+    by_node_port = Flow("10.9.9.9", 7, "172.30.0.11", 30053, "10.244.1.3", 53)
+    not_ours = Flow("10.9.9.9", 7, "8.8.8.8", 30053, "8.8.8.8", 30053)
+    assert stale([good, gone, untranslated, by_node_port, not_ours], fronts) == [gone, untranslated, by_node_port]
+
+
+def test_health_answers() -> None:
+    assert service_answer(Check("d", "web", 2)) == (200, b'{"service":{"namespace":"d","name":"web"},"localEndpoints":2,"serviceProxyHealthy":true}')
+    assert service_answer(Check("d", "web", 0))[0] == 503
+
+
+async def test_health_servers_open_and_close(unused_tcp_port: int) -> None:
+    servers = HealthServers("127.0.0.1")
+    await servers.set({unused_tcp_port: Check("d", "web", 1)})
+    reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+    writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+    writer.close()
+    await servers.set({})
+    with pytest.raises(OSError):
+        await asyncio.open_connection("127.0.0.1", unused_tcp_port)
+
+
+def test_checks_are_for_load_balancers_with_the_local_policy() -> None:
+    p = proxy()
+    p.service_changed(None, service(type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=31000))
+    assert p.checks() == {31000: Check("default", "web", 1)}
+
+
+def test_trace_says_where_a_connection_goes() -> None:
+    p = proxy()
+    slices = {k: list(v.values()) for k, v in p.slices.items()}
+    lines = trace(p.services.values(), slices, S, "10.96.0.20", 80)
+    assert "cluster IP of service default/web" in lines[0] and "10.244.1.2:8080" in lines[-1]
+    assert "refused" in trace(p.services.values(), {}, S, "10.96.0.20", 80)[-1]
+    assert "no address of a service" in trace(p.services.values(), slices, S, "8.8.8.8", 80)[0]
+
+
+@pytest.mark.skipif(not shutil.which("nft") or subprocess.run(["unshare", "-rn", "nft", "list", "ruleset"], capture_output=True).returncode != 0,
+                    reason="needs nft and user namespaces")
+def test_nft_takes_what_is_rendered() -> None:
+    p = Proxy(S, (4, 6))
+    wide = {"type": "LoadBalancer", "externalIPs": ["198.51.100.7"], "ingress": [{"ip": "203.0.113.5"}], "sessionAffinity": "ClientIP",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalTrafficPolicy": "Local", "clusterIPs": ["10.96.0.20", "fd00::20"],
+            "ports": [{"name": "http", "port": 80, "nodePort": 30080}, {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053}]}
+    p.service_changed(None, service(**wide))
+    p.service_changed(None, service("plain", "10.96.0.21", ports=wide["ports"][1:]))
+    p.slice_changed(None, slice_("web", [endpoint("10.244.1.2", "n1"), endpoint("10.244.1.3")]))
+    p.slice_changed(None, slice_("web", [endpoint("fd00::2", "n1")], "v6", kind="IPv6"))
+    steps = [p.pending()]
+    p.service_changed(None, service(type="NodePort", ports=wide["ports"]))
+    steps.append(p.pending())
+    p.service_changed(service(), None)
+    steps.append(p.pending())
+    from test_policy import NAMESPACES, PODS, policy
+
+    from kubern.proxy.policy import TABLE, render_policies
+    from kubern.proxy.ruleset import Ruleset
+
+    rules = Ruleset()
+    spec = {"policyTypes": ["Ingress", "Egress"], "ingress": [{"from": [{"podSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.9.0.0/16"]}}],
+                                                                "ports": [{"port": 80, "endPort": 90}, {"protocol": "UDP"}, {"port": "http"}]}],
+            "egress": [{"to": [{"namespaceSelector": {}}], "ports": [{"port": "http"}]}]}
+    rules.update({"policies": render_policies([policy(**spec)], PODS, NAMESPACES, "n1")})
+    steps.append(SKELETON + rules.everything().text(TABLE))
+    steps.append(rules.update({"policies": None}).text(TABLE))
+    script = "set -e\n" + "\n".join(f"nft -f - <<'EOF'\n{s}\nEOF" for s in steps)
+    done = subprocess.run(["unshare", "-rn", "sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert skeleton(S, 4) in steps[0]
