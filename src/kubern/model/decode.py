@@ -167,6 +167,8 @@ def prune(obj: Object, schema: Schema) -> Object:
 def zero(schema: Schema) -> Any:
     """What upstream writes for a field that is always written and was not given."""
     c = schema.code
+    if schema.pointer:
+        return None
     if c == STRUCT:
         return {name: zero(p) for name, p in schema.always}
     if c == STRING or c == DURATION:

@@ -211,11 +211,9 @@ def _apply_fact(child: Schema, fact: wire.Field) -> None:
 
 def _always(fact: wire.Field, child: Schema) -> bool:
     """Whether upstream writes the field though nothing was given: no omitempty, or a struct by value."""
-    if fact.pointer:
-        return False
     if fact.always:
         return True
-    return not fact.zero and not fact.wrap and child.code == STRUCT
+    return not fact.pointer and not fact.zero and not fact.wrap and child.code in (STRUCT, TIME, MICROTIME, QUANTITY, INT_OR_STRING)
 
 
 def _node(node: Mapping[str, Any]) -> Schema:
