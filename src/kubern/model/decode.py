@@ -130,7 +130,18 @@ def decode(body: bytes, content_type: str, resource: Resource, schema: Schema, f
     if errors and field_validation == "Strict":
         raise _cannot(have_kind, have_version, kind, "strict decoding error: " + ", ".join(errors))
     obj["apiVersion"], obj["kind"] = api_version, kind
-    return obj, errors if field_validation == "Warn" else []
+    return obj, _warnings(errors) if field_validation == "Warn" else []
+
+
+def _warnings(errors: list[str]) -> list[str]:
+    """Strict errors as warnings: those of YAML one a line."""
+    out = []
+    for e in errors:
+        if e.startswith("yaml: unmarshal errors:\n"):
+            out += [line.strip() for line in e.split("\n")[1:]]
+        else:
+            out.append(e)
+    return out
 
 
 def typed(tree: Any, schema: Schema, custom: bool = False, root: str = "") -> tuple[Object, list[str]]:
@@ -317,7 +328,7 @@ def _struct(obj: dict[str, Any], schema: Schema) -> int:
             if not v:
                 if p.keep:
                     obj[k] = None
-                else:
+                elif not p.pointer:
                     drop = drop or []
                     drop.append(k)
             else:
@@ -597,7 +608,7 @@ class _Slow:
     def _dropped(value: Any, p: Schema) -> bool:
         c = p.code
         if c in (LIST, MAP, BYTES):
-            return not value
+            return not value and not p.pointer
         if c in (STRING, INT32, INT64, BOOL, NUMBER):
             return not value and not p.pointer
         return False
@@ -610,7 +621,7 @@ class _Slow:
                 return _SKIP
             return self.struct(v, p, path, old if isinstance(old, dict) else None)
         if c == LIST:
-            return self.list(v, p, path)
+            return self.items(v, p, path)
         if c == MAP:
             return self.map(v, p, path, old)
         if c == STRING or c == DURATION:
@@ -631,7 +642,7 @@ class _Slow:
                 return _SKIP
             return int(v) if isinstance(v, int) else float(v)
         if c == BYTES:
-            return self.bytes(v)
+            return self.base64(v)
         if c == QUANTITY:
             try:
                 return quantity.parse((v if isinstance(v, str) else _text(v)).strip()).text
@@ -663,7 +674,7 @@ class _Slow:
             return _SKIP
         return int(v)
 
-    def bytes(self, v: Any) -> Any:
+    def base64(self, v: Any) -> Any:
         if not isinstance(v, str):
             self.mismatch(v, "[]uint8")
             return _SKIP
@@ -674,7 +685,7 @@ class _Slow:
             return _SKIP
         return binascii.b2a_base64(binascii.a2b_base64(text), newline=False).decode()
 
-    def list(self, v: Any, p: Schema, path: str) -> Any:
+    def items(self, v: Any, p: Schema, path: str) -> Any:
         if not isinstance(v, list) or isinstance(v, Pairs):
             self.mismatch(v, p.go)
             return _SKIP

@@ -295,12 +295,13 @@ def apply(live: Object | None, applied: Object, manager: str, force: bool, api_v
     """The object after an apply: merged, without what the manager gave up, managedFields set. Raises 400 where the
     configuration does not fit its type, 409 with causes on conflicts. The result is a fresh object before defaulting."""
     have = applied.get("apiVersion") or "", applied.get("kind") or ""
-    want = kind or (live or {}).get("kind") or have[1]
+    want = kind or (live or {}).get("kind") or (schema.name.rsplit(".", 1)[-1] if schema is not None else "") or have[1]
     if have != (api_version, want):
         group, _, version = have[0].rpartition("/")
         raise bad_request(f"invalid object type: {group}/{version}, Kind={have[1]}")
     kind = want
-    if "managedFields" in (applied.get("metadata") or {}) and applied["metadata"]["managedFields"] is not None:
+    meta = applied.get("metadata")
+    if isinstance(meta, dict) and meta.get("managedFields") is not None:
         raise bad_request("metadata.managedFields must be nil")
     s = schema if schema is not None else schema_for(api_version, kind)
     if reset is None:
@@ -308,7 +309,6 @@ def apply(live: Object | None, applied: Object, manager: str, force: bool, api_v
     me: Manager = (manager or "unknown", "Apply", "", subresource)
     errors = typed.check(applied, s)
     if errors:
-        meta = applied.get("metadata")
         meta = meta if isinstance(meta, dict) else {}
         group, _, version = api_version.rpartition("/")
         where = f"{meta.get('namespace') or ''}/{meta.get('name') or ''}; {group}/{version}, Kind={kind}"
@@ -497,7 +497,7 @@ def parse_applied(body: bytes, row: Resource, schema: Schema, validation: str = 
         if validation == "Strict":
             raise bad_request(f"error strict decoding YAML: {complaint}")
         if validation == "Warn":
-            return obj, [complaint]
+            return obj, [line.strip() for line in complaint.split("\n")[1:]]
     return obj, []
 
 

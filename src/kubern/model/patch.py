@@ -173,7 +173,7 @@ def _operations(body: bytes, validation: str) -> tuple[list[dict[str, Any]], lis
     if not isinstance(tree, list) or isinstance(tree, Pairs):
         raise bad_request(f"error decoding patch: json: cannot unmarshal {gojson.kind_of(tree)} into Go value of type []handlers.jsonPatchOp")
     strict: list[str] = []
-    operations = []
+    operations: list[dict[str, Any]] = []
     for i, item in enumerate(tree):
         if item is None:
             operations.append({})
@@ -508,7 +508,7 @@ def _key_of(item: Any, merge_key: str) -> Any:
 
 
 def _same_types(*lists: list[Any]) -> str:
-    types = []
+    types: list[str] = []
     for items in lists:
         for x in items:
             if isinstance(x, list) and not types:
@@ -774,9 +774,11 @@ def _text(value: Any, s: Schema | None, marks: _Marks) -> str:
 
 def _declared(name: str) -> dict[str, int]:
     """Rank of the properties of a definition in the order of upstream's declaration."""
-    rank = {"kind": 0, "apiVersion": 1}
+    rank: dict[str, int] = {}
     for f in _flat(name):
         rank.setdefault(f, len(rank))
+    rank.setdefault("kind", -2)
+    rank.setdefault("apiVersion", -1)
     return rank
 
 

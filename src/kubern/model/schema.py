@@ -24,6 +24,7 @@ from kubern.model.object import Object
 ANY, STRUCT, MAP, LIST, STRING, INT32, INT64, BOOL, NUMBER, BYTES, TIME, MICROTIME, QUANTITY, INT_OR_STRING, RAW, DURATION = range(16)
 
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."
+OBJECT_META = META + "ObjectMeta"
 _SPECIAL = {
     META + "Time": TIME, META + "MicroTime": MICROTIME, META + "FieldsV1": RAW, META + "Duration": DURATION, META + "Patch": ANY,
     "io.k8s.apimachinery.pkg.api.resource.Quantity": QUANTITY,
@@ -177,6 +178,8 @@ def definition(name: str) -> Schema:
             _apply_fact(child, fact)
         elif prop in ("apiVersion", "kind"):
             child.go = "string"
+    if name == OBJECT_META:
+        s.props["managedFields"].pointer = True          # an empty list has a meaning: forget all managers
     s.always.extend((f.name, s.props[f.name]) for f in facts.values() if f.name in s.props and _always(f, s.props[f.name]))
     return s
 
@@ -253,9 +256,6 @@ def _extensions(s: Schema, node: Mapping[str, Any]) -> None:
     if "x-kubernetes-patch-strategy" in node:
         s.patch_strategy = tuple(node["x-kubernetes-patch-strategy"].split(","))
     s.patch_key = node.get("x-kubernetes-patch-merge-key", s.patch_key)
-
-
-OBJECT_META = META + "ObjectMeta"
 
 
 def from_openapi(node: Mapping[str, Any], *, root: bool = True) -> Schema:
