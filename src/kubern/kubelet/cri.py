@@ -38,6 +38,7 @@ NODE_NETWORK = 2
 
 POD_NAME, POD_NAMESPACE, POD_UID = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace", "io.kubernetes.pod.uid"
 CONTAINER_NAME = "io.kubernetes.container.name"
+TERMINATION_PATH, TERMINATION_POLICY = "io.kubernetes.container.terminationMessagePath", "io.kubernetes.container.terminationMessagePolicy"
 HASH, RESTARTS = "io.kubernetes.container.hash", "io.kubernetes.container.restartCount"
 
 
@@ -95,9 +96,10 @@ class Cri:
 
     # --- sandboxes ---
 
-    async def sandboxes(self) -> list[Sandbox]:
+    async def sandboxes(self, uid: str = "") -> list[Sandbox]:
+        only: dict[str, Any] = {"filter": {"label_selector": {POD_UID: uid}}} if uid else {}
         return [Sandbox(s.id, s.metadata.name, s.metadata.namespace, s.metadata.uid, s.metadata.attempt, s.state == 0, s.created_at)
-                for s in (await self._call("ListPodSandbox")).items]
+                for s in (await self._call("ListPodSandbox", **only)).items]
 
     async def sandbox(self, id: str) -> Sandbox:
         s = (await self._call("PodSandboxStatus", pod_sandbox_id=id)).status
@@ -132,10 +134,11 @@ class Cri:
 
     # --- containers ---
 
-    async def containers(self) -> list[Container]:
+    async def containers(self, uid: str = "") -> list[Container]:
+        only: dict[str, Any] = {"filter": {"label_selector": {POD_UID: uid}}} if uid else {}
         return [Container(c.id, c.metadata.name, c.labels.get(POD_UID, ""), c.pod_sandbox_id, c.metadata.attempt, STATES[c.state],
                           c.created_at)
-                for c in (await self._call("ListContainers")).containers]
+                for c in (await self._call("ListContainers", **only)).containers]
 
     async def container(self, id: str) -> Container:
         s = (await self._call("ContainerStatus", container_id=id)).status
@@ -149,10 +152,13 @@ class Cri:
             restarts = int(s.annotations.get(RESTARTS, ""))
         except ValueError:
             restarts = s.metadata.attempt
+        path = s.annotations.get(TERMINATION_PATH, "")
+        file = next((m.host_path for m in s.mounts if path and m.container_path == path), "")
         return Container(
             s.id, s.metadata.name, s.labels.get(POD_UID, ""), "", s.metadata.attempt, STATES[s.state],
             s.created_at, s.started_at, s.finished_at, s.exit_code, s.reason, s.message, s.image.user_specified_image or s.image.image,
-            s.image_ref, s.annotations.get(HASH, ""), restarts, s.log_path, limits, user)
+            s.image_ref, s.annotations.get(HASH, ""), restarts, s.log_path, limits, user,
+            file, s.annotations.get(TERMINATION_POLICY, ""))
 
     async def create(self, sandbox_id: str, config: Config, sandbox_config: Config) -> str:
         return (await self._call("CreateContainer", pod_sandbox_id=sandbox_id, config=config, sandbox_config=sandbox_config)).container_id
@@ -289,6 +295,9 @@ def _event_container(envelope: bytes) -> str:
         e = _fields(envelope)
         if e.get(3, b"").decode() not in ("/tasks/start", "/tasks/exit", "/tasks/oom", "/tasks/delete"):
             return ""
-        return _fields(_fields(e.get(4, b"")).get(2, b"")).get(1, b"").decode()
+        task = _fields(_fields(e.get(4, b"")).get(2, b""))
+        if task.get(2, task.get(1)) != task.get(1) and e[3] == b"/tasks/exit":
+            return ""                                     # a command that ran in the container
+        return task.get(1, b"").decode()
     except (IndexError, UnicodeDecodeError):
         return ""

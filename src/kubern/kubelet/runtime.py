@@ -64,6 +64,8 @@ class Container:
     log_path: str = ""
     resources: Mapping[str, int] | None = None   # cpu_shares, cpu_quota, cpu_period, memory_limit as the runtime has them
     user: Mapping[str, Any] | None = None        # uid, gid, groups
+    termination_file: str = ""                   # where its termination message lies on the node
+    termination_policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +148,12 @@ class Runtime(Protocol):
         """RuntimeReady and NetworkReady: (status, reason, message)."""
         ...
 
-    async def sandboxes(self) -> list[Sandbox]:
-        """All of them, without ips."""
+    async def sandboxes(self, uid: str = "") -> list[Sandbox]:
+        """Those of a pod, or all; without ips."""
         ...
 
-    async def containers(self) -> list[Container]:
-        """All of them, with id, name, uid, sandbox, attempt and state only."""
+    async def containers(self, uid: str = "") -> list[Container]:
+        """Those of a pod, or all; with id, name, uid, sandbox, attempt and state only."""
         ...
 
     async def sandbox(self, id: str) -> Sandbox: ...
@@ -183,6 +185,8 @@ class Runtime(Protocol):
     async def exec_url(self, id: str, command: Sequence[str], tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str: ...
 
     async def attach_url(self, id: str, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str: ...
+
+    async def port_forward_url(self, sandbox_id: str, ports: Sequence[int] = ()) -> str: ...
 
     async def reopen_log(self, id: str) -> None: ...
 

@@ -166,11 +166,11 @@ class SimulatedRuntime:
     async def conditions(self) -> dict[str, tuple[bool, str, str]]:
         return {"RuntimeReady": (True, "", ""), "NetworkReady": (True, "", "")}
 
-    async def sandboxes(self) -> list[Sandbox]:
-        return [s for seen in self.by_pod.values() for s in seen.sandboxes]
+    async def sandboxes(self, uid: str = "") -> list[Sandbox]:
+        return [s for u, seen in self.by_pod.items() if uid in ("", u) for s in seen.sandboxes]
 
-    async def containers(self) -> list[Container]:
-        return [c for seen in self.by_pod.values() for c in seen.containers]
+    async def containers(self, uid: str = "") -> list[Container]:
+        return [c for u, seen in self.by_pod.items() if uid in ("", u) for c in seen.containers]
 
     def _find(self, id_: str) -> tuple[str, Observed]:
         uid = self.where.get(id_)
@@ -237,6 +237,9 @@ class SimulatedRuntime:
         raise RuntimeFailure("UNIMPLEMENTED", "simulated containers run nothing")
 
     async def attach_url(self, id: str, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str:
+        raise RuntimeFailure("UNIMPLEMENTED", "simulated containers run nothing")
+
+    async def port_forward_url(self, sandbox_id: str, ports: Sequence[int] = ()) -> str:
         raise RuntimeFailure("UNIMPLEMENTED", "simulated containers run nothing")
 
     async def reopen_log(self, id: str) -> None:

@@ -1,0 +1,110 @@
+"""Whether a pod may run on this node at all, and what has failed for reasons of the node's. Pure.
+
+In: the pod, the node, the pods that are here. Out: None or (reason, message): the pod is Failed with it.
+Upstream: pkg/kubelet/lifecycle/predicate.go, active_deadline.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from kubern.kubelet import pods
+from kubern.kubelet.status import pod_resources
+from kubern.model import quantity
+from kubern.model.object import Object
+
+REJECTED = "Pod was rejected: "
+
+
+def admit(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[str, str] | None:
+    spec = pod["spec"]
+    if spec.get("hostUsers") is False:
+        return "UserNamespacesNotSupported", REJECTED + "this node's runtime has no user namespaces for pods (spec.hostUsers: false)"
+    os_name = (spec.get("os") or {}).get("name")
+    if os_name not in (None, "", "linux"):
+        return "PodOSNotSupported", REJECTED + "Failed to admit pod as the OS field doesn't match node OS"
+    if node is None:
+        return None
+    labels = node["metadata"].get("labels") or {}
+    if not selected(spec, labels, node["metadata"]["name"]):
+        return "NodeAffinity", REJECTED + "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+    room = (node.get("status") or {}).get("allocatable") or {}
+    there = [p for p in others if p["metadata"].get("uid") != pod["metadata"].get("uid")]
+    if room.get("pods") and len(there) + 1 > quantity.value(str(room["pods"])):
+        n = quantity.value(str(room["pods"]))
+        return "OutOfpods", f"{REJECTED}Node didn't have enough resource: pods, requested: 1, used: {len(there)}, capacity: {n}"
+    asked = pod_resources(spec, "requests")
+    for resource in sorted(asked):
+        if resource not in room:
+            if "/" in resource:
+                continue                                    # extended resources nobody here offers any more
+            continue
+        measure = quantity.milli if resource == "cpu" else quantity.value
+        want, have = measure(asked[resource]), measure(str(room[resource]))
+        used = sum(measure(r[resource]) for p in there if resource in (r := pod_resources(p["spec"], "requests")))
+        if want and want + used > have:
+            return f"OutOf{resource}", \
+                f"{REJECTED}Node didn't have enough resource: {resource}, requested: {want}, used: {used}, capacity: {have}"
+    mine = set(host_ports(spec))
+    if mine and any(clash(a, b) for p in there for b in host_ports(p["spec"]) for a in mine):
+        return "NodePorts", REJECTED + "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+    return None
+
+
+def host_ports(spec: Mapping[str, Any]) -> Iterable[tuple[str, str, int]]:
+    for kind, c in pods.every_container(spec):
+        if kind == "container" or (kind == "init" and pods.is_sidecar(c)):
+            for p in c.get("ports") or ():
+                if p.get("hostPort"):
+                    yield p.get("hostIP") or "0.0.0.0", p.get("protocol") or "TCP", int(p["hostPort"])
+
+
+def clash(a: tuple[str, str, int], b: tuple[str, str, int]) -> bool:
+    return a[1:] == b[1:] and (a[0] == b[0] or "0.0.0.0" in (a[0], b[0]))
+
+
+def selected(spec: Mapping[str, Any], labels: Mapping[str, str], name: str) -> bool:
+    """nodeSelector and required node affinity."""
+    if any(labels.get(k) != v for k, v in (spec.get("nodeSelector") or {}).items()):
+        return False
+    required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    if not required:
+        return True
+    return any(_term(t, labels, name) for t in required.get("nodeSelectorTerms") or ())
+
+
+def _term(term: Mapping[str, Any], labels: Mapping[str, str], name: str) -> bool:
+    rules = [(labels.get(e["key"]), e) for e in term.get("matchExpressions") or ()]
+    rules += [(name if e["key"] == "metadata.name" else None, e) for e in term.get("matchFields") or ()]
+    return bool(rules) and all(_matches(have, e) for have, e in rules)
+
+
+def _matches(have: str | None, rule: Mapping[str, Any]) -> bool:
+    op, values = rule.get("operator"), list(rule.get("values") or ())
+    if op == "In":
+        return have in values
+    if op == "NotIn":
+        return have not in values
+    if op == "Exists":
+        return have is not None
+    if op == "DoesNotExist":
+        return have is None
+    try:
+        number, bound = int(have or ""), int(values[0])
+    except (ValueError, IndexError):
+        return False
+    return number > bound if op == "Gt" else number < bound
+
+
+def deadline(pod: Object, status: Mapping[str, Any], now: float) -> tuple[float, tuple[str, str] | None]:
+    """(seconds until activeDeadlineSeconds are over or 0, what the pod failed of once they are)."""
+    limit = pod["spec"].get("activeDeadlineSeconds")
+    began = status.get("startTime")
+    if limit is None or not began:
+        return 0.0, None
+    left = datetime.fromisoformat(began.replace("Z", "+00:00")).timestamp() + int(limit) - now
+    if left > 0:
+        return left, None
+    return 0.0, ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")

@@ -1,0 +1,344 @@
+"""Worker: one pod's life on this node, from the first look to the last delete. One task a pod.
+
+    syncing      status -> admission -> volumes -> plan -> act, again whenever something changed
+    terminating  after a deletion, a terminal phase, or a failure of the node's: stop everything within the grace period
+    terminated   volumes and cgroups are gone, the last status is reported, then the API object (if it is being deleted)
+
+Upstream: pkg/kubelet/pod_workers.go, kubelet.go SyncPod/SyncTerminatingPod/SyncTerminatedPod, status_manager.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kubern.kubelet import admit, pods
+from kubern.kubelet import container as config
+from kubern.kubelet.backoff import Backoff
+from kubern.kubelet.cgroups import pod_limits
+from kubern.kubelet.env import Values
+from kubern.kubelet.plan import Memory, plan
+from kubern.kubelet.runtime import RUNNING, Observed, RuntimeFailure
+from kubern.kubelet.status import Facts, ended_status, pod_status
+from kubern.kubelet.volumes import VolumeFailure
+from kubern.model.object import Object
+from kubern.model.status import StatusError
+
+if TYPE_CHECKING:
+    from kubern.kubelet.run import Kubelet
+
+log = logging.getLogger(__name__)
+
+RESYNC_S = 60.0
+RETRY_FIRST_S, RETRY_LAST_S = 0.5, 122.0
+VOLUMES_PATIENCE_S = 123.0
+CLEAN_RETRY_S = 1.0
+
+
+@dataclass(slots=True)
+class Worker:
+    kubelet: Kubelet
+    pod: Object
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    memory: Memory = field(default_factory=lambda: Memory(backoff=Backoff()))
+    waiting: dict[str, tuple[str, str]] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)          # as last generated
+    failed: tuple[str, str] | None = None                         # (reason, message): evicted, rejected, past its deadline
+    admitted: bool = False
+    rejected: bool = False                                        # it never began here
+    gone: bool = False                                            # the API object is not there any more
+    terminated: bool = False
+    delay: float = 0.0
+    task: asyncio.Task[None] | None = None
+    grace_s: int | None = None                                    # overrides the pod's
+    actuated: dict[str, Any] = field(default_factory=dict)        # container -> resources it was started or resized with
+    volumes_since: float = 0.0
+    mirror: Object | None = None                                  # of a static pod: its image in the API
+    stopping: asyncio.Task[None] | None = None
+
+    @property
+    def uid(self) -> str:
+        return str(self.pod["metadata"]["uid"])
+
+    def notify(self) -> None:
+        self.wake.set()
+
+    # --- the task ---
+
+    async def run(self) -> None:
+        self.status = dict(self.pod.get("status") or {})
+        again = 0.0
+        while True:
+            self.wake.clear()
+            try:
+                if self.ending():
+                    await self._terminate()
+                    return
+                again = await self._sync()
+                self.delay = 0.0
+            except (RuntimeFailure, StatusError, VolumeFailure, OSError) as e:
+                again = self.delay = min(max(self.delay * 2, RETRY_FIRST_S), RETRY_LAST_S)
+                log.info("pod %s: %s", pods.describe(self.pod), e)
+            except Exception:
+                again = self.delay = min(max(self.delay * 2, RETRY_FIRST_S), RETRY_LAST_S)
+                log.exception("pod %s", pods.describe(self.pod))
+            limit = again or RESYNC_S * (1 + random.random() / 2)
+            try:
+                async with asyncio.timeout(limit):
+                    await self.wake.wait()
+            except TimeoutError:
+                pass
+
+    def ending(self) -> bool:
+        finished = (self.pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") and not pods.is_static(self.pod)
+        return bool(self.gone or self.pod["metadata"].get("deletionTimestamp") or self.failed or finished)
+
+    def values(self, seen: Observed) -> Values:
+        k = self.kubelet
+        ips = seen.ips or tuple(e["ip"] for e in self.status.get("podIPs") or ())
+        if pods.host_network(self.pod):
+            ips = k.host_ips
+        return Values(ips, k.host_ips, k.allocatable)
+
+    def facts(self) -> Facts:
+        k = self.kubelet
+        r = k.prober.results
+        resize: tuple[tuple[str, str, str], ...] = ()
+        return Facts(self.waiting, r.startup, r.readiness, k.host_ips, k.runtime.name, self.failed, resize, self.actuated, k.began_s)
+
+    def generate(self, seen: Observed, terminal: bool = False) -> dict[str, Any]:
+        base = self.mirror or self.pod
+        pod = {**self.pod, "status": base.get("status") or {}} if self.mirror else self.pod
+        self.status = pod_status(pod, seen, self.status, self.facts(), self.kubelet.clock(), terminal)
+        return self.status
+
+    # --- syncing ---
+
+    async def _sync(self) -> float:
+        """One round; seconds until the next is due (0: the resync)."""
+        k = self.kubelet
+        seen = k.observer.seen(self.uid)
+        if not self.admitted:
+            self.failed = admit.admit(self.pod, k.node_object, k.active_pods()) if not seen.containers else None
+            if self.failed:
+                self.rejected = True
+                k.tell(self.pod, "", "Warning", self.failed[0], self.failed[1].removeprefix(admit.REJECTED))
+                return 0.001
+            self.admitted = True
+        until, over = admit.deadline(self.pod, self.status, k.clock())
+        if over:
+            self.failed = over
+            k.tell(self.pod, "", "Normal", *over)
+            return 0.001
+        self._forget_started(seen)
+        status = self.generate(seen)
+        if status["phase"] in ("Succeeded", "Failed") and not pods.is_static(self.pod):
+            await self._terminate_finished(seen)
+            return 0.0
+        k.report(self)
+        if not k.network_ready and not pods.host_network(self.pod) and not seen.sandboxes:
+            k.tell(self.pod, "", "Warning", "NetworkNotReady", f"network is not ready: {k.network_problem}")
+            return 1.0
+        await k.objects.ensure(self.pod)
+        await self._cgroups()
+        await self._volumes(seen)
+        k.prober.add(self.pod)
+        values = self.values(seen)
+        self._fill_memory(seen)
+        actions = plan(self.pod, seen, self.memory, k.clock())
+        again = until
+        if actions:
+            out = await k.actor.perform(self.pod, seen, actions, self.memory, values, self._look)
+            for name, why in out.waiting.items():
+                if why is None:
+                    self.waiting.pop(name, None)
+                    self._remember(name)
+                else:
+                    self.waiting[name] = why
+            for name in out.resized:
+                self._remember(name)
+                last = seen.latest(name)
+                if last is not None:
+                    k.observer.forget(last.id)
+            again = min(x for x in (until, out.again_s) if x) if until or out.again_s else 0.0
+            if out.acted:
+                await k.observer.look(self.uid)
+                self.wake.set()
+            self.generate(k.observer.seen(self.uid))
+            k.report(self)
+            if out.error:
+                raise RuntimeFailure("UNKNOWN", out.error)
+        return again
+
+    async def _look(self) -> Observed:
+        """A fresh look in the middle of a round: the sandbox is there, so the status can say so before images are pulled."""
+        seen = await self.kubelet.observer.look(self.uid)
+        self.generate(seen)
+        self.kubelet.report(self)
+        return seen
+
+    def _remember(self, name: str) -> None:
+        spec = pods.find_container(self.pod["spec"], name)
+        if spec is not None:
+            self.actuated[name] = spec.get("resources") or {}
+
+    def _forget_started(self, seen: Observed) -> None:
+        """A container that runs does not wait, whatever it was that kept it."""
+        for name in [n for n in self.waiting if (c := seen.latest(n)) is not None and c.state == RUNNING]:
+            del self.waiting[name]
+
+    def _fill_memory(self, seen: Observed) -> None:
+        r = self.kubelet.prober.results
+        m = self.memory
+        m.liveness, m.startup = r.liveness, dict(r.startup)
+        for c in seen.containers:
+            # after a restart of the kubelet a sidecar that had started counts as started before its probe has run again
+            if c.id not in m.startup and c.state == RUNNING and any(
+                    s.get("started") and s.get("containerID", "").endswith(c.id) for s in self.status.get("initContainerStatuses") or ()):
+                m.startup[c.id] = True  # type: ignore[index]
+        m.restart_all = any(c["type"] == "AllContainersRestarting" and c["status"] == "True" for c in self.status.get("conditions") or ())
+        resized = set()
+        for _, spec in pods.every_container(self.pod["spec"]):
+            name = spec["name"]
+            last = seen.latest(name)
+            if last is None or last.state != RUNNING:
+                continue
+            if name not in self.actuated:
+                self.actuated[name] = self._reported_resources(name) or spec.get("resources") or {}
+            if self.actuated[name] != (spec.get("resources") or {}):
+                resized.add(name)
+        m.resized, m.actuated = frozenset(resized), self.actuated
+
+    def _reported_resources(self, name: str) -> dict[str, Any] | None:
+        for key in ("containerStatuses", "initContainerStatuses"):
+            for s in self.status.get(key) or ():
+                if s["name"] == name and s.get("resources") is not None:
+                    return dict(s["resources"])
+        return None
+
+    async def _cgroups(self) -> None:
+        k = self.kubelet
+        if k.cgroups is None:
+            return
+        path = config.cgroup_parent(k.actor.node, self.pod)
+        if not await asyncio.to_thread(k.cgroups.pod_exists, path):
+            await asyncio.to_thread(k.cgroups.ensure, path)
+            await asyncio.to_thread(k.cgroups.apply, path, pod_limits(self.pod), k.actor.node.pids_max)
+
+    async def _volumes(self, seen: Observed) -> None:
+        k = self.kubelet
+        now = k.clock()
+        self.volumes_since = self.volumes_since or now
+        try:
+            await k.volumes.set_up(self.pod, self.values(seen))
+            self.volumes_since = 0.0
+        except (VolumeFailure, StatusError) as e:
+            text = str(e) if isinstance(e, VolumeFailure) else f"MountVolume.SetUp failed : {e.message}"
+            k.tell(self.pod, "", "Warning", "FailedMount", text)
+            if now - self.volumes_since > VOLUMES_PATIENCE_S:
+                self.volumes_since = now
+                missing = sorted({v["name"] for v in self.pod["spec"].get("volumes") or ()} - set(k.volumes.ready.get(self.uid, {})))
+                k.tell(self.pod, "", "Warning", "FailedMount",
+                       f"Unable to attach or mount volumes: unmounted volumes=[{' '.join(missing)}], unattached volumes=[], "
+                       "failed to process volumes=[]: context deadline exceeded")
+            raise
+
+    # --- the end ---
+
+    async def _terminate_finished(self, seen: Observed) -> None:
+        """All containers ended for good: stop the sandbox, clean up, report. The task goes on until the object is deleted."""
+        await self._stop(seen)
+        await self._clean(True)
+        while not (self.gone or self.pod["metadata"].get("deletionTimestamp")):
+            self.wake.clear()
+            self.kubelet.report(self)
+            await self.wake.wait()
+        self.kubelet.report(self)
+
+    async def _terminate(self) -> None:
+        """Deletion or failure: from here on there is no way back."""
+        k = self.kubelet
+        while not self.terminated:
+            try:
+                if (self.pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+                    self.generate(k.observer.seen(self.uid))
+                    k.report(self)
+                await self._stop(k.observer.seen(self.uid))
+                await self._clean(False)
+            except (RuntimeFailure, OSError) as e:
+                k.tell(self.pod, "", "Warning", "FailedKillPod", f"error killing pod: {e}")
+                await asyncio.sleep(CLEAN_RETRY_S)
+        while not (self.gone or self.pod["metadata"].get("deletionTimestamp")):
+            self.wake.clear()
+            k.report(self)
+            await self.wake.wait()
+        k.report(self)
+
+    async def _stop(self, seen: Observed) -> None:
+        """Stops what runs. A shorter grace period that arrives meanwhile starts the stopping over."""
+        k = self.kubelet
+        k.prober.stop(self.uid, ("liveness", "startup"))
+        seen = await k.observer.look(self.uid)
+        while seen.running:
+            grace = self._grace()
+            self.stopping = asyncio.create_task(k.actor.stop_pod(self.pod, seen, grace))
+            try:
+                while not self.stopping.done():
+                    self.wake.clear()
+                    waiter = asyncio.create_task(self.wake.wait())
+                    await asyncio.wait([self.stopping, waiter], return_when=asyncio.FIRST_COMPLETED)
+                    waiter.cancel()
+                    shorter = self._grace()
+                    if not self.stopping.done() and shorter is not None and (grace is None or shorter < grace):
+                        self.stopping.cancel()
+                        await asyncio.gather(self.stopping, return_exceptions=True)
+                        break
+                if not self.stopping.cancelled():
+                    self.stopping.result()
+            finally:
+                self.stopping.cancel()
+            seen = await k.observer.look(self.uid)
+            self.generate(seen)
+            k.report(self)
+        k.prober.remove(self.uid)
+
+    def _grace(self) -> int | None:
+        asked = self.pod["metadata"].get("deletionGracePeriodSeconds")
+        if self.gone:
+            return 1 if asked is None else min(int(asked), self.pod["spec"].get("terminationGracePeriodSeconds") or 30)
+        if asked is not None:
+            return max(1, int(asked))
+        return self.grace_s
+
+    async def _clean(self, finished: bool) -> None:
+        """Volumes and cgroups go, the status is the last one."""
+        k = self.kubelet
+        seen = k.observer.seen(self.uid)
+        self.generate(seen, terminal=True)
+        await k.volumes.tear_down(self.uid)
+        k.objects.release(self.uid)
+        if k.cgroups is not None:
+            path = config.cgroup_parent(k.actor.node, self.pod)
+            for _ in range(20):
+                if await asyncio.to_thread(k.cgroups.remove, path):
+                    break
+                await asyncio.sleep(0.05)
+        if self.rejected and self.failed:
+            self.status = {k: v for k, v in self.status.items() if k in ("observedGeneration", "startTime", "qosClass", "hostIP", "hostIPs")}
+            self.status |= {"phase": "Failed", "reason": self.failed[0], "message": self.failed[1]}
+        else:
+            self.status = ended_status(self.pod, self.status)
+        self.terminated = True
+        k.report(self)
+
+    def changed_pod(self, pod: Object) -> None:
+        """A newer form of the object."""
+        self.pod = pod
+        self.wake.set()
+
+
+Report = Callable[[Worker], None]
