@@ -10,6 +10,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from kubern.api import allocate
+from kubern.api.allocate import Allocator
 from kubern.api.authn import Authenticator, Keys
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.metadata import parse_timestamp
@@ -27,7 +29,7 @@ EVENTS_SWEEP_S = 30.0
 HISTORY_SWEEP_S = 30.0
 
 
-def wire(server: Server) -> None:
+def wire(server: Server) -> Allocator:
     """Joins the parts: keys to authentication, allocators to writes."""
     s = server.settings
     keys = None
@@ -37,11 +39,7 @@ def wire(server: Server) -> None:
         server.authorizer, keys, server.cache.get, s.api_audiences,
         {token: User(name, (*groups, "system:authenticated")) for token, name, groups in s.static_tokens},
         s.client_ca, s.front_proxy_ca, anonymous=s.anonymous, now=server.clock)
-    try:
-        from kubern.api import allocate
-    except ImportError:
-        return
-    allocate.wire(server)
+    return allocate.wire(server)
 
 
 def _namespace(name: str) -> Object:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kubern.api import delete, read, write
+from kubern.api import delete, paths, read, write
 from kubern.api.admission import Attributes as Admitted
 from kubern.api.admission import mutate, validate
 from kubern.api.authn import Authenticator
@@ -28,6 +28,7 @@ from kubern.api.forms import Form, Served
 from kubern.api.metrics import Metrics
 from kubern.api.rows import Rows, install_built_in
 from kubern.api.settings import ApiSettings
+from kubern.api.subresource import approval
 from kubern.api.watch import Hub, Watch
 from kubern.client.client import Client
 from kubern.model.object import Object
@@ -50,7 +51,7 @@ DEPRECATED = {
 }
 
 Handler = Callable[[Call], Awaitable[Response]]
-Begin = Callable[..., "Callable[[], None] | None"]
+Begin = Callable[..., "write.Transaction | None"]
 
 
 def no_method() -> StatusError:
@@ -121,10 +122,9 @@ class Server:
         self.metrics = Metrics()
         self.ready = False
         self.stopping = False
-        self.begin_create: dict[tuple[str, str], Begin] = {}
+        self.begin_create: dict[tuple[str, str], Begin] = {("certificates.k8s.io", "certificatesigningrequests"): approval.asked}
         self.begin_update: dict[tuple[str, str], Begin] = {}
-        self.after_update: dict[tuple[str, str], Callable[..., None]] = {}
-        self.on_delete: dict[tuple[str, str], Callable[[Object], None]] = {}
+        self.on_delete: dict[tuple[str, str], Callable[[Object], Awaitable[None]]] = {}
         self.lists: dict[Any, tuple[int, Any, list[bytes]]] = {}
         self._list_sizes: dict[Any, int] = {}
         self._hubs: dict[int, Hub] = {}
@@ -154,7 +154,8 @@ class Server:
         self.cache.feed(pending)
         self._unsubscribe = self.store.subscribe(self.cache.feed)
         self._observe()
-        bootstrap.wire(self)
+        allocator = bootstrap.wire(self)
+        await allocator.repair()
         if self.settings.bootstrap:
             await bootstrap.create_all(self)
         self._tasks = bootstrap.background(self)
@@ -249,7 +250,7 @@ class Server:
     async def after_delete(self, call: Call, obj: Object) -> None:
         hook = self.on_delete.get(call.served.row.storage)
         if hook is not None:
-            hook(obj)
+            await hook(obj)
 
     def decide(self, a: Attributes) -> Decision:
         return self.authorizer.authorize(a) if self.settings.authorization else ALLOWED
@@ -318,7 +319,9 @@ class Server:
                 raise forbid(a, decision.reason)
             if a.is_resource:
                 served = self.rows.by_path.get((a.group, a.version, a.resource))
-                if served is None or "//" in request.path:
+                if request.path.startswith("//"):
+                    response = paths.not_found()
+                elif served is None or "//" in request.path:
                     response = await self._unknown(request, a)
                 else:
                     call = Call(self, request, user, a, served)
@@ -428,8 +431,6 @@ class Server:
         raise no_resource()
 
     async def _path(self, request: Request, user: User) -> Response:
-        from kubern.api import paths
-
         return await paths.respond(self, request, user)
 
 

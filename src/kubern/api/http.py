@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 import time
 import zlib
@@ -52,6 +53,10 @@ REASONS = {
     415: "Unsupported Media Type", 422: "Unprocessable Entity", 429: "Too Many Requests", 431: "Request Header Fields Too Large",
     500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
 }
+
+_METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"))
+_KNOWN_STARTS = frozenset((b"GET ", b"POST", b"PUT ", b"PATC", b"DELE", b"HEAD"))
+_METHOD = re.compile(rb"([A-Za-z]{1,32}) /")
 
 Handle = Callable[[Request], Awaitable[Response]]
 Fast = Callable[[Request], "Response | None"]
@@ -165,6 +170,7 @@ class Connection(asyncio.Protocol):
         self.certificate: bytes | None = None
         self._parser: Any = None
         self._url = b""
+        self._method = ""
         self._headers: dict[str, str] = {}
         self._repeated: dict[str, list[str]] = {}
         self._header_bytes = 0
@@ -263,6 +269,12 @@ class Connection(asyncio.Protocol):
             return
         if self._state == "idle":
             self._state, self._since = "head", time.monotonic()
+            self._method = ""
+            if data[:4] not in _KNOWN_STARTS:
+                unknown = _METHOD.match(data)
+                if unknown is not None and unknown[1] not in _METHODS:
+                    self._method = unknown[1].decode()       # the parser refuses methods it does not know; the application answers 405
+                    data = b"SOURCE" + data[unknown.end(1):]
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as e:
@@ -337,7 +349,7 @@ class Connection(asyncio.Protocol):
             text = path.decode("utf-8", "replace")
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         request = Request(
-            self._parser.get_method().decode(), text,
+            self._method or self._parser.get_method().decode(), text,
             parse_qs(query.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=1000) if query else {},
             self._headers, body, self.peer, self.certificate, repeated=self._repeated)
         keep = self._parser.should_keep_alive()

@@ -65,8 +65,8 @@ class Metrics:
                 labels = (f'component="apiserver",dry_run="",group="{group}",resource="{resource}",scope="",subresource="{sub}",'
                           f'verb="{_VERBS.get(verb, verb.upper())}",version="{version}"')
                 total = 0.0
-                for bound, n in zip(BUCKETS, h, strict=False):
-                    total += n
+                for bound, count in zip(BUCKETS, h, strict=False):
+                    total += count
                     out.append(f'{name}_bucket{{{labels},le="{bound:g}"}} {total:g}\n')
                 total += h[len(BUCKETS)]
                 out.append(f'{name}_bucket{{{labels},le="+Inf"}} {total:g}\n{name}_sum{{{labels}}} {h[-1]:g}\n{name}_count{{{labels}}} {total:g}\n')

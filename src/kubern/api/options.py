@@ -267,6 +267,11 @@ def delete_options(request: Request, content_type: str) -> DeleteOptions:
                             ("dryRun", q.get("dryRun"))):
             if value is not None:
                 raw[name] = value
+    return parse_delete_options(raw)
+
+
+def parse_delete_options(raw: dict[str, Any]) -> DeleteOptions:
+    """DeleteOptions of their JSON form, checked; raises StatusError 422."""
     pre = raw.get("preconditions") or {}
     dry_run = [v for v in raw.get("dryRun") or [] if v != ""]
     o = DeleteOptions(raw.get("gracePeriodSeconds"), pre.get("uid"), pre.get("resourceVersion"), raw.get("orphanDependents"),

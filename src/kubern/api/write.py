@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
-
-import orjson
 
 from kubern.api.authz.attributes import Attributes as Asked
 from kubern.api.authz.attributes import forbid
@@ -24,7 +22,8 @@ from kubern.api.negotiate import Accept, content_type_of, router_unsupported_med
 from kubern.api.options import WriteOptions, write_options
 from kubern.model import invalid as field_error
 from kubern.model import metadata
-from kubern.model.invalid import FieldError, quote
+from kubern.model.invalid import FieldError
+from kubern.model.kinds.kind import Kind
 from kubern.model.metadata import timestamp
 from kubern.model.object import Object, clone
 from kubern.model.request import Response
@@ -45,7 +44,16 @@ _DUPLICATE_OWNERS_ADMITTED = (".metadata.ownerReferences contains duplicate entr
                               "references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) "
                               "observed: {}")
 
-Undo = Callable[[], None]
+
+
+class Transaction(Protocol):
+    """What a write took beside its object (addresses, ports)."""
+
+    def undo(self) -> None: ...
+
+    async def commit(self) -> None: ...
+
+
 Build = Callable[[Object | None], Object]      # live object in the row's shape, or None -> the wanted one in the row's shape
 
 
@@ -200,10 +208,10 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
     if generated:
         meta["name"] = metadata.generate_name(meta["generateName"], random.randrange)
     match_namespace(meta, call)
-    undo: Undo | None = None
+    taken: Transaction | None = None
     begin = server.begin_create.get(row.storage)
     if begin is not None:
-        undo = begin(call, obj, options.dry_run)
+        taken = begin(call, obj, options.dry_run)
     try:
         if kind.has_generation:
             meta["generation"] = 1
@@ -222,17 +230,19 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
         if options.dry_run:
             if key in collection.items:
                 raise _exists(call, key, name)
-            if undo is not None:
-                undo()
+            if taken is not None:
+                taken.undo()
             return value, 0
         try:
             revision = await server.put(collection.prefix + key, value, 0)
         except Conflict:
             raise _exists(call, key, name) from None
     except BaseException:
-        if undo is not None:
-            undo()
+        if taken is not None:
+            taken.undo()
         raise
+    if taken is not None:
+        await taken.commit()
     return value, revision
 
 
@@ -247,8 +257,12 @@ def _exists(call: Call, key: str, name: str) -> StatusError:
 
 # --- update ---
 
-async def update(call: Call) -> Response:
-    """PUT of an object or of its status."""
+Prepare = Callable[[Object, Object], None]
+Check = Callable[[Object, Object], list[FieldError]]
+
+
+async def update(call: Call, *, prepare: Prepare | None = None, check: Check | None = None) -> Response:
+    """PUT of an object, or of a subresource of its shape whose rules are given."""
     accept = call.accept()
     served, a = call.served, call.attributes
     options = write_options(call.request, "UpdateOptions")
@@ -274,7 +288,8 @@ async def update(call: Call) -> Response:
         return given.pop() if given else clone(spare)
 
     spare = clone(obj) if not meta.get("resourceVersion") else obj
-    value, revision, created = await modify(call, build, options, create_ok=served.kind.create_on_update and not a.subresource)
+    value, revision, created = await modify(call, build, options, create_ok=served.kind.create_on_update and not a.subresource,
+                                            prepare=prepare, check=check)
     return respond(call, accept, value, revision, 201 if created else 200)
 
 
@@ -286,10 +301,7 @@ def _wrong_uid(call: Call, want: str, have: str) -> StatusError:
 
 
 async def modify(call: Call, build: Build, options: WriteOptions, *, subresource: str | None = None, create_ok: bool = False,
-                 tracked: bool = False, operation_check: bool = True,
-                 prepare: Callable[[Object, Object], None] | None = None,
-                 check: Callable[[Object, Object], list[FieldError]] | None = None,
-                 admit: bool = True) -> tuple[bytes, int, bool]:
+                 tracked: bool = False, prepare: Prepare | None = None, check: Check | None = None) -> tuple[bytes, int, bool]:
     """The change of one object: (what is stored now, its revision, was it created). `prepare` and `check` replace the kind's for a
     subresource with its own rules; `tracked`: build has set managedFields."""
     server, served = call.server, call.served
@@ -318,19 +330,20 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             kind.defaults(new)
             if not tracked:
                 _fields_update(call, live, new, options, sub)
-        admission = server.admission_for(call, "UPDATE", call.attributes.name, new, live, options.dry_run, options.raw) if admit else None
-        if admission is not None:
-            await admission.mutate()
-            new = admission.obj
+        admission = server.admission_for(call, "UPDATE", call.attributes.name, new, live, options.dry_run, options.raw)
+        await admission.mutate()
+        new = admission.obj
         meta, old_meta = new["metadata"], live["metadata"]
+        match_namespace(meta, call)
         _dedup_owners(call, meta, _DUPLICATE_OWNERS_ADMITTED)
         _check_version(call, meta, item.revision)
-        undo: Undo | None = None
+        taken: Transaction | None = None
         begin = server.begin_update.get(row.storage) if not sub else None
         if begin is not None:
-            undo = begin(call, new, live, options.dry_run)
+            taken = begin(call, new, live, options.dry_run)
         try:
             _prepare(served, new, live, sub, prepare)
+            meta = new["metadata"]
             errors = meta_update_errors(served, meta, old_meta)
             if check is not None:
                 errors += check(new, live)
@@ -342,9 +355,8 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             for w in kind.warnings(new, live):
                 call.warn(w)
             _forget_times(new, live)
-            if admission is not None:
-                admission.obj = new
-                await admission.validate()
+            admission.obj = new
+            await admission.validate()
             if _emptied(call, meta, old_meta, new):
                 value = value_of(new)
                 if options.dry_run:
@@ -355,26 +367,27 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                     continue
                 await server.after_delete(call, live)
                 return value, revision, False
-            if _same(new, live):
+            if new == live:
+                if taken is not None:
+                    taken.undo()
                 return item.value, item.revision, False
             value = value_of(new)
             if options.dry_run:
-                if undo is not None:
-                    undo()
+                if taken is not None:
+                    taken.undo()
                 return value, item.revision, False
             try:
                 revision = await server.put(collection.prefix + key, value, item.revision)
             except Conflict:
-                if undo is not None:
-                    undo()
+                if taken is not None:
+                    taken.undo()
                 continue
-            after = server.after_update.get(row.storage)
-            if after is not None:
-                after(call, new, live)
+            if taken is not None:
+                await taken.commit()
             return value, revision, False
         except BaseException:
-            if undo is not None:
-                undo()
+            if taken is not None:
+                taken.undo()
             raise
     raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
 
@@ -402,7 +415,7 @@ def _check_version(call: Call, meta: dict[str, Any], current: int) -> None:
         raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
 
 
-def _prepare(served: Served, new: Object, live: Object, sub: str, prepare: Callable[[Object, Object], None] | None) -> None:
+def _prepare(served: Served, new: Object, live: Object, sub: str, prepare: Prepare | None) -> None:
     """Strategy: what this way of writing may change, system fields, generation."""
     kind = served.kind
     meta, old_meta = new["metadata"], live["metadata"]
@@ -412,11 +425,13 @@ def _prepare(served: Served, new: Object, live: Object, sub: str, prepare: Calla
         meta.pop("generation", None)
     if prepare is not None:
         prepare(new, live)
+        meta = new["metadata"]
     elif sub == "status":
         if kind.prepare_status is not None:
             kind.prepare_status(new, live)
         else:
             keep_all_but_status(new, live, served.row.custom)
+        meta = new["metadata"]
     else:
         kind.prepare_update(new, live)
         if kind.has_generation:
@@ -425,6 +440,46 @@ def _prepare(served: Served, new: Object, live: Object, sub: str, prepare: Calla
                 meta["generation"] = (old_meta.get("generation") or 0) + 1
     metadata.keep_system_fields(meta, old_meta)
     metadata.tidy(meta)
+
+
+def bump_generation(new: Object, live: Object) -> None:
+    """The generation counts a changed spec."""
+    if new.get("spec") != live.get("spec") and live["metadata"].get("generation"):
+        new["metadata"]["generation"] = live["metadata"]["generation"] + 1
+
+
+def as_main(kind: Kind) -> Prepare:
+    """Prepares like a write of the object itself, for subresources that change a part of its spec."""
+    def prepare(new: Object, live: Object) -> None:
+        kind.prepare_update(new, live)
+        if kind.has_generation:
+            changed = kind.generation_changed
+            if changed(new, live) if changed is not None else new.get("spec") != live.get("spec"):
+                new["metadata"]["generation"] = (live["metadata"].get("generation") or 0) + 1
+    return prepare
+
+
+def item_of(call: Call, value: bytes, revision: int) -> Item:
+    """What was just stored, as the cache would hold it."""
+    return Item(call.key or "x", body_of(value, revision), revision, revision)
+
+
+async def change(call: Call, build: Build, options: WriteOptions) -> int:
+    """A change the server makes by itself: no admission, no validation, no managed fields. The new revision."""
+    collection, row = call.served.collection, call.served.row
+    for _ in range(RACE_ATTEMPTS):
+        item = collection.items.get(call.key)
+        if item is None:
+            raise not_found(row.group, row.plural, call.attributes.name)
+        new = build(call.served.stored(item))
+        value = value_of(new)
+        if value == item.value or options.dry_run:
+            return item.revision
+        try:
+            return await call.server.put(collection.prefix + call.key, value, item.revision)
+        except Conflict:
+            continue
+    raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
 
 
 def keep_all_but_status(new: Object, live: Object, custom: bool) -> None:
@@ -461,10 +516,6 @@ def _forget_times(new: Object, live: Object) -> None:
         meta["managedFields"] = had
 
 
-def _same(new: Object, live: Object) -> bool:
-    return new == live
-
-
 def _emptied(call: Call, meta: dict[str, Any], old_meta: dict[str, Any], new: Object) -> bool:
     """Whether this update removed the last thing a deletion was waiting for."""
     if not old_meta.get("deletionTimestamp") or meta.get("finalizers"):
@@ -478,8 +529,7 @@ def _emptied(call: Call, meta: dict[str, Any], old_meta: dict[str, Any], new: Ob
 
 # --- patch ---
 
-async def patch(call: Call, *, subresource_prepare: Callable[[Object, Object], None] | None = None,
-                check: Callable[[Object, Object], list[FieldError]] | None = None) -> Response:
+async def patch(call: Call, *, prepare: Prepare | None = None, check: Check | None = None) -> Response:
     """PATCH of an object or a subresource of its shape, in the four types."""
     request, served = call.request, call.served
     header = request.headers.get("content-type", "").partition(";")[0].strip()
@@ -493,49 +543,25 @@ async def patch(call: Call, *, subresource_prepare: Callable[[Object, Object], N
     accept = call.accept()
     options = write_options(request, "PatchOptions", type_)
     if type_ == "apply":
-        return await _apply(call, accept, options, subresource_prepare, check)
+        return await _apply(call, accept, options, prepare, check)
     from kubern.model.patch import patched
+
+    row = served.row
 
     def build(live: Object | None) -> Object:
         assert live is not None
-        obj, warnings = patched(type_, live, request.body, served.schema, kind=served.row.kind, api_version=served.row.api_version,
-                                custom=served.row.custom, validation=options.validation or "Warn")
+        out, warnings = patched(type_, live, request.body, served.schema, kind=row.kind, api_version=row.api_version, custom=row.custom,
+                                validation=options.validation)
         for w in warnings:
             call.warn(w)
-        return obj
+        _same_identity(call, out["metadata"])
+        return out
 
-    value, revision, _ = await modify(call, build, options, prepare=subresource_prepare, check=check)
+    value, revision, _ = await modify(call, build, options, prepare=prepare, check=check)
     return respond(call, accept, value, revision, 200)
 
 
-def fit(call: Call, obj: Any, options: WriteOptions) -> Object:
-    """A patched object made to fit the schema: unknown fields dropped and told, wrong types refused."""
-    from kubern.model.decode import Fault, typed
-
-    served = call.served
-    if not isinstance(obj, dict):
-        raise _bad_patch(obj, f"json: cannot unmarshal {type(obj).__name__} into Go value of type {served.row.kind}")
-    try:
-        out, errors = typed(obj, served.schema, served.row.custom)
-    except Fault as e:
-        raise _bad_patch(obj, str(e)) from None
-    if errors:
-        if options.validation == "Strict":
-            raise _bad_patch(obj, "strict decoding error: " + ", ".join(errors))
-        if options.validation == "Warn":
-            for e in errors:
-                call.warn(e)
-    if not isinstance(out.get("metadata"), dict):
-        out["metadata"] = {}
-    return {"kind": served.row.kind, "apiVersion": served.row.api_version, **{k: v for k, v in out.items() if k not in ("kind", "apiVersion")}}
-
-
-def _bad_patch(obj: Any, why: str) -> StatusError:
-    return invalid("", "", "", [field_error.invalid("patch", orjson.dumps(obj).decode(), why)])
-
-
-async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Callable[[Object, Object], None] | None,
-                 check: Callable[[Object, Object], list[FieldError]] | None) -> Response:
+async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Prepare | None, check: Check | None) -> Response:
     from kubern.model import fields
 
     served, a = call.served, call.attributes
@@ -543,13 +569,11 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Cal
     applied = _applied(call, options)
 
     def build(live: Object | None) -> Object:
-        new = fields.apply(live, applied, options.manager, options.force, row.api_version, timestamp(call.now_s), a.subresource, served.schema)
+        new = fields.apply(live, applied, options.manager, options.force, row.api_version, timestamp(call.now_s), a.subresource, served.schema,
+                           has_status=served.has_status, kind=row.kind)
         meta = new["metadata"]
-        if live is None:
-            meta.setdefault("name", a.name)
-            if call.namespace:
-                meta.setdefault("namespace", call.namespace)
-        elif not applied["metadata"].get("resourceVersion"):
+        _same_identity(call, meta)
+        if live is not None and not (applied.get("metadata") or {}).get("resourceVersion"):
             meta["resourceVersion"] = live["metadata"]["resourceVersion"]
         return new
 
@@ -561,33 +585,20 @@ def _applied(call: Call, options: WriteOptions) -> Object:
     """The applied configuration out of a YAML or JSON body; raises 400."""
     from kubern.model import fields
 
-    parse = getattr(fields, "parse_applied", None)
-    if parse is not None:
-        obj: Object
-        obj, warnings = parse(call.request.body, call.served.row, call.served.schema, options.validation)
-        for w in warnings:
-            call.warn(w)
-    else:
-        import yaml
-
-        try:
-            obj = yaml.load(call.request.body, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (yaml.YAMLError, ValueError, RecursionError) as e:
-            raise bad_request(f"error decoding YAML: {e}") from None
-        if not isinstance(obj, dict):
-            raise bad_request("error decoding YAML: not an object")
-    meta = obj.setdefault("metadata", {})
-    if not isinstance(meta, dict):
-        raise bad_request("metadata must be an object")
-    name = meta.get("name") or ""
-    if name and name != call.attributes.name:
-        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({call.attributes.name})")
-    if meta.get("managedFields"):
-        raise bad_request("metadata.managedFields must be nil")
-    namespace = meta.get("namespace") or ""
-    if namespace and call.namespace and namespace != call.namespace:
-        raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
+    obj, warnings = fields.parse_applied(call.request.body, call.served.row, call.served.schema, options.validation)
+    for w in warnings:
+        call.warn(w)
     return obj
 
 
-__all__ = ["create", "create_object", "decode_object", "modify", "patch", "quote", "respond", "update"]
+def _same_identity(call: Call, meta: dict[str, Any]) -> None:
+    """A patched object must still be the one the path names."""
+    match_namespace(meta, call)
+    name, want = meta.get("name") or "", call.attributes.name
+    if not name:
+        raise bad_request(f"the name of the object ({want} based on URL) was undeterminable: name must be provided")
+    if name != want:
+        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({want})")
+
+
+__all__ = ["create", "create_object", "decode_object", "modify", "patch", "respond", "update"]

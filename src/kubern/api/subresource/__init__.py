@@ -35,6 +35,7 @@ _TABLE: dict[tuple[str, str, str], str] = {
     ("", "namespaces", "finalize"): "finalize:handle",
     ("", "serviceaccounts", "token"): "token:handle",
     ("certificates.k8s.io", "certificatesigningrequests", "approval"): "approval:handle",
+    ("certificates.k8s.io", "certificatesigningrequests", "status"): "approval:status",
 }
 _VIRTUAL = {
     ("", "bindings"): "binding:collection",

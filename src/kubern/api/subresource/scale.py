@@ -1,0 +1,130 @@
+"""scale: the replica count of a workload as an object of its own, autoscaling/v1 Scale.
+
+Reads and writes spec.replicas of the parent (of custom resources: the paths their CRD names). Upstream: pkg/registry/apps/*/storage
+(ScaleREST), apiextensions registry/customresource/etcd.go, pkg/apis/autoscaling/validation ValidateScale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kubern.api import write
+from kubern.api.call import Call, answer
+from kubern.api.negotiate import router_unsupported_media_type
+from kubern.api.options import write_options
+from kubern.api.read import find
+from kubern.model import invalid
+from kubern.model.object import Object
+from kubern.model.request import Response
+from kubern.model.schema import schema_for
+from kubern.model.selector import from_label_selector, from_set
+from kubern.model.status import MODIFIED, bad_request, conflict
+from kubern.model.status import invalid as invalid_status
+
+API_VERSION, KIND = "autoscaling/v1", "Scale"
+
+
+def _paths(call: Call) -> tuple[str, str, str]:
+    """Where the parent keeps replicas, observed replicas and the selector text ("" = built in rules)."""
+    custom = call.served.custom
+    scale = getattr(custom, "scale", None) if custom is not None else None
+    if scale:
+        return scale["specReplicasPath"], scale["statusReplicasPath"], scale.get("labelSelectorPath") or ""
+    return ".spec.replicas", ".status.replicas", ""
+
+
+def _at(obj: Any, path: str) -> Any:
+    for part in path.lstrip(".").split("."):
+        obj = obj.get(part) if isinstance(obj, dict) else None
+    return obj
+
+
+def _with(obj: Object, path: str, value: Any) -> Object:
+    """A copy with one value changed; the rest shared."""
+    head, _, rest = path.lstrip(".").partition(".")
+    below = obj.get(head)
+    return {**obj, head: _with(below if isinstance(below, dict) else {}, rest, value) if rest else value}
+
+
+def scale_of(call: Call, obj: Object) -> Object:
+    """The Scale of a workload."""
+    spec_path, status_path, selector_path = _paths(call)
+    meta = obj["metadata"]
+    out_meta = {k: meta[k] for k in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp") if meta.get(k)}
+    replicas = _at(obj, spec_path)
+    status: Object = {"replicas": _at(obj, status_path) or 0}
+    text = ""
+    if call.served.custom is not None:
+        text = (_at(obj, selector_path) or "") if selector_path else ""
+    else:
+        selector = (obj.get("spec") or {}).get("selector")
+        if call.served.row.kind == "ReplicationController":
+            text = str(from_set(selector))
+        elif selector is not None:
+            text = str(from_label_selector(selector))
+    if text:
+        status["selector"] = text
+    return {"kind": KIND, "apiVersion": API_VERSION, "metadata": out_meta, "spec": {"replicas": replicas} if replicas else {}, "status": status}
+
+
+async def handle(call: Call) -> Response:
+    accept = call.accept()
+    method = call.request.method
+    if method == "GET":
+        return answer(scale_of(call, call.served.shown(find(call))), accept)
+    patching = method == "PATCH"
+    schema = schema_for(API_VERSION, KIND)
+    type_ = ""
+    if patching:
+        header = call.request.headers.get("content-type", "").partition(";")[0].strip()
+        type_ = write.PATCH_TYPES.get(header, "")
+        if not type_:
+            raise router_unsupported_media_type()
+    options = write_options(call.request, "PatchOptions" if patching else "UpdateOptions", type_)
+    given: Object | None = None
+    if not patching:
+        given = write.decode_object(call, options, API_VERSION, KIND, schema)
+        write.match_namespace(given["metadata"], call)
+        name = given["metadata"].get("name") or ""
+        if not name:
+            raise bad_request(f"the name of the object ({call.attributes.name} based on URL) was undeterminable: name must be provided")
+        if name != call.attributes.name:
+            raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({call.attributes.name})")
+    row = call.served.row
+    spec_path = _paths(call)[0]
+
+    def build(live: Object | None) -> Object:
+        assert live is not None
+        before = scale_of(call, live)
+        if type_ == "apply":
+            from kubern.model import fields
+
+            applied, warnings = fields.parse_applied(call.request.body, row, schema, options.validation)
+            for w in warnings:
+                call.warn(w)
+            after: Object = {**before, "spec": {**before["spec"], **(applied.get("spec") or {})}}
+        elif patching:
+            from kubern.model.patch import patched
+
+            after, warnings = patched(type_, before, call.request.body, schema, kind=KIND, api_version=API_VERSION, validation=options.validation)
+            for w in warnings:
+                call.warn(w)
+        else:
+            assert given is not None
+            after = given
+        meta = after.get("metadata") or {}
+        version, have = meta.get("resourceVersion") or "", live["metadata"]["resourceVersion"]
+        if version and version != have:
+            raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
+        if meta.get("uid") and meta["uid"] != live["metadata"].get("uid"):
+            raise conflict(row.group, row.plural, call.attributes.name,
+                           f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {live['metadata'].get('uid')}")
+        replicas = (after.get("spec") or {}).get("replicas") or 0
+        if replicas < 0:
+            raise invalid_status("autoscaling", KIND, call.attributes.name,
+                                 [invalid.invalid("spec.replicas", replicas, "must be greater than or equal to 0")])
+        return {**_with(live, spec_path, replicas), "metadata": dict(live["metadata"])}
+
+    kind = call.served.kind
+    value, revision, _ = await write.modify(call, build, options, subresource="scale", prepare=write.as_main(kind), check=kind.validate_update)
+    return answer(scale_of(call, call.served.shown(write.item_of(call, value, revision))), accept)
