@@ -124,7 +124,7 @@ def _counts(status: Object, *fields: str) -> Errors:
 def _at_most(status: Object, total: str, text: str, *fields: str) -> Errors:
     for f in fields:
         if (status.get(f) or 0) > (status.get(total) or 0):
-            yield invalid(f"status.{f}", status[f], f"cannot be greater than {text}")
+            yield invalid(f"status.{f}", status.get(f, 0), f"cannot be greater than {text}")
 
 
 def _collision_count(new: Object, old: Object) -> Errors:

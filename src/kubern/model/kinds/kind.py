@@ -8,8 +8,8 @@ validating admission → store. Upstream: pkg/registry/*/strategy.go, pkg/apis/*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kubern.model.invalid import FieldError
@@ -64,8 +64,6 @@ class Kind:
     validate_status: Callable[[Object, Object], Errors] = _valid2
     name_check: Callable[[str, bool], list[str]] | None = None                # (name, is a prefix) -> messages; None: DNS-1123 subdomain
     warnings: Callable[[Object, Object | None], list[str]] = _no_warnings     # (new, old or None on create) -> Warning headers
-    # other subresources whose body is the object itself: name -> (prepare(new, old), validate(new, old)), e.g. "resize", "finalize"
-    updates: Mapping[str, tuple[Callable[[Object, Object], None], Callable[[Object, Object], Errors]]] = field(default_factory=dict)
     # Table form: columns after upstream's printers; `cells(obj, now_s)` has one cell a column
     columns: tuple[Column, ...] = ()
     cells: Callable[[Object, float], list[Any]] | None = None

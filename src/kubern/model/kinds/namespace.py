@@ -70,19 +70,10 @@ def validate_status(new: Object, old: Object) -> list[FieldError]:
     return [] if phase == "Terminating" else [invalid("status.Phase", phase, "may only be 'Terminating' if `deletionTimestamp` is not empty")]
 
 
-def prepare_finalize(new: Object, old: Object) -> None:
-    """PUT …/finalize: the spec's finalizers may change, the status may not."""
-    new["status"] = old.get("status") or {}
-
-
-def validate_finalize(new: Object, old: Object) -> list[FieldError]:
-    return [e for i, f in enumerate((new.get("spec") or {}).get("finalizers") or ()) for e in _finalizer(f, f"spec.finalizers[{i}]")]
-
-
 KINDS: KindTable = {
     ("", "Namespace"): Kind(
         defaults=defaults, prepare_create=prepare_create, prepare_update=prepare_update, prepare_status=prepare_status,
         validate=validate, validate_update=lambda new, old: validate(new), validate_status=validate_status,
-        name_check=names.name_is_dns_label, delete_returns_object=True, updates={"finalize": (prepare_finalize, validate_finalize)}),
+        name_check=names.name_is_dns_label, delete_returns_object=True),
     ("", "ComponentStatus"): Kind(),
 }

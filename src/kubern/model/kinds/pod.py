@@ -17,7 +17,6 @@ from kubern.model.kinds.leeway import Leeway, leeway
 from kubern.model.kinds.pod_change import validate, validate_update
 from kubern.model.kinds.pod_defaults import default_pod, default_pod_template
 from kubern.model.kinds.pod_prepare import drop_disabled, prepare_create, prepare_status, prepare_update, spec_of
-from kubern.model.kinds.pod_resize import prepare_ephemeral, prepare_resize, validate_ephemeral, validate_resize
 from kubern.model.kinds.pod_spec import validate_pod_template
 from kubern.model.kinds.pod_status import validate_status
 from kubern.model.kinds.pod_warnings import pod_warnings, template_warnings
@@ -92,8 +91,7 @@ KINDS: KindTable = {
         defaults=default_pod, prepare_create=prepare_create, prepare_update=prepare_update, prepare_status=prepare_status,
         validate=validate, validate_update=validate_update, validate_status=validate_status, warnings=warnings,
         has_generation=True, generation_changed=lambda new, old: not semantic_equal(new.get("spec"), old.get("spec")),
-        grace_s=grace_s, delete_returns_object=True,
-        updates={"resize": (prepare_resize, validate_resize), "ephemeralcontainers": (prepare_ephemeral, validate_ephemeral)}),
+        grace_s=grace_s, delete_returns_object=True),
     ("", "PodTemplate"): Kind(
         defaults=_default_template, prepare_create=_prepare_template, prepare_update=_prepare_template_update,
         validate=lambda obj: list(validate_pod_template(obj.get("template") or {}, "template")),
