@@ -12,13 +12,36 @@ import logging
 import signal
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kubern import KUBERNETES_VERSION
 from kubern.client.client import Client
 from kubern.client.kubeconfig import sender_of
 from kubern.client.mirror import Mirrors
 from kubern.kubelet.unit import UnitConfig, read_config
 
+if TYPE_CHECKING:
+    from kubern.kubelet.run import KubeletSettings
+
 log = logging.getLogger("kubern.agent")
+
+
+def kubelet_settings(c: UnitConfig) -> KubeletSettings:
+    """The kubelet's view of the unit's configuration."""
+    from kubern.kubelet.run import KubeletSettings
+
+    taints = []
+    for t in c.taints:                                   # "key=value:Effect" or "key:Effect"
+        key, _, effect = t.rpartition(":")
+        key, _, value = key.partition("=")
+        taints.append({"key": key, "effect": effect, **({"value": value} if value else {})})
+    ca = Path(c.data_dir) / "ca.crt"
+    return KubeletSettings(
+        name=c.name, addresses=tuple(a for a in (c.address, c.address6.partition("/")[0]) if a), socket=c.socket,
+        root=f"{c.data_dir}/kubelet", log_root=f"{c.data_dir}/pods", cgroup_root=c.cgroup_root, cluster_dns=(c.cluster_dns,),
+        cluster_domain=c.cluster_domain, labels=c.labels, taints=tuple(taints), version=KUBERNETES_VERSION,
+        resolv_conf=f"{c.run_dir}/resolv.conf" if not c.host else "/etc/resolv.conf", client_ca=str(ca) if ca.exists() else "")
 
 
 async def run(config: UnitConfig) -> None:
@@ -37,7 +60,7 @@ async def run(config: UnitConfig) -> None:
     families = tuple(sorted({6 if ":" in c else 4 for c in config.pod_cidr.split(",")}))
     pods, services = tuple(config.pod_cidr.split(",")), tuple(config.service_cidr.split(","))
     roles = {
-        "kubelet": kubelet(config, client),
+        "kubelet": kubelet(kubelet_settings(config), client),
         "network": network.run(mirrors, config),
         "proxy": proxy.run(mirrors, config.name, pods, services, families),
         "dns": dns.run(mirrors, config.name, config.address, config.cluster_dns, config.cluster_domain, config.gateway),

@@ -144,6 +144,7 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
         config, runc=_which("runc") or "runc", cni_bin=containerd.cni_dir(), restrict_oom=not containerd.may_raise_limits()))
     if s.registry:
         (run / "certs.d/_default/hosts.toml").write_text(containerd.hosts_toml(s.registry))
+    (run / "resolv.conf").write_text(f"nameserver {config.gateway}\n")          # the relay; what the machine asks is out of reach
     config_path.write_text(config.dump())
     (data / "logs").mkdir(exist_ok=True)
     log = os.open(data / "logs/unit.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
