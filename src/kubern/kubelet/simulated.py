@@ -349,6 +349,7 @@ class Hollow:
         self.client, self.version, self.clock, self.heartbeat_s = client, version, clock, heartbeat_s
         self.nodes = {n.name: n for n in nodes}
         self.uids: dict[str, str] = {}                         # node name -> uid
+        self._leases: dict[str, str] = {}                      # node name -> resourceVersion of its lease
         self.runtime = SimulatedRuntime(clock)
         self.pods: dict[str, _Pod] = {}
         self.ready = asyncio.Event()
@@ -395,13 +396,26 @@ class Hollow:
         micros = int(now * 1e6) % 1_000_000
         lease: Object = {
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-            "metadata": {"name": name, "namespace": "kube-node-lease",
+            "metadata": {"name": name, "namespace": "kube-node-lease", "resourceVersion": self._leases.get(name, ""),
                          "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": name, "uid": self.uids[name]}]},
             "spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_S, "renewTime": stamp(now)[:-1] + f".{micros:06d}Z"},
         }
         try:
-            await self.client.update(lease)
+            if name not in self._leases:
+                del lease["metadata"]["resourceVersion"]
+                try:
+                    made = await self.client.create(lease)
+                except StatusError as e:
+                    if e.code != 409:
+                        raise
+                    have = await self.client.get(LEASES, "kube-node-lease", name)
+                    lease["metadata"]["resourceVersion"] = have["metadata"]["resourceVersion"]
+                    made = await self.client.update(lease)
+            else:
+                made = await self.client.update(lease)
+            self._leases[name] = made["metadata"]["resourceVersion"]
         except StatusError as e:
+            self._leases.pop(name, None)
             log.info("lease of %s: %s", name, e.message)
 
     async def _beat(self) -> None:
