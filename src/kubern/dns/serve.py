@@ -22,6 +22,7 @@ TASKS_MAX = 2000
 TCP_IDLE_S = 30.0
 TCP_CONNECTIONS_MAX = 256
 SOCKET_BUFFER_BYTES = 1 << 20
+FREE_PORT_TRIES = 20
 
 
 @dataclass(slots=True)
@@ -43,14 +44,22 @@ class Server:
         self._tcp: list[asyncio.Server] = []
 
     async def listen(self, host: str, port: int = 53) -> None:
+        """UDP and TCP on one port; 0 = one that is free for both. Raises OSError."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        s = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        for last in (port != 0, *[False] * FREE_PORT_TRIES, True):
+            s = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            try:
+                s.bind((host, port))
+                self._tcp.append(await asyncio.start_server(self._connection, host, s.getsockname()[1]))
+                break
+            except OSError:
+                s.close()
+                if last:
+                    raise
         with contextlib.suppress(OSError):
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
-        s.bind((host, port))
         self._udp.append(s)
         asyncio.get_running_loop().add_reader(s.fileno(), self._readable, s)
-        self._tcp.append(await asyncio.start_server(self._connection, host, s.getsockname()[1]))
 
     @property
     def port(self) -> int:
