@@ -1,0 +1,23 @@
+"""CEL expressions in objects: the one place through which validators ask whether an expression compiles.
+
+The engine is model/cel.py (`compile_error`); where it is not there nothing is refused. Upstream: apiserver plugin/cel compile.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kubern.model.invalid import invalid
+from kubern.model.kinds.checks import Errors
+
+
+def compiles(expression: str, path: str, returns: str, *, params: bool = False, authorizer: bool = True, patch_types: bool = False,
+             variables: Mapping[str, str] | None = None, shown: str | None = None) -> Errors:
+    """Errors of one expression; `returns` is "bool", "string", "string or null", "any", "object" or "patch"; variables: name -> expression."""
+    try:
+        from kubern.model.cel import compile_error
+    except ImportError:
+        return
+    why = compile_error(expression, returns, params=params, authorizer=authorizer, patch_types=patch_types, variables=variables or {})
+    if why:
+        yield invalid(path, expression if shown is None else shown, why)
