@@ -26,6 +26,14 @@ GENERATED_SUFFIX_LENGTH = 5
 GENERATED_BASE_MAX = 63 - GENERATED_SUFFIX_LENGTH
 
 
+_OWNER_FIELDS = ("apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion")
+
+
+def _in_order(reference: Object) -> invalid.Struct:
+    """An owner reference as upstream prints it."""
+    return invalid.Struct((k, reference[k]) for k in _OWNER_FIELDS if k in reference)
+
+
 def timestamp(now_s: float) -> str:
     """RFC 3339 in whole seconds, as metadata holds times."""
     return datetime.fromtimestamp(int(now_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -50,7 +58,8 @@ def wipe(meta: Meta) -> None:
 
 def tidy(meta: Meta) -> None:
     """Drops empty members that upstream's types would not keep."""
-    for field in ("labels", "annotations", "finalizers", "ownerReferences", "managedFields", "generateName", "namespace", "selfLink",
+    meta.pop("selfLink", None)
+    for field in ("labels", "annotations", "finalizers", "ownerReferences", "managedFields", "generateName", "namespace",
                   "creationTimestamp", "uid", "name", "generation"):
         if field in meta and not meta[field]:
             del meta[field]
@@ -120,7 +129,7 @@ def validate_owner_references(references: list[Any], field: str) -> list[FieldEr
         if ref.get("controller"):
             this = f"{kind}/{name}"
             if controller:
-                errors.append(invalid.invalid(field, references, "Only one reference can have Controller set to true. "
+                errors.append(invalid.invalid(field, [_in_order(r) for r in references], "Only one reference can have Controller set to true. "
                                               f'Found "true" in references for {controller} and {this}'))
             else:
                 controller = this

@@ -23,6 +23,7 @@ Errors = Iterator[FieldError]
 PROTOCOLS = ("SCTP", "TCP", "UDP")
 MESSAGE_POLICIES = ("File", "FallbackToLogsOnError")
 RESTART_POLICIES = ("Always", "Never", "OnFailure")
+RULES_NEED_POLICY = "must specify restartPolicy when restart rules are used"
 ENV_FIELD_PATHS = frozenset({"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName",
                              "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"})
 # In the order of upstream's type: what an ephemeral container must not have.
@@ -74,7 +75,10 @@ def _init(containers: list[Object], spec: Object, path: str, pod: Surroundings) 
     for i, c in enumerate(containers):
         here, name = f"{path}[{i}]", c.get("name", "")
         yield from _common(c, here, pod)
-        yield from _restart_policy(c, here)
+        if c.get("restartPolicy") is None and c.get("restartPolicyRules"):
+            yield required(f"{here}.restartPolicy", RULES_NEED_POLICY)
+        else:
+            yield from _restart_policy(c, here)
         if name in seen:
             yield duplicate(f"{here}.name", name)
         elif name:
@@ -441,7 +445,7 @@ def _restart_policy(c: Object, path: str) -> Errors:
     if policy is None:
         if not rules:
             return
-        yield required(f"{path}.restartPolicy", "must specify restartPolicy when restart rules are used")
+        yield required(f"{path}.restartPolicy", RULES_NEED_POLICY)
     elif policy not in RESTART_POLICIES:
         yield not_supported(f"{path}.restartPolicy", policy, RESTART_POLICIES)
     if len(rules) > 20:

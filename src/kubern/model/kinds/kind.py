@@ -49,6 +49,10 @@ def _no_warnings(new: Object, old: Object | None) -> list[str]:
     return []
 
 
+def _no_status_warnings(new: Object) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """The rules of one kind. Every field has a neutral default, so a row states only what is special."""
@@ -64,6 +68,7 @@ class Kind:
     validate_status: Callable[[Object, Object], Errors] = _valid2
     name_check: Callable[[str, bool], list[str]] | None = None                # (name, is a prefix) -> messages; None: DNS-1123 subdomain
     warnings: Callable[[Object, Object | None], list[str]] = _no_warnings     # (new, old or None on create) -> Warning headers
+    status_warnings: Callable[[Object], list[str]] = _no_status_warnings      # on an update of the status
     # Table form: columns after upstream's printers; `cells(obj, now_s)` has one cell a column
     columns: tuple[Column, ...] = ()
     cells: Callable[[Object, float], list[Any]] | None = None

@@ -19,7 +19,7 @@ from kubern.model.kinds.pod_defaults import default_pod, default_pod_template
 from kubern.model.kinds.pod_prepare import drop_disabled, prepare_create, prepare_status, prepare_update, spec_of
 from kubern.model.kinds.pod_spec import validate_pod_template
 from kubern.model.kinds.pod_status import validate_status
-from kubern.model.kinds.pod_warnings import pod_warnings, template_warnings
+from kubern.model.kinds.pod_warnings import apparmor_warnings, pod_warnings, template_warnings
 from kubern.model.object import Object, meta
 from kubern.model.object import name as name_of
 
@@ -37,15 +37,15 @@ def grace_s(pod: Object, asked: int | None) -> int:
 def warnings(new: Object, old: Object | None) -> list[str]:
     if old is not None:
         return []
-    out = []
+    out = apparmor_warnings(spec_of(new), meta(new))
     if texts := names.is_dns1123_label(name_of(new)):
         out.append("metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: "
                    f"[{' '.join(texts)}]")
     return out + pod_warnings(spec_of(new), meta(new))
 
 
-def status_warnings(new: Object) -> list[str]:
-    return [t for field in ("podIPs", "hostIPs") for i, e in enumerate((new.get("status") or {}).get(field) or ())
+def status_warnings(pod: Object) -> list[str]:
+    return [t for field in ("podIPs", "hostIPs") for i, e in enumerate((pod.get("status") or {}).get(field) or ())
             for t in ip_warnings(f"status.{field}[{i}].ip", e.get("ip", ""))]
 
 
@@ -89,7 +89,7 @@ def validate_binding(binding: Object) -> list[FieldError]:
 KINDS: KindTable = {
     ("", "Pod"): Kind(
         defaults=default_pod, prepare_create=prepare_create, prepare_update=prepare_update, prepare_status=prepare_status,
-        validate=validate, validate_update=validate_update, validate_status=validate_status, warnings=warnings,
+        validate=validate, validate_update=validate_update, validate_status=validate_status, warnings=warnings, status_warnings=status_warnings,
         has_generation=True, generation_changed=lambda new, old: not semantic_equal(new.get("spec"), old.get("spec")),
         grace_s=grace_s, delete_returns_object=True),
     ("", "PodTemplate"): Kind(

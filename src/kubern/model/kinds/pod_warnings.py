@@ -12,8 +12,8 @@ from typing import Any
 from kubern.model import names
 from kubern.model.addresses import ip_warnings
 from kubern.model.invalid import quote
-from kubern.model.kinds.pod_security import APPARMOR_CONTAINER, SECCOMP_CONTAINER, SECCOMP_POD, apparmor_field, containers_with_path
 from kubern.model.kinds.placement import PREFERRED, REQUIRED
+from kubern.model.kinds.pod_security import APPARMOR_CONTAINER, SECCOMP_CONTAINER, SECCOMP_POD, apparmor_field, containers_with_path
 from kubern.model.object import Object
 from kubern.model.quantity import milli
 
@@ -47,6 +47,7 @@ _DEPRECATED_VOLUMES = (  # (field, its name in the text, text), in the order ups
     ("rbd", "rbd", "deprecated in v1.28, non-functional in v1.31+"),
 )
 _SECCOMP_GONE = 'non-functional in v1.27+; use the "seccompProfile" field instead'
+_APPARMOR_FIELD = 'deprecated since v1.30; use the "appArmorProfile" field instead'
 NO_SELECTOR = "a null labelSelector results in matching no pod"
 
 
@@ -128,7 +129,7 @@ def _repeated(items: list[Object], field: str, path: str) -> Texts:
 def _fractions(amounts: dict[str, Any] | None, path: str, names_: tuple[str, ...] = ("memory", "ephemeral-storage")) -> Texts:
     for name in names_:
         text = (amounts or {}).get(name)
-        if text is not None and str(text).endswith("m") and milli(str(text)) % 1000:
+        if text is not None and not str(text).isdigit() and milli(str(text)) % 1000:
             yield f"{path}[{name}]: fractional byte value {quote(str(text))} is invalid, must be an integer"
 
 
@@ -145,8 +146,9 @@ def _containers(spec: Object, annotations: dict[str, str], s: str, a: str, is_te
             if security.get("seccompProfile") is None and SECCOMP_CONTAINER + name in annotations:
                 yield f"{a}[{SECCOMP_CONTAINER}{name}]: {_SECCOMP_GONE}"
             annotation = annotations.get(APPARMOR_CONTAINER + name)
-            if annotation is not None and _apparmor_is_news(annotation, security.get("appArmorProfile"), pod_profile, is_template):
-                yield f'{a}[{APPARMOR_CONTAINER}{name}]: deprecated since v1.30; use the "appArmorProfile" field instead'
+            if is_template and annotation is not None and security.get("appArmorProfile") is None and (
+                    pod_profile is None or pod_profile != apparmor_field(annotation)):
+                yield f"{a}[{APPARMOR_CONTAINER}{name}]: {_APPARMOR_FIELD}"
         if resources := c.get("resources"):
             for resource in ("memory", "ephemeral-storage"):
                 for side in ("limits", "requests"):
@@ -155,12 +157,17 @@ def _containers(spec: Object, annotations: dict[str, str], s: str, a: str, is_te
             yield from _hidden_env(c["env"], f"{here}.env")
 
 
-def _apparmor_is_news(annotation: str, own: Object | None, pod: Object | None, is_template: bool) -> bool:
-    """The annotation says what no field says. (For a pod it was copied into the field before this is asked: kinds/pod.py.)"""
-    meant = apparmor_field(annotation)
-    if is_template:
-        return own is None and (pod is None or pod != meant)
-    return (own is None and meant is None) or (own is not None and own == meant and own != pod)
+def apparmor_warnings(spec: Object, meta: Object) -> list[str]:
+    """Of a Pod, whose annotations were copied into fields before this is asked (kinds/pod_prepare.py)."""
+    annotations, out = meta.get("annotations") or {}, []
+    pod_profile = (spec.get("securityContext") or {}).get("appArmorProfile")
+    for c, _ in containers_with_path(spec, "") if annotations else ():
+        key = APPARMOR_CONTAINER + c.get("name", "")
+        if key in annotations:
+            own, meant = (c.get("securityContext") or {}).get("appArmorProfile"), apparmor_field(annotations[key])
+            if (own is None and meant is None) or (own is not None and own == meant and own != pod_profile):
+                out.append(f"metadata.annotations[{key}]: {_APPARMOR_FIELD}")
+    return out
 
 
 def _hidden_env(env: list[Object], path: str) -> Texts:

@@ -450,9 +450,14 @@ def warnings(service: Object, old: Object | None) -> list[str]:
     return out
 
 
+def status_warnings(service: Object) -> list[str]:
+    ingresses = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    return [t for i, e in enumerate(ingresses) if e.get("ip") for t in ip_warnings(f"status.loadBalancer.ingress[{i}]", e["ip"])]
+
+
 KINDS: KindTable = {
     ("", "Service"): Kind(
         defaults=defaults, prepare_create=prepare_create, prepare_update=prepare_update, prepare_status=prepare_status, validate=validate,
         validate_update=validate_update, validate_status=validate_status, name_check=names.name_is_dns_label, warnings=warnings,
-        create_on_update=True, delete_returns_object=True),
+        status_warnings=status_warnings, create_on_update=True, delete_returns_object=True),
 }
