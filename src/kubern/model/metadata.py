@@ -29,7 +29,7 @@ GENERATED_BASE_MAX = 63 - GENERATED_SUFFIX_LENGTH
 _OWNER_FIELDS = ("apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion")
 
 
-def _in_order(reference: Object) -> invalid.Struct:
+def _in_order(reference: Meta) -> invalid.Struct:
     """An owner reference as upstream prints it."""
     return invalid.Struct((k, reference[k]) for k in _OWNER_FIELDS if k in reference)
 
