@@ -141,7 +141,7 @@ class Upstream:
         try:
             connection.connect()
             connection.sock.settimeout(READ_S)
-            connection.request("GET", parts.path + ("?" + parts.query if parts.query else ""), headers={"User-Agent": "kubern", **headers})
+            connection.request("GET", parts.path + ("?" + parts.query if parts.query else ""), headers={"User-Agent": "kubern", "Connection": "close", **headers})
             return connection.getresponse()
         except (OSError, http.client.HTTPException) as e:
             connection.close()

@@ -1,0 +1,126 @@
+"""The pure parts of node units: subnets, routes, containerd's and CNI's configuration, the record of a unit."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubern.kubelet import cni, containerd, fabric, network, node
+from kubern.kubelet.unit import UnitConfig, read_config, rotate
+
+CONFIG = UnitConfig(
+    name="n0", cluster="abcde", run_dir="/run/kubern/abcde/n0", data_dir="/data/nodes/n0", address="172.30.0.11", prefix=24, gateway="172.30.0.1",
+    mtu=1500, pod_cidr="10.244.0.0/16", service_cidr="10.96.0.0/16", cluster_dns="10.96.0.10", cluster_domain="cluster.local",
+    registry="http://172.30.0.1:5001", sandbox_image="localhost/kubern/pause:1", cgroup_root="/kubern/abcde/n0", server="https://172.30.0.1:6443",
+    kubeconfig="/k", network_kubeconfig="", containerd=("containerd",), agent=("python",))
+
+
+def a_node(name: str, address: str, *cidrs: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "uid": name}, "spec": {"podCIDR": cidrs[0], "podCIDRs": list(cidrs)} if cidrs else {},
+            "status": {"addresses": [{"type": "InternalIP", "address": a} for a in address.split(",")] + [{"type": "Hostname", "address": name}]}}
+
+
+def test_the_first_free_subnet_is_taken() -> None:
+    assert fabric.pick_subnet([]) == "172.30.0.0/24"
+    assert fabric.pick_subnet(["0.0.0.0/0", "172.30.0.5/32", "172.30.1.0/25", "fd00::/64"]) == "172.30.2.0/24"
+    with pytest.raises(LookupError):
+        fabric.pick_subnet(["172.16.0.0/12"])
+
+
+def test_names_fit_the_kernels_limit() -> None:
+    c = fabric.cluster_id("/var/lib/kubern")
+    assert len(c) == 5 and c != fabric.cluster_id("/elsewhere")
+    assert len(fabric.bridge_name(c)) <= 15 and len(fabric.veth_name(c, 4999)) <= 15
+
+
+def test_fabric_addresses() -> None:
+    f = fabric.Fabric("abcde", "kn-abcde", "172.30.3.0/24")
+    assert (f.gateway, f.address(0), f.address(1), f.prefix) == ("172.30.3.1", "172.30.3.11", "172.30.3.12", 24)
+
+
+def test_routes_to_other_nodes_only_and_by_family() -> None:
+    nodes = [a_node("a", "172.30.0.11", "10.244.0.0/24"), a_node("b", "172.30.0.12,fd00::12", "10.244.1.0/24", "fd00:244:1::/64"), a_node("c", "172.30.0.13")]
+    assert fabric.node_routes(nodes, "a") == {"10.244.1.0/24": "172.30.0.12", "fd00:244:1::/64": "fd00::12"}
+    assert "10.244.0.0/24" in fabric.node_routes(nodes, "")
+
+
+def test_route_changes() -> None:
+    assert fabric.route_changes({"a": "1", "b": "2"}, {"b": "3", "c": "4"}) == ({"a": "1", "b": "2"}, ["c"])
+    assert fabric.route_changes({"a": "1"}, {"a": "1"}) == ({}, [])
+
+
+def test_containerd_configuration_is_toml_with_what_matters() -> None:
+    text = containerd.config_toml(CONFIG, runc="/usr/sbin/runc", cni_bin="/usr/lib/cni", restrict_oom=True)
+    doc = tomllib.loads(text)
+    cri = doc["plugins"]["io.containerd.grpc.v1.cri"]
+    assert cri["restrict_oom_score_adj"] is True and cri["cni"]["conf_dir"] == "/run/kubern/abcde/n0/cni"
+    options = {"BinaryName": "/usr/sbin/runc", "Root": "/run/kubern/abcde/n0/state/runc", "SystemdCgroup": False}
+    assert cri["containerd"]["runtimes"]["runc"]["options"] == options
+    assert doc["root"] == "/data/nodes/n0/containerd" and doc["grpc"]["address"] == CONFIG.socket
+    mirror = tomllib.loads(containerd.hosts_toml("http://172.30.0.1:5001"))
+    assert mirror["host"]["http://172.30.0.1:5001"]["capabilities"] == ["pull", "resolve"]
+
+
+def test_the_missing_capability_is_seen() -> None:
+    assert containerd.may_raise_limits("Name:\tx\nCapEff:\t000001ffffffffff\n") is True
+    assert containerd.may_raise_limits("Name:\tx\nCapEff:\t000001fffeffffff\n") is False
+
+
+def test_cni_configuration(tmp_path: Path) -> None:
+    text = cni.conflist(["10.244.1.0/24", "fd00:244:1::/64"], "/run/x", 1400)
+    bridge = json.loads(text)["plugins"][0]
+    assert bridge["mtu"] == 1400 and bridge["hairpinMode"] is True and bridge["ipMasq"] is False
+    assert bridge["ipam"]["ranges"] == [[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:244:1::/64"}]]
+    assert bridge["ipam"]["routes"] == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    assert cni.write(str(tmp_path), text) is True
+    assert cni.write(str(tmp_path), text) is False
+    assert os.listdir(tmp_path) == [cni.FILE]
+
+
+def test_configuration_survives_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(CONFIG.dump())
+    assert read_config(str(tmp_path / "c.json")) == CONFIG
+
+
+def test_a_record_of_another_process_is_not_alive(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "nodes/n0").mkdir(parents=True)
+    from dataclasses import replace
+
+    config = replace(CONFIG, run_dir=str(run))
+    (run / "config.json").write_text(config.dump())
+    node.save_unit(tmp_path, node.Unit(config, os.getpid(), 12345, 0))
+    unit = node.load_unit(tmp_path, "n0")
+    assert unit is not None and not unit.alive()
+    node.save_unit(tmp_path, node.Unit(config, os.getpid(), node._start_time(os.getpid()), 0))
+    [unit] = node.list_units(tmp_path)
+    assert unit.alive() and unit.index == 0
+    assert node._free_index(tmp_path / "nodes") == 1
+
+
+def test_damaged_records_are_none(tmp_path: Path) -> None:
+    (tmp_path / "nodes/n0").mkdir(parents=True)
+    for text in ("", "{", "{}", '{"config": "/nowhere", "pid": 1, "started": 1, "index": 0}'):
+        (tmp_path / "nodes/n0/unit.json").write_text(text)
+        assert node.load_unit(tmp_path, "n0") is None and node.list_units(tmp_path) == []
+
+
+def test_logs_do_not_grow_without_end(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    with log.open("wb") as f:
+        f.truncate((16 << 20) + 1)
+    rotate(str(log))
+    assert log.stat().st_size == 0 and (tmp_path / "x.log.1").stat().st_size == (16 << 20) + 1
+    rotate(str(tmp_path / "none.log"))
+
+
+def test_access_of_the_network_roles_writes_nothing_but_dns() -> None:
+    writes = [r for o in network.access() for r in o.get("rules") or () if set(r["verbs"]) - {"get", "list", "watch"}]
+    assert all(set(r["resources"]) <= {"services", "endpointslices"} for r in writes)
+    assert [o["metadata"].get("namespace") for o in network.access() if o["kind"] == "Role"] == ["kube-system"]
