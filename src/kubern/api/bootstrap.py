@@ -7,7 +7,11 @@ pkg/controlplane (kubernetesservice, systemnamespaces), pkg/registry/rbac/rest, 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import logging
+import socket
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kubern.api import allocate
@@ -27,6 +31,8 @@ log = logging.getLogger(__name__)
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 EVENTS_SWEEP_S = 30.0
 HISTORY_SWEEP_S = 30.0
+IDENTITY_LEASE_S = 3600
+IDENTITY_RENEW_S = 600.0
 
 
 def wire(server: Server) -> Allocator:
@@ -74,6 +80,10 @@ def _objects(server: Server) -> list[Object]:
 
 def _endpoints(server: Server) -> list[Object]:
     s = server.settings
+    import ipaddress
+
+    if ipaddress.ip_address(s.advertise_address).is_loopback:
+        return []         # no endpoint others could reach, and none that validation would take
     family = "IPv6" if ":" in s.advertise_address else "IPv4"
     return [
         {"apiVersion": "v1", "kind": "Endpoints",
@@ -178,11 +188,34 @@ def api_services(server: Server) -> list[Object]:
 
 def background(server: Server) -> list[asyncio.Task[None]]:
     """Starts what runs beside requests: events die of age, history is forgotten."""
-    tasks = [asyncio.get_running_loop().create_task(_expire_events(server), name="event expiry")]
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(_expire_events(server), name="event expiry"), loop.create_task(_identity(server), name="identity lease")]
     keep = getattr(server.store, "keep", None)
     if keep is not None:
-        tasks.append(asyncio.get_running_loop().create_task(_keep(server), name="history"))
+        tasks.append(loop.create_task(_keep(server), name="history"))
     return tasks
+
+
+async def _identity(server: Server) -> None:
+    """The Lease by which this server shows that it is one of those in use (KEP-1965)."""
+    host = socket.gethostname()
+    name = "apiserver-" + base64.b32encode(hashlib.sha256(host.encode()).digest())[:26].decode().lower()
+    while True:
+        now = datetime.fromtimestamp(server.clock(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        item = server.cache.collection("coordination.k8s.io", "leases").get(f"kube-system/{name}")
+        holder = f"{name}_{server.identity}"
+        lease: Object = {
+            "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": name, "namespace": "kube-system", "labels": {
+                "apiserver.kubernetes.io/identity": "kube-apiserver", "kubernetes.io/hostname": host}},
+            "spec": {"holderIdentity": holder, "leaseDurationSeconds": IDENTITY_LEASE_S, "renewTime": now}}
+        if item is not None:
+            lease["metadata"] = item.parse()["metadata"]
+        try:
+            await (server.client.create(lease) if item is None else server.client.update(lease))
+        except StatusError as e:
+            log.warning("identity lease: %s", e.message)
+        await asyncio.sleep(IDENTITY_RENEW_S)
 
 
 async def _keep(server: Server) -> None:

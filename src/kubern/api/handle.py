@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 from kubern.api import delete, paths, read, write
 from kubern.api.admission import Attributes as Admitted
@@ -133,6 +134,7 @@ class Server:
         self._targets: dict[str, tuple[Served, Attributes]] = {}
         self._unsubscribe: Callable[[], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.identity = str(uuid4())
         self._audit_prefix = os.urandom(10).hex()
         self._audit_count = 0
         self.client = Client(self.handle, MASTERS, "kube-apiserver")
@@ -349,10 +351,10 @@ class Server:
 
     async def _resource(self, call: Call) -> Response:
         a, served, request = call.attributes, call.served, call.request
+        handler = self._handler(call)
         deprecated = DEPRECATED.get((a.group, a.resource))
         if deprecated is not None:
             call.warn(deprecated)
-        handler = self._handler(call)
         if a.verb == "watch" or a.subresource in LONG_RUNNING or "system:masters" in call.user.groups:
             return await handler(call)
         if self._in_flight >= self.settings.max_in_flight:

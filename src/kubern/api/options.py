@@ -17,7 +17,7 @@ from kubern.model.request import Request
 from kubern.model.resource import Resource
 from kubern.model.resources import field_path, field_value
 from kubern.model.selector import EVERYTHING, FieldSelector, Selector, parse_fields, parse_labels
-from kubern.model.status import StatusError, bad_request
+from kubern.model.status import bad_request
 from kubern.model.status import invalid as invalid_status
 
 FIELD_MANAGER_MAX = 128
@@ -48,7 +48,7 @@ def number(values: list[str] | None) -> int | None:
 
 
 def version(text: str, *, listing: bool = False) -> int:
-    """A resourceVersion as a number; upstream answers most bad ones with 500, we with 400 and the same words."""
+    """A resourceVersion as a number. Raises 400 (upstream answers most bad ones with 500 and the same words)."""
     if text in ("", "0"):
         return 0
     if text.isascii() and text.isdigit():
@@ -60,7 +60,7 @@ def version(text: str, *, listing: bool = False) -> int:
     message = f"resourceVersion: Invalid value: {quote(text)}: strconv.ParseUint: parsing {quote(text)}: {why}"
     if listing:
         raise bad_request(f"invalid resource version: {message}")
-    raise StatusError(500, "", message)
+    raise bad_request(message)
 
 
 def raise_invalid(kind: str, errors: list[FieldError]) -> None:

@@ -22,7 +22,7 @@ from kubern.api.negotiate import Accept, content_type_of, router_unsupported_med
 from kubern.api.options import WriteOptions, write_options
 from kubern.model import invalid as field_error
 from kubern.model import metadata
-from kubern.model.invalid import FieldError
+from kubern.model.invalid import FieldError, quote
 from kubern.model.kinds.kind import Kind
 from kubern.model.metadata import timestamp
 from kubern.model.object import Object, clone
@@ -270,12 +270,7 @@ async def update(call: Call, *, prepare: Prepare | None = None, check: Check | N
         content_type_of(call.request)
     obj = decode_object(call, options)
     meta = obj["metadata"]
-    match_namespace(meta, call)
-    name = meta.get("name") or ""
-    if not name:
-        raise bad_request(f"the name of the object ({a.name} based on URL) was undeterminable: name must be provided")
-    if name != a.name:
-        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({a.name})")
+    _same_identity(call, obj)
     _dedup_owners(call, meta, _DUPLICATE_OWNERS)
     given: list[Object] = [obj]
     uid = meta.get("uid") or ""
@@ -296,7 +291,7 @@ async def update(call: Call, *, prepare: Prepare | None = None, check: Check | N
 def _wrong_uid(call: Call, want: str, have: str) -> StatusError:
     row = call.served.row
     return conflict(row.group, row.plural, call.attributes.name,
-                    f"StorageError: invalid object, Code: 4, Key: {call.served.collection.prefix}{call.key}, ResourceVersion: 0, "
+                    f"StorageError: invalid object, Code: 4, Key: /registry/{row.plural}/{call.key}, ResourceVersion: 0, "
                     f"AdditionalErrorMsg: Precondition failed: UID in precondition: {want}, UID in object meta: {have}")
 
 
@@ -352,7 +347,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             else:
                 errors += kind.validate_update(new, live)
             raise_invalid(served, meta.get("name") or "", errors)
-            for w in kind.warnings(new, live):
+            for w in kind.warnings(new, live) if not sub else kind.status_warnings(new) if sub == "status" else ():
                 call.warn(w)
             _forget_times(new, live)
             admission.obj = new
@@ -410,8 +405,7 @@ def _check_version(call: Call, meta: dict[str, Any], current: int) -> None:
         meta["resourceVersion"] = str(current)
     elif given != str(current):
         if not given.isascii() or not given.isdigit():
-            raise invalid(row.group, row.plural, call.attributes.name,
-                          [field_error.invalid("metadata.resourceVersion", given, "must be an unsigned integer")])
+            raise bad_request(f"strconv.ParseUint: parsing {quote(given)}: invalid syntax")
         raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
 
 
@@ -554,11 +548,21 @@ async def patch(call: Call, *, prepare: Prepare | None = None, check: Check | No
                                 validation=options.validation)
         for w in warnings:
             call.warn(w)
-        _same_identity(call, out["metadata"])
+        _same_identity(call, out)
         return out
 
     value, revision, _ = await modify(call, build, options, prepare=prepare, check=check)
     return respond(call, accept, value, revision, 200)
+
+
+def _same_identity(call: Call, obj: Object) -> None:
+    """A written object must be the one the path names."""
+    match_namespace(obj["metadata"], call)
+    name = obj["metadata"].get("name") or ""
+    if not name:
+        raise bad_request(f"the name of the object ({call.attributes.name} based on URL) was undeterminable: name must be provided")
+    if name != call.attributes.name:
+        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({call.attributes.name})")
 
 
 async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Prepare | None, check: Check | None) -> Response:
@@ -566,39 +570,23 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
 
     served, a = call.served, call.attributes
     row = served.row
-    applied = _applied(call, options)
+    applied, warnings = fields.parse_applied(call.request.body, row, served.schema, options.validation)
+    if not isinstance(applied.get("metadata", {}), dict):
+        raise bad_request("metadata must be an object")
 
     def build(live: Object | None) -> Object:
         new = fields.apply(live, applied, options.manager, options.force, row.api_version, timestamp(call.now_s), a.subresource, served.schema,
                            has_status=served.has_status, kind=row.kind)
-        meta = new["metadata"]
-        _same_identity(call, meta)
+        meta = new.setdefault("metadata", {})
+        _same_identity(call, new)
         if live is not None and not (applied.get("metadata") or {}).get("resourceVersion"):
             meta["resourceVersion"] = live["metadata"]["resourceVersion"]
+        for w in warnings:
+            call.warn(w)
         return new
 
     value, revision, created = await modify(call, build, options, create_ok=not a.subresource, tracked=True, prepare=prepare, check=check)
     return respond(call, accept, value, revision, 201 if created else 200)
-
-
-def _applied(call: Call, options: WriteOptions) -> Object:
-    """The applied configuration out of a YAML or JSON body; raises 400."""
-    from kubern.model import fields
-
-    obj, warnings = fields.parse_applied(call.request.body, call.served.row, call.served.schema, options.validation)
-    for w in warnings:
-        call.warn(w)
-    return obj
-
-
-def _same_identity(call: Call, meta: dict[str, Any]) -> None:
-    """A patched object must still be the one the path names."""
-    match_namespace(meta, call)
-    name, want = meta.get("name") or "", call.attributes.name
-    if not name:
-        raise bad_request(f"the name of the object ({want} based on URL) was undeterminable: name must be provided")
-    if name != want:
-        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({want})")
 
 
 __all__ = ["create", "create_object", "decode_object", "modify", "patch", "respond", "update"]

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from kubern.api import read, write
 from kubern.api.call import Call
 from kubern.model.kinds import certificates
+from kubern.model.metadata import timestamp
 from kubern.model.object import Object
 from kubern.model.request import Response
-from kubern.model.metadata import timestamp
 
 Prepare = Callable[[Object, Object], None]
 

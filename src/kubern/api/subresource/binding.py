@@ -69,7 +69,7 @@ async def _bind(call: Call, name: str) -> Response:
     if not target.get("name"):
         errors.append("target.name: Required value")
     if errors:
-        raise StatusError(500, "", errors[0] if len(errors) == 1 else f"[{', '.join(errors)}]")
+        raise bad_request(errors[0] if len(errors) == 1 else f"[{', '.join(errors)}]")
     await admission.validate()
     pods.attributes = pods.attributes._replace(name=bound)
 
