@@ -141,8 +141,12 @@ class Upstream:
         try:
             connection.connect()
             connection.sock.settimeout(READ_S)
-            connection.request("GET", parts.path + ("?" + parts.query if parts.query else ""), headers={"User-Agent": "kubern", "Connection": "close", **headers})
-            return connection.getresponse()
+            target = parts.path + ("?" + parts.query if parts.query else "")
+            connection.request("GET", target, headers={"User-Agent": "kubern", "Connection": "close", **headers})
+            r = connection.getresponse()
+            if connection.sock is not None:
+                connection.sock.close()                  # the response holds it open until it is closed itself
+            return r
         except (OSError, http.client.HTTPException) as e:
             connection.close()
             why = f"cannot reach {parts.netloc}: {e}"
