@@ -1,9 +1,10 @@
 """Authorization: one chain, asked in order until somebody has an opinion. No I/O: everything is answered from memory.
 
-    public health paths → system:masters → Node → RBAC
+    system:masters → Node → RBAC
 
 A link returns a Decision; `allowed` ends the chain, `denied` too, anything else leaves it to the next. The reasons of those
-without opinion are joined by line feeds, as upstream's union does. Upstream: apiserver authorization/union, authorizerfactory, path.
+without opinion are joined by line feeds, as upstream's union does. What everybody may read (/healthz, /version …) is a matter of
+the default roles. Upstream: apiserver authorization/union, authorizerfactory.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from kubern.api.authz.rbac import Rbac
 from kubern.model.object import Object
 from kubern.model.request import User
 
-__all__ = ["ALLOWED", "ALWAYS_ALLOWED_PATHS", "NO_OPINION", "WATCHED", "Attributes", "Authorizer", "Decision", "forbid", "from_request",
+__all__ = ["ALLOWED", "NO_OPINION", "WATCHED", "Attributes", "Authorizer", "Decision", "forbid", "from_request",
            "refusal"]
 
-ALWAYS_ALLOWED_PATHS = frozenset(("/healthz", "/livez", "/readyz"))
 MASTERS = "system:masters"
 WATCHED: frozenset[tuple[str, str]] = frozenset((*rbac.WATCHED, *node.WATCHED))
 
@@ -43,8 +43,6 @@ class Authorizer:
             self.nodes.observe(group, plural, namespace, name, obj)
 
     def authorize(self, a: Attributes) -> Decision:
-        if not a.is_resource and a.path in ALWAYS_ALLOWED_PATHS:
-            return ALLOWED
         if MASTERS in a.user.groups:
             return ALLOWED
         reason = ""
