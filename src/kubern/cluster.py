@@ -204,8 +204,8 @@ ROLES: tuple[Role, ...] = (Role("api", api), Role("controllers", controllers), R
 # --- parts of roles ---------------------------------------------------------------------------------------------------
 
 def issuer(s: Settings) -> str:
-    """Who signs service-account tokens."""
-    return f"https://kubernetes.default.svc.{s.cluster_domain}"
+    """Who signs service-account tokens: a name every pod resolves by its search path, and the serving certificate carries."""
+    return "https://kubernetes.default"
 
 
 async def open_store(s: Settings) -> Any:
