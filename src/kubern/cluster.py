@@ -140,7 +140,7 @@ def means(ctx: Context) -> Any:
     from kubern.controllers.context import Context as Means
 
     p, s = ctx.pki, ctx.settings
-    keys = Keys(p.service_account_key, (p.service_account_public,), f"https://kubernetes.default.svc.{s.cluster_domain}")
+    keys = Keys(p.service_account_key, (p.service_account_public,), issuer(s))
     return Means(root_ca=p.ca.cert.decode(), sign=lambda signer, csr, usages, seconds: pki.sign_request(p.ca, csr, usages, seconds),
                  token=lambda account, secret: legacy_token(keys, account, secret), pod_cidr=s.pod_cidr, service_cidr=s.service_cidr,
                  node_grace_s=s.node_grace_s, started_s=ctx.clock())
