@@ -1,0 +1,487 @@
+"""The kubelet's HTTPS endpoint: logs, exec, attach, port forward, figures. Clients are the API server and scrapers.
+
+Who asks is told by a client certificate or a TokenReview, what he may by SubjectAccessReviews on nodes/{proxy,stats,metrics,log,…}.
+Toward clients exec and attach speak WebSocket (v5, v4 and older) and SPDY/3.1, port forward also SPDY tunnelled in WebSocket; toward the
+runtime always SPDY/3.1. Upstream: pkg/kubelet/server; KEP-2862 (fine-grained authorization), KEP-4006.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from kubern.kubelet import container as config
+from kubern.kubelet import logs, stats
+from kubern.kubelet.runtime import EXITED, RUNNING, Container, RuntimeFailure
+from kubern.model.request import ANONYMOUS, Request, Response, Stream, User
+from kubern.model.resources import by_path
+from kubern.model.status import StatusError
+from kubern.wire import channels, h1, websocket
+from kubern.wire.spdy import Session
+from kubern.wire.stream import Prefixed, SocketStream, UpgradeRefused, dial, splice, upgrade
+
+if TYPE_CHECKING:
+    from kubern.kubelet.run import Kubelet
+
+log = logging.getLogger(__name__)
+
+ALLOWED_S, DENIED_S, DECISIONS_MAX = 300.0, 30.0, 1000
+NODE_LOG_BYTES_MAX = 16 << 20
+TOKEN_REVIEWS, ACCESS_REVIEWS = by_path["authentication.k8s.io", "v1", "tokenreviews"], by_path["authorization.k8s.io", "v1", "subjectaccessreviews"]
+VERBS = {"POST": "create", "GET": "get", "HEAD": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+# path -> subresources of nodes any of which allows it; upstream's table
+FINE = {"/pods": "pods", "/healthz": "healthz", "/configz": "configz", "/runningpods": "pods"}
+COARSE = {"/stats": "stats", "/metrics": "metrics", "/logs": "log", "/checkpoint": "checkpoint", "/statusz": "statusz", "/flagz": "configz"}
+
+
+class Refused(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+def text(status: int, body: str, kind: str = "text/plain; charset=utf-8") -> Response:
+    return Response(status, [("Content-Type", kind)], body.encode())
+
+
+def json(doc: Any) -> Response:
+    return Response(200, [("Content-Type", "application/json")], orjson.dumps(doc))
+
+
+def under(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix + "/")
+
+
+def subresources(path: str) -> list[str]:
+    out = [sub for prefix, sub in FINE.items() if under(path, prefix)]
+    out += [sub for prefix, sub in COARSE.items() if under(path, prefix)] or ["proxy"]
+    return out
+
+
+class Guard:
+    """Authentication and authorization, delegated to the API server."""
+
+    def __init__(self, kubelet: Kubelet) -> None:
+        self.kubelet = kubelet
+        self._decisions: dict[tuple[Any, ...], tuple[bool, float]] = {}
+        self._tokens: dict[str, tuple[User | None, float]] = {}
+
+    async def check(self, request: Request) -> User:
+        """Raises Refused."""
+        k = self.kubelet
+        if k.client is None:
+            return ANONYMOUS
+        user = await self._who(request)
+        if user is None:
+            if not k.settings.anonymous:
+                raise Refused(401, "Unauthorized")
+            user = ANONYMOUS
+        verb = VERBS.get(request.method, "")
+        subs = subresources(request.path)
+        for sub in subs:
+            if await self._may(user, verb, sub):
+                return user
+        listed = "[" + " ".join(subs) + "]"
+        raise Refused(403, f"Forbidden (user={user.name}, verb={verb}, resource=nodes, subresource(s)={listed})\n")
+
+    async def _who(self, request: Request) -> User | None:
+        if request.certificate:
+            return certificate_user(request.certificate)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            return None
+        token = token.strip()
+        now = asyncio.get_running_loop().time()
+        known = self._tokens.get(token)
+        if known and now < known[1]:
+            return known[0]
+        assert self.kubelet.client is not None
+        try:
+            made = await self.kubelet.client.create_in(TOKEN_REVIEWS, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+                                                                       "spec": {"token": token}})
+        except StatusError as e:
+            log.info("token review: %s", e.message)
+            return None
+        status = made.get("status") or {}
+        user = None
+        if status.get("authenticated"):
+            u = status.get("user") or {}
+            user = User(u.get("username") or "", tuple(u.get("groups") or ()), u.get("uid") or "")
+        if len(self._tokens) >= DECISIONS_MAX:
+            self._tokens.clear()
+        self._tokens[token] = (user, now + 120.0)
+        return user
+
+    async def _may(self, user: User, verb: str, sub: str) -> bool:
+        key = (user.name, user.groups, verb, sub)
+        now = asyncio.get_running_loop().time()
+        known = self._decisions.get(key)
+        if known and now < known[1]:
+            return known[0]
+        assert self.kubelet.client is not None
+        spec = {"user": user.name, "groups": list(user.groups), "resourceAttributes": {
+            "verb": verb, "version": "v1", "resource": "nodes", "subresource": sub, "name": self.kubelet.settings.name}}
+        try:
+            made = await self.kubelet.client.create_in(ACCESS_REVIEWS, {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+                                                                        "spec": spec})
+        except StatusError as e:
+            raise Refused(500, f"Authorization error (user={user.name}, verb={verb}, resource=nodes, subresource={sub}): {e.message}") from None
+        allowed = bool((made.get("status") or {}).get("allowed"))
+        if len(self._decisions) >= DECISIONS_MAX:
+            self._decisions.clear()
+        self._decisions[key] = (allowed, now + (ALLOWED_S if allowed else DENIED_S))
+        return allowed
+
+
+def certificate_user(der: bytes) -> User | None:
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    subject = x509.load_der_x509_certificate(der).subject
+    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if not names:
+        return None
+    groups = tuple(str(a.value) for a in subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME))
+    return User(str(names[0].value), (*groups, "system:authenticated"))
+
+
+class Endpoint:
+    def __init__(self, kubelet: Kubelet) -> None:
+        self.kubelet, self.guard, self.sampler = kubelet, Guard(kubelet), stats.Sampler(kubelet)
+
+    async def handle(self, request: Request) -> Response:
+        try:
+            await self.guard.check(request)
+            return await self._route(request)
+        except Refused as e:
+            return text(e.status, e.text)
+        except RuntimeFailure as e:
+            return text(404 if e.code == "NOT_FOUND" else 500, str(e))
+        except UpgradeRefused as e:
+            return text(e.status if e.status >= 400 else 502, e.body.decode(errors="replace") or str(e))
+        except OSError as e:
+            return text(500, str(e))
+
+    async def _route(self, r: Request) -> Response:
+        k = self.kubelet
+        parts = r.path.strip("/").split("/")
+        first = parts[0]
+        if first in ("healthz", "readyz", "livez"):
+            return text(200, "ok")
+        if first == "pods":
+            return json({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [{**w.pod, "status": w.status} for w in k.workers.values()]})
+        if first == "runningpods":
+            return json({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [
+                {"metadata": {x: w.pod["metadata"].get(x) for x in ("name", "namespace", "uid")},
+                 "spec": {"containers": [{"name": c.name, "image": c.image, "resources": {}} for c in k.observer.seen(w.uid).containers
+                                         if c.state == RUNNING]}, "status": {}}
+                for w in k.workers.values() if k.observer.seen(w.uid).running]})
+        if first == "stats":
+            if r.path.rstrip("/") in ("/stats", "/stats/summary"):
+                only = r.param("only_cpu_and_memory") in ("true", "1")
+                return json(stats.summary(await self.sampler.sample(), k.settings.name, only))
+            raise Refused(404, "404 page not found\n")
+        if first == "metrics":
+            kind = "text/plain; version=0.0.4; charset=utf-8"
+            which = parts[1] if len(parts) > 1 else ""
+            if which == "":
+                return text(200, stats.kubelet_metrics(k), kind)
+            if which == "resource":
+                return text(200, stats.resource_metrics(await self.sampler.sample()), kind)
+            if which == "cadvisor":
+                return text(200, stats.cadvisor_metrics(await self.sampler.sample(), k.settings.cgroup_root), kind)
+            if which == "probes":
+                return text(200, stats.probe_metrics(k), kind)
+        if first == "configz":
+            return json({"kubeletconfig": {**{a: b for a, b in asdict(k.settings).items() if not a.startswith("tls")}, "kind": "KubeletConfiguration",
+                                           "apiVersion": "kubelet.config.k8s.io/v1beta1"}})
+        if first == "containerLogs" and len(parts) == 4:
+            return await self._logs(r, parts[1], parts[2], parts[3])
+        if first == "logs":
+            return await self._node_logs("/".join(parts[1:]))
+        if first in ("exec", "attach", "run") and len(parts) in (4, 5):
+            namespace, pod, name = parts[1], parts[2], parts[-1]
+            c = self._container(namespace, pod, parts[3] if len(parts) == 5 else "", name)
+            if first == "run":
+                return await self._run(r, c)
+            return await self._command(r, c, first == "attach", namespace, pod, name)
+        if first == "portForward" and len(parts) in (3, 4):
+            return await self._forward(r, parts[1], parts[2], parts[3] if len(parts) == 4 else "")
+        raise Refused(404, "404 page not found\n")
+
+    # --- finding ---
+
+    def _pod(self, namespace: str, name: str, uid: str = "") -> str:
+        w = self.kubelet.worker_of(namespace, name)
+        if w is None or (uid and w.uid != uid):
+            raise Refused(404, "pod does not exist")
+        return w.uid
+
+    def _container(self, namespace: str, pod: str, uid: str, name: str) -> Container:
+        c = self.kubelet.observer.seen(self._pod(namespace, pod, uid)).latest(name)
+        if c is None:
+            raise Refused(500, f'container not found ("{name}")')
+        return c
+
+    # --- logs ---
+
+    async def _logs(self, r: Request, namespace: str, pod: str, name: str) -> Response:
+        k = self.kubelet
+        o = log_options(r, k.clock())
+        w = k.worker_of(namespace, pod)
+        if w is None:
+            raise Refused(404, f'pod "{pod}" does not exist')
+        if not any(c["name"] == name for group in ("containers", "initContainers", "ephemeralContainers") for c in w.pod["spec"].get(group) or ()):
+            raise Refused(404, f'container "{name}" not found in pod "{pod}"')
+        previous = r.param("previous") in ("true", "1")
+        every = k.observer.seen(w.uid).all_of(name)
+        ended = [c for c in every if c.state == EXITED]
+        if previous:
+            if len(every) > 1:
+                c = every[1]
+            elif ended and every and every[0].state == EXITED and self._restarting(w.status, name):
+                c = every[0]
+            else:
+                raise Refused(400, f'previous terminated container "{name}" in pod "{pod}" not found')
+        elif not every:
+            raise Refused(400, self._waiting_text(w.status, name, pod))
+        else:
+            c = every[0]
+        path = c.log_path or f"{config.log_directory(k.actor.node, w.pod)}/{name}/{c.restart_count}.log"
+        if not await asyncio.to_thread(os.path.exists, path):
+            raise Refused(404, f"failed to try resolving symlinks in path \"{path}\": lstat {path}: no such file or directory")
+
+        def alive() -> bool:
+            now = k.observer.seen(w.uid).latest(name)
+            return now is not None and now.id == c.id and now.state == RUNNING
+
+        source = logs.read(path, o, alive)
+        if o.follow:
+            return Response(200, [("Content-Type", "text/plain")], source)
+        return Response(200, [("Content-Type", "text/plain")], _guarded(source))
+
+    @staticmethod
+    def _restarting(status: dict[str, Any], name: str) -> bool:
+        return any(s["name"] == name and "waiting" in s["state"] for s in status.get("containerStatuses") or ())
+
+    @staticmethod
+    def _waiting_text(status: dict[str, Any], name: str, pod: str) -> str:
+        for key in ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"):
+            for s in status.get(key) or ():
+                if s["name"] == name and "waiting" in s["state"]:
+                    reason = s["state"]["waiting"].get("reason") or ""
+                    words = {"ErrImagePull": "image can't be pulled", "ImagePullBackOff": "trying and failing to pull image"}.get(reason, reason)
+                    return f'container "{name}" in pod "{pod}" is waiting to start: {words}'
+        return f'container "{name}" in pod "{pod}" is not available'
+
+    async def _node_logs(self, path: str) -> Response:
+        return await asyncio.to_thread(node_log, path)
+
+    # --- commands ---
+
+    async def _run(self, r: Request, c: Container) -> Response:
+        result = await self.kubelet.runtime.exec_sync(c.id, r.param("cmd").split(" "), 0)
+        return Response(200, [("Content-Type", "text/plain")], result.stdout + result.stderr)
+
+    async def _command(self, r: Request, c: Container, attach: bool, namespace: str, pod: str, name: str) -> Response:
+        wanted = channels.Wanted(_yes(r, "stdin", "input"), _yes(r, "stdout", "output"), _yes(r, "stderr", "error"), _yes(r, "tty"))
+        if not (wanted.stdin or wanted.stdout or wanted.stderr):
+            raise Refused(400, "you must specify at least 1 of stdin, stdout, stderr")
+        if c.state != RUNNING:
+            raise Refused(500, f'container not found ("{name}")')
+        runtime = self.kubelet.runtime
+        command = r.query.get("command") or []
+        stderr = wanted.stderr and not wanted.tty
+        if websocket.is_upgrade(r):
+            protocol = websocket.choose(r, channels.COMMAND_PROTOCOLS)
+            if protocol is None:
+                raise Refused(403, f"unable to upgrade: unable to negotiate protocol: client supports {websocket.offered(r)}, "
+                                   f"server accepts {list(channels.COMMAND_PROTOCOLS)}")
+        elif r.headers.get("upgrade", "").lower() != "spdy/3.1":
+            raise Refused(400, "Upgrade request required")
+        url = await (runtime.attach_url(c.id, wanted.tty, wanted.stdin, wanted.stdout, stderr) if attach
+                     else runtime.exec_url(c.id, command, wanted.tty, wanted.stdin, wanted.stdout, stderr))
+        if not websocket.is_upgrade(r):
+            return await self._pass_spdy(r, url)
+        _, stream = await open_spdy(url, channels.SPDY_COMMAND_PROTOCOLS)
+
+        async def carry(raw: Stream) -> None:
+            socket = websocket.WebSocket(raw)
+            session = Session(stream, server=False)
+            try:
+                await channels.command(channels.Channels(socket, protocol or "channel.k8s.io"), session, wanted)
+            finally:
+                await stream.close()
+                await raw.close()
+        return Response(101, websocket.answer_headers(r, protocol or ""), b"", carry)
+
+    async def _pass_spdy(self, r: Request, url: str) -> Response:
+        """A client that speaks SPDY talks to the runtime itself, through us."""
+        offered = r.repeated.get("x-stream-protocol-version") or \
+            [p.strip() for p in r.headers.get("x-stream-protocol-version", "").split(",") if p.strip()]
+        answer, stream = await open_spdy(url, offered)
+        keep = [(k.title(), v) for k, v in answer if k in ("x-stream-protocol-version", "x-accepted-stream-protocol-versions")]
+
+        async def carry(raw: Stream) -> None:
+            await splice(raw, stream)
+        return Response(101, [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), *keep], b"", carry)
+
+    async def _forward(self, r: Request, namespace: str, pod: str, uid: str) -> Response:
+        seen = self.kubelet.observer.seen(self._pod(namespace, pod, uid))
+        sandbox = next((s for s in seen.sandboxes if s.ready), None)
+        if sandbox is None:
+            raise Refused(500, f"pod not found (\"{pod}_{namespace}\")")
+        runtime = self.kubelet.runtime
+        if not websocket.is_upgrade(r):
+            if r.headers.get("upgrade", "").lower() != "spdy/3.1":
+                raise Refused(400, "Upgrade request required")
+            return await self._pass_spdy(r, await runtime.port_forward_url(sandbox.id))
+        protocol = websocket.choose(r, (channels.TUNNEL, *channels.FORWARD_PROTOCOLS))
+        if protocol is None:
+            raise Refused(403, "unable to upgrade: no protocol in common")
+        if protocol == channels.TUNNEL:
+            _, stream = await open_spdy(await runtime.port_forward_url(sandbox.id), ("portforward.k8s.io",))
+
+            async def tunnel(raw: Stream) -> None:
+                await splice(channels.as_bytes(websocket.WebSocket(raw)), stream)
+                await raw.close()
+            return Response(101, websocket.answer_headers(r, protocol), b"", tunnel)
+        ports = [int(p) for v in r.query.get("port") or r.query.get("ports") or () for p in v.split(",") if p.isdigit() and 0 < int(p) < 65536]
+        if not ports:
+            raise Refused(400, "query parameter \"port\" is required")
+        _, stream = await open_spdy(await runtime.port_forward_url(sandbox.id, ports), ("portforward.k8s.io",))
+
+        async def carry(raw: Stream) -> None:
+            try:
+                await channels.forward(channels.Channels(websocket.WebSocket(raw), protocol), Session(stream, server=False), ports)
+            finally:
+                await stream.close()
+                await raw.close()
+        return Response(101, websocket.answer_headers(r, protocol), b"", carry)
+
+
+def _yes(r: Request, *names: str) -> bool:
+    return any(r.param(n).lower() in ("true", "1", "t") for n in names)
+
+
+async def _guarded(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A log that ends when its file goes away."""
+    with contextlib.suppress(OSError):
+        async for chunk in source:
+            yield chunk
+
+
+async def open_spdy(url: str, protocols: Any) -> tuple[list[tuple[str, str]], Stream]:
+    """Upgrades to SPDY at a streaming address of the runtime. Raises UpgradeRefused, OSError."""
+    u = urlsplit(url)
+    stream: SocketStream = await dial(u.hostname or "127.0.0.1", u.port or 80)
+    headers = [("Host", u.netloc), ("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), ("Content-Length", "0"),
+               *(("X-Stream-Protocol-Version", p) for p in protocols)]
+    try:
+        answer, rest = await upgrade(stream, "POST", u.path + (f"?{u.query}" if u.query else ""), headers)
+    except BaseException:
+        await stream.close()
+        raise
+    return answer, Prefixed(rest, stream)
+
+
+def node_log(path: str) -> Response:
+    """A file or listing of /var/log, and nothing outside of it."""
+    base = os.path.realpath("/var/log")
+    at = os.path.realpath(os.path.join(base, path))
+    if at != base and not at.startswith(base + "/"):
+        raise Refused(404, "404 page not found\n")
+    try:
+        if os.path.isdir(at):
+            names = "".join(f'<a href="{n}">{n}</a>\n' for n in sorted(os.listdir(at)))
+            return text(200, f"<pre>\n{names}</pre>\n", "text/html; charset=utf-8")
+        with open(at, "rb") as f:
+            return Response(200, [("Content-Type", "text/plain; charset=utf-8")], f.read(NODE_LOG_BYTES_MAX))
+    except OSError:
+        raise Refused(404, "404 page not found\n") from None
+
+
+def log_options(r: Request, now: float) -> logs.Options:
+    """Raises Refused."""
+    def number(name: str) -> int | None:
+        value = r.param(name)
+        if not value:
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            raise Refused(400, f'{{"message": "Unable to decode query: {name} must be a number"}}') from None
+
+    tail, limit, since = number("tailLines"), number("limitBytes"), number("sinceSeconds")
+    if tail is not None and tail < 0:
+        tail = None
+    since_s = now - since if since is not None else None
+    if r.param("sinceTime"):
+        since_s = logs.moment(r.param("sinceTime").encode()) or None
+    stream = {"stdout": "stdout", "stderr": "stderr"}.get(r.param("stream").lower(), "")
+    return logs.Options(_yes(r, "follow"), tail, since_s, _yes(r, "timestamps"), limit, stream)
+
+
+def own_certificate(folder: str, name: str, addresses: tuple[str, ...]) -> tuple[str, str]:
+    """Files of a self-signed serving certificate, made once."""
+    import ipaddress
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    cert, key = f"{folder}/kubelet.crt", f"{folder}/kubelet.key"
+    if os.path.exists(cert) and os.path.exists(key):
+        return cert, key
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    private = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name}@kubelet")])
+    names: list[x509.GeneralName] = [x509.DNSName(name)]
+    names += [x509.IPAddress(ipaddress.ip_address(a)) for a in addresses]
+    now = datetime.now(UTC)
+    made = (x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(private.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=3650))
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .sign(private, hashes.SHA256()))
+    fd = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "wb") as f:
+        f.write(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    with open(cert, "wb") as f:
+        f.write(made.public_bytes(serialization.Encoding.PEM))
+    return cert, key
+
+
+def tls(k: Kubelet) -> ssl.SSLContext:
+    s = k.settings
+    cert, key = (s.tls_cert, s.tls_key) if s.tls_cert and s.tls_key else own_certificate(f"{s.root}/pki", s.name, s.addresses)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(cert, key)
+    context.set_alpn_protocols(["http/1.1"])
+    if s.client_ca:
+        context.load_verify_locations(s.client_ca)
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+async def serve(kubelet: Kubelet) -> None:
+    """Listens until cancelled."""
+    s = kubelet.settings
+    context = await asyncio.to_thread(tls, kubelet)
+    listening = await h1.serve(Endpoint(kubelet).handle, s.listen, s.port, context)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await listening.close()
