@@ -42,14 +42,14 @@ def _shape(node: dict[str, Any]) -> dict[str, Any]:
     for key, value in node.items():
         if key in ("description", "title"):
             continue
-        if key == "enum" and len(value) == 1:      # the package's own addition: apiVersion and kind pinned to one value
-            continue
         if key == "type" and isinstance(value, list):
             value = next(t for t in value if t != "null")
         elif key == "$ref":
             value = value.rsplit("/", 1)[-1]
         elif key == "properties":
             value = {name: _shape(p) for name, p in sorted(value.items())}
+            for name in ("apiVersion", "kind"):    # the package's own addition: these pinned to what the kind is
+                value.get(name, {}).pop("enum", None)
         elif key in ("items", "additionalProperties") and isinstance(value, dict):
             value = _shape(value)
         elif key == "oneOf":

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from kubern.api.handle import Server
 
 AGGREGATED = f"{JSON};g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+# what upstream's hash says of kinds that it still stores in an older version
+STORED_VERSIONS = {("apiextensions.k8s.io", "CustomResourceDefinition"): "v1beta1", ("admissionregistration.k8s.io", "MutatingAdmissionPolicy"):
+                   "v1beta1", ("admissionregistration.k8s.io", "MutatingAdmissionPolicyBinding"): "v1beta1"}
 CRD_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 _VERSION = re.compile(r"v([1-9][0-9]*)(?:(alpha|beta)([1-9][0-9]*))?\Z", re.ASCII)
 
@@ -65,8 +68,8 @@ def legacy_resources(rows: list[Resource]) -> list[Object]:
         if row.categories:
             entry["categories"] = list(row.categories)
         if "list" in row.verbs and "create" in row.verbs:
-            group = row.storage[0] if not row.custom else row.group
-            entry["storageVersionHash"] = storage_version_hash(group, row.storage_version or row.version, row.kind)
+            stored = STORED_VERSIONS.get((row.group, row.kind)) or row.storage_version or row.version
+            entry["storageVersionHash"] = storage_version_hash(row.storage[0], stored, row.kind)
         out.append(entry)
         for s in row.subresources:
             sub: Object = {"name": f"{row.plural}/{s.name}", "singularName": "", "namespaced": row.namespaced}

@@ -1,0 +1,424 @@
+"""OpenAPI: /openapi/v3 (an index with hashes, one document a group version) and /openapi/v2 (one document), for kubectl, helm and their like.
+
+Made from the definitions (model/schema.py), the rows and CRDs' schemas when first asked for, and kept as bytes until a row changes.
+The hash of a document is that of what it is made from, so that the index costs nothing.
+Upstream: kube-openapi handler3, builder3; KEP-2896.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from kubern import KUBERNETES_VERSION
+from kubern.api import openapi_paths as paths
+from kubern.api.discovery import Catalog, catalog
+
+from kubern.model.request import Request, Response
+from kubern.model.resource import Resource
+from kubern.model.schema import BOOL, INT32, INT64, STRING, STRUCT, Schema, definition, definition_of, definitions, describe
+from kubern.model.status import StatusError
+
+if TYPE_CHECKING:
+    from kubern.api.handle import Server
+
+Doc = dict[str, Any]
+V3_PROTOBUF = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
+V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+_QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
+_INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
+_INFO = {"title": "Kubernetes", "version": "unversioned"}
+_SECURITY = {"BearerToken": {"description": "Bearer Token authentication", "in": "header", "name": "authorization", "type": "apiKey"}}
+_BUILD = hashlib.sha512(f"kubern {KUBERNETES_VERSION} 1".encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- definitions
+
+def render(name: str, group: str = "", version: str = "") -> Doc:
+    """A definition in the v3 form; group and version are of the document it stands in."""
+    raw = definitions().raw(name)
+    text = describe(name)
+    out: Doc = {}
+    if text.get(""):
+        out["description"] = text[""]
+    if name == _QUANTITY:
+        out.setdefault("description", "An exact amount: a number, or text of a number with a suffix such as m, k, M, G, Ki, Mi, Gi.")
+        out["oneOf"] = [{"type": "string"}, {"type": "number"}]
+        return out
+    if name == _INT_OR_STRING:
+        out.setdefault("description", "A 32-bit integer or a string.")
+        out["format"] = "int-or-string"
+        out["oneOf"] = [{"type": "integer"}, {"type": "string"}]
+        return out
+    schema = definition(name)
+    for key, value in raw.items():
+        if key == "properties":
+            out[key] = {p: _property(node, text.get(p, ""), (schema.props or {}).get(p)) for p, node in value.items()}
+        elif key == "x-kubernetes-group-version-kind" and len(value) > 2:
+            out[key] = [g for g in value if not g["group"] or (g["group"], g["version"]) == (group, version)]
+        else:
+            out[key] = value
+    return out
+
+
+def _property(node: Doc, description: str, schema: Schema | None) -> Doc:
+    """A property of a struct: its description and the zero value that upstream shows as its default."""
+    out = _node(node)
+    by_value = schema is not None and schema.code == STRUCT and not schema.pointer
+    if description or by_value:
+        if "$ref" in out:
+            out = {"allOf": [{"$ref": out["$ref"]}], **{k: v for k, v in out.items() if k != "$ref"}}
+    if description:
+        out["description"] = description
+    if schema is not None and not schema.pointer:
+        if by_value and "allOf" in out:
+            out["default"] = {}
+        elif schema.keep:
+            zero = {STRING: "", BOOL: False, INT32: 0, INT64: 0}.get(schema.code)
+            if zero is not None:
+                out["default"] = zero
+    return dict(sorted(out.items()))
+
+
+def _node(node: Doc) -> Doc:
+    out: Doc = {}
+    for key, value in node.items():
+        if key == "$ref":
+            out[key] = f"#/components/schemas/{value}"
+        elif key == "items":
+            out[key] = _node(value)
+        elif key == "additionalProperties" and isinstance(value, dict):
+            out[key] = _node(value)
+        else:
+            out[key] = value
+    return out
+
+
+def _refs(value: Any, found: set[str]) -> None:
+    if isinstance(value, dict):
+        for k, v in value.items():
+            if k == "$ref" and isinstance(v, str):
+                found.add(v.rsplit("/", 1)[-1])
+            else:
+                _refs(v, found)
+    elif isinstance(value, list):
+        for v in value:
+            _refs(v, found)
+
+
+def _closure(names: set[str], made: dict[str, Doc], group: str, version: str) -> dict[str, Doc]:
+    """All definitions that some need; `made` are those of CRDs."""
+    out: dict[str, Doc] = {}
+    todo = sorted(names, reverse=True)
+    while todo:
+        name = todo.pop()
+        if name in out:
+            continue
+        if name in made:
+            out[name] = made[name]
+        elif name in definitions():
+            out[name] = render(name, group, version)
+        else:
+            continue
+        found: set[str] = set()
+        _refs(out[name], found)
+        todo += [f for f in found if f not in out]
+    return dict(sorted(out.items()))
+
+
+# ---------------------------------------------------------------- definitions of custom resources
+
+def model_name(group: str, version: str, kind: str) -> str:
+    """The definition of a kind: a built-in's own, else as CRDs are named: com.example.v1.Foo."""
+    api_version = f"{group}/{version}" if group else version
+    return definition_of(api_version, kind) or ".".join([*reversed(group.split(".")), version, kind])
+
+
+def custom_definitions(row: Resource, schema: Schema | None) -> dict[str, Doc]:
+    """The definitions of a CRD's kind and its list."""
+    name = model_name(row.group, row.version, row.kind)
+    raw = dict(schema.raw or {}) if schema is not None else {}
+    gvk = [{"group": row.group, "kind": row.kind, "version": row.version}]
+    base = definitions().raw(paths.META + "Status")["properties"]
+    texts = describe(paths.META + "Status")
+    own = {p: {**base[p], "description": texts[p]} for p in ("apiVersion", "kind")}
+    meta = {"description": "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/"
+                           "api-conventions.md#metadata", "allOf": [{"$ref": f"#/components/schemas/{paths.META}ObjectMeta"}]}
+    shape = {**raw, "type": raw.get("type") or "object", "x-kubernetes-group-version-kind": gvk}
+    if raw.get("properties") or not raw.get("x-kubernetes-preserve-unknown-fields"):
+        shape["properties"] = {**_embedded(raw.get("properties") or {}), **own, "metadata": meta}
+    items = {"description": f"List of {row.plural}. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md",
+             "items": {"$ref": f"#/components/schemas/{name}"}, "type": "array"}
+    list_meta = {"description": "Standard list metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/"
+                                "api-conventions.md#types-kinds", "allOf": [{"$ref": f"#/components/schemas/{paths.META}ListMeta"}]}
+    listed = {"description": f"{row.list_kind or row.kind + 'List'} is a list of {row.kind}", "type": "object", "required": ["items"],
+              "properties": {**own, "items": items, "metadata": list_meta},
+              "x-kubernetes-group-version-kind": [{**gvk[0], "kind": row.list_kind or row.kind + "List"}]}
+    return {name: shape, model_name(row.group, row.version, row.kind + "List"): listed}
+
+
+def _embedded(node: Any) -> Any:
+    """Embedded objects have apiVersion, kind and metadata, said or not."""
+    if isinstance(node, list):
+        return [_embedded(v) for v in node]
+    if not isinstance(node, dict):
+        return node
+    out = {k: _embedded(v) if k not in ("default", "enum", "example") else v for k, v in node.items()}
+    if out.get("x-kubernetes-embedded-resource") is True:
+        out["properties"] = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, **(out.get("properties") or {}),
+                             "metadata": {"$ref": f"#/components/schemas/{paths.META}ObjectMeta"}}
+    return out
+
+
+# ---------------------------------------------------------------- v3 documents
+
+def document(server: Server, have: Catalog, key: str) -> Doc:
+    """The document of an index key: "api/v1", "apis/apps", "version" …"""
+    parts = key.split("/")
+    made: dict[str, Doc] = {}
+    group = version = ""
+    if parts[0] in ("api", "apis") and (len(parts) == 3 or (parts[0] == "api" and len(parts) == 2)):
+        group, version = (parts[1], parts[2]) if len(parts) == 3 else ("", parts[1])
+        rows = have.list_of(group, version)
+        for row in rows:
+            if row.custom:
+                made |= custom_definitions(row, server.rows.by_path[row.group, row.version, row.plural].schema)
+        table, used = paths.build(group, version, rows, model_name)
+    else:
+        table, used = _single(key, parts)
+    out: Doc = {"openapi": "3.0.0", "info": _INFO, "paths": table, "components": {}}
+    if used:
+        out["components"]["schemas"] = _closure(used, made, group, version)
+    out["components"]["securitySchemes"] = _SECURITY
+    return out
+
+
+def _single(key: str, parts: list[str]) -> tuple[Doc, set[str]]:
+    """Documents of one path."""
+    yaml_too = ("application/json", "application/vnd.kubernetes.protobuf", "application/yaml")
+    texts = {
+        "api": ("get available API versions", "getCoreAPIVersions", paths.META + "APIVersions", "core"),
+        "apis": ("get available API versions", "getAPIVersions", paths.META + "APIGroupList", "apis"),
+        "version": ("get the version information for this server", "getCodeVersion", "io.k8s.apimachinery.pkg.version.Info", "version"),
+        ".well-known/openid-configuration": (
+            "get service account issuer OpenID configuration, also known as the 'OIDC discovery doc'", "getServiceAccountIssuerOpenIDConfiguration",
+            "", "WellKnown"),
+        "openid/v1/jwks": ("get service account issuer OpenID JSON Web Key Set (contains public token verification keys)",
+                           "getServiceAccountIssuerOpenIDKeyset", "", "openid"),
+    }
+    if len(parts) == 2 and parts[0] == "apis":
+        description, op_id, name, tag = ("get information of a group", f"get{paths.camel(parts[1])}APIGroup", paths.META + "APIGroup",
+                                         paths.tag(parts[1]))
+    else:
+        description, op_id, name, tag = texts[key]
+    media: tuple[str, ...] = yaml_too if key != "version" else ("application/json",)
+    schema: Doc = paths.ref(name) if name else {"type": "string"}
+    if not name:
+        media = ("application/jwk-set+json",) if key.startswith("openid") else ("application/json",)
+    op = {"description": description, "operationId": op_id, "tags": [tag], "responses": {
+        "200": {"description": "OK", "content": {m: {"schema": schema} for m in media}}, "401": {"description": "Unauthorized"}}}
+    return {f"/{key}/": {"get": op}}, {name} if name else set()
+
+
+def index_keys(have: Catalog) -> list[str]:
+    keys = [".well-known/openid-configuration", "api", *(f"api/{v}" for v in have.core), "apis", "openid/v1/jwks", "version"]
+    for group, versions in have.groups.items():
+        local = [v for v in versions if (group, v) not in have.remote]
+        rows = [r for v in local for r in versions[v]]
+        if rows and not all(r.custom for r in rows):
+            keys.append(f"apis/{group}")
+        keys += [f"apis/{group}/{v}" for v in local if versions[v]]
+    return sorted(keys)
+
+
+def _hash(server: Server, have: Catalog, key: str) -> str:
+    """Of what the document is made from."""
+    found = have.documents.get(("hash", key))
+    if found is None:
+        h = hashlib.sha512(f"{_BUILD} {key}".encode())
+        parts = key.split("/")
+        if len(parts) == 3 and parts[0] == "apis":
+            for row in have.list_of(parts[1], parts[2]):
+                if row.custom:
+                    schema = server.rows.by_path[row.group, row.version, row.plural].schema
+                    h.update(repr(row).encode())
+                    h.update(orjson.dumps(schema.raw if schema is not None else None, option=orjson.OPT_SORT_KEYS))
+        found = have.documents["hash", key] = h.hexdigest().upper()
+    return found
+
+
+# ---------------------------------------------------------------- v2
+
+def swagger(server: Server, have: Catalog) -> Doc:
+    """The whole API in the v2 form."""
+    table: Doc = {}
+    used: set[str] = set()
+    made: dict[str, Doc] = {}
+    for group, versions in {"": have.core, **have.groups}.items():
+        for version in versions:
+            if (group, version) in have.remote:
+                continue
+            rows = have.list_of(group, version)
+            for row in rows:
+                if row.custom:
+                    made |= custom_definitions(row, server.rows.by_path[row.group, row.version, row.plural].schema)
+            some, names = paths.build(group, version, rows, model_name)
+            table |= some
+            used |= names
+        if group:
+            some, names = _single(f"apis/{group}", ["apis", group])
+            table |= some
+            used |= names
+    for key in ("api", "apis", "version"):
+        some, names = _single(key, [key])
+        table |= some
+        used |= names
+    schemas = _closure(used, made, "", "")
+    return {"swagger": "2.0", "info": {"title": "Kubernetes", "version": f"v{KUBERNETES_VERSION.removeprefix('v')}"},
+            "paths": {p: _path_v2(item) for p, item in sorted(table.items())},
+            "definitions": {n: _schema_v2(n, s, n in made) for n, s in schemas.items()},
+            "securityDefinitions": _SECURITY, "security": [{"BearerToken": []}]}
+
+
+def _path_v2(item: Doc) -> Doc:
+    out: Doc = {}
+    for method, op in item.items():
+        if method == "parameters":
+            out[method] = [_parameter_v2(p) for p in op]
+            continue
+        new: Doc = {"description": op.get("description", ""), "operationId": op["operationId"], "schemes": ["https"], "tags": op["tags"]}
+        params = [_parameter_v2(p) for p in op.get("parameters", ())]
+        body = op.get("requestBody")
+        if body is not None:
+            content = body["content"]
+            new["consumes"] = sorted(content)
+            schema = next(iter(content.values()))["schema"]
+            params.insert(0, {"name": "body", "in": "body", "schema": _flat(schema), **({"required": True} if body.get("required") else {})})
+        else:
+            new["consumes"] = ["*/*"]
+        if params:
+            new["parameters"] = params
+        new["produces"] = sorted({m for r in op["responses"].values() for m in r.get("content", {})}) or ["*/*"]
+        new["responses"] = {
+            code: {"description": r["description"], **({"schema": _flat(next(iter(r["content"].values()))["schema"])} if r.get("content") else {})}
+            for code, r in op["responses"].items()}
+        new |= {k: v for k, v in op.items() if k.startswith("x-")}
+        out[method] = new
+    return out
+
+
+def _parameter_v2(p: Doc) -> Doc:
+    return {"name": p["name"], "in": p["in"], "description": p["description"], "type": p["schema"]["type"], "uniqueItems": True,
+            **({"required": True} if p.get("required") else {})}
+
+
+_V3_ONLY = {"oneOf", "anyOf", "not", "nullable"}
+
+
+def _flat(node: Any) -> Any:
+    """A v3 schema in the v2 form."""
+    if isinstance(node, list):
+        return [_flat(v) for v in node]
+    if not isinstance(node, dict):
+        return node
+    out: Doc = {}
+    for k, v in node.items():
+        if k == "$ref":
+            out[k] = v.replace("#/components/schemas/", "#/definitions/")
+        elif k == "allOf" and len(v) == 1 and "$ref" in v[0]:
+            out |= _flat(v[0])
+        elif k == "properties":
+            out[k] = {name: _flat(p) for name, p in v.items()}
+        elif k in ("items", "additionalProperties"):
+            out[k] = _flat(v)
+        elif k in _V3_ONLY or k == "allOf" or (k == "default" and v in ({}, "", 0, False)):
+            continue
+        else:
+            out[k] = v
+    return out
+
+
+def _schema_v2(name: str, schema: Doc, custom: bool) -> Doc:
+    if name == _QUANTITY:
+        return {"description": schema.get("description", ""), "type": "string"}
+    if name == _INT_OR_STRING:
+        return {"description": schema.get("description", ""), "format": "int-or-string", "type": "string"}
+    return _loose(_flat(schema)) if custom else _flat(schema)
+
+
+def _loose(node: Any) -> Any:
+    """What v2 clients would misread of a CRD is left open: int-or-string and objects that keep unknown fields lose their types."""
+    if isinstance(node, list):
+        return [_loose(v) for v in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("x-kubernetes-preserve-unknown-fields") is True:
+        return {k: v for k, v in node.items() if k == "description" or k.startswith("x-") or k == "type"}
+    out = {k: {n: _loose(p) for n, p in v.items()} if k == "properties" else _loose(v) if k in ("items", "additionalProperties") else v
+           for k, v in node.items()}
+    if node.get("x-kubernetes-int-or-string") is True:
+        out.pop("type", None)
+    return out
+
+
+# ---------------------------------------------------------------- requests
+
+def _kept(have: Catalog, key: Any, make: Any) -> bytes:
+    """A document, gzipped: it is large, asked for seldom, and mostly sent compressed."""
+    found: bytes | None = have.documents.get(key)
+    if found is None:
+        found = have.documents[key] = gzip.compress(orjson.dumps(make()), 6, mtime=0)
+    return found
+
+
+def _answer(request: Request, packed: bytes, tag: str, extra: list[tuple[str, str]]) -> Response:
+    headers = [("Content-Type", "application/json"), ("ETag", f'"{tag}"'), ("Vary", "Accept"), *extra]
+    if request.headers.get("if-none-match", "") == f'"{tag}"':
+        return Response(304, headers, b"")
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(200, [*headers, ("Content-Encoding", "gzip")], packed)
+    return Response(200, headers, gzip.decompress(packed))
+
+
+def _json_wanted(request: Request, protobuf: str) -> None:
+    accept = request.headers.get("accept", "")
+    if not accept:
+        return
+    for part in accept.split(","):
+        media = part.partition(";")[0].strip().lower()
+        if media in ("application/json", "*/*", "application/*", "*"):
+            return
+    raise StatusError(406, "NotAcceptable", f"only the following media types are accepted: application/json, {protobuf}")
+
+
+async def respond(server: Server, request: Request, parts: list[str]) -> Response | None:
+    """/openapi/v2, /openapi/v3, /openapi/v3/KEY?hash=…"""
+    have = catalog(server)
+    if parts[1:] == ["v2"]:
+        _json_wanted(request, V2_PROTOBUF)
+        tag = hashlib.sha512("".join(_hash(server, have, k) for k in index_keys(have)).encode()).hexdigest().upper()
+        return _answer(request, _kept(have, "v2", lambda: swagger(server, have)), tag, [])
+    if parts[1:2] != ["v3"]:
+        return None
+    if len(parts) == 2:
+        table = {k: {"serverRelativeURL": f"/openapi/v3/{k}?hash={_hash(server, have, k)}"} for k in index_keys(have)}
+        body = orjson.dumps({"paths": table})
+        return Response(200, [("Content-Type", "application/json"), ("ETag", f'"{hashlib.sha512(body).hexdigest().upper()}"'), ("Vary", "Accept")], body)
+    key = "/".join(parts[2:])
+    if key not in index_keys(have):
+        return None
+    _json_wanted(request, V3_PROTOBUF)
+    tag = _hash(server, have, key)
+    asked = request.param("hash")
+    extra: list[tuple[str, str]] = []
+    if asked:
+        if asked != tag:
+            return Response(301, [("Location", f"/openapi/v3/{key}?hash={tag}"), ("Content-Type", "text/html; charset=utf-8")], b"")
+        extra = [("Cache-Control", "public, immutable"), ("Expires", "Fri, 31 Dec 2100 00:00:00 GMT")]
+    return _answer(request, _kept(have, ("v3", key), lambda: document(server, have, key)), tag, extra)
+
+
+__all__ = ["document", "index_keys", "model_name", "render", "respond", "swagger"]
