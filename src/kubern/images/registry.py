@@ -20,8 +20,9 @@ from kubern.images.library import Library
 from kubern.images.upstream import Refused, Unreachable, Upstream
 
 HEAD_BYTES_MAX = 32 << 10
-IDLE_S = 120
+IDLE_S = 10                      # containerd opens new connections for every pull and leaves the old ones idle
 CONNECTIONS_MAX = 512
+CHUNK_BYTES = 256 << 10
 _PATH = re.compile(r"/v2/(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)/(?P<kind>manifests|blobs)/(?P<ref>[A-Za-z0-9_][A-Za-z0-9._:-]{0,255})")
 _REASONS = {200: "OK", 206: "Partial Content", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
             416: "Range Not Satisfiable", 429: "Too Many Requests", 502: "Bad Gateway", 503: "Service Unavailable"}
@@ -169,4 +170,7 @@ async def _reply_file(writer: asyncio.StreamWriter, path: Path, digest: str, wan
     await writer.drain()
     if not head:
         with path.open("rb") as f:
-            await asyncio.get_running_loop().sendfile(writer.transport, f, start, size - start)
+            f.seek(start)
+            while chunk := f.read(CHUNK_BYTES):              # uvloop has no sendfile
+                writer.write(chunk)
+                await writer.drain()
