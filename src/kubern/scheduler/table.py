@@ -144,7 +144,8 @@ class NodeTable:
         self.allocatable[:, slot] = 0
         for r, v in (status.get("allocatable") or {}).items():
             try:
-                self.allocatable[self.resource_row(r), slot] = quantity.milli(v) if r == "cpu" else quantity.value(v)
+                row = self.resource_row(r)                   # may grow the arrays: before they are looked up
+                self.allocatable[row, slot] = quantity.milli(v) if r == "cpu" else quantity.value(v)
             except (ValueError, OverflowError):
                 continue
         labels = meta(node).get("labels") or {}
@@ -204,7 +205,8 @@ class NodeTable:
     def _count(self, p: PodInfo, slot: int, sign: int) -> None:
         self.pod_version += 1
         for r, v in p.requests.items():
-            self.used[self.resource_row(r), slot] += sign * v
+            row = self.resource_row(r)
+            self.used[row, slot] += sign * v
         self.used[PODS, slot] += sign
         self.nonzero[0, slot] += sign * p.nonzero_cpu
         self.nonzero[1, slot] += sign * p.nonzero_memory
