@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 from kubern.controllers import (
     aggregation,
+    attach,
     certificates,
+    claims,
     cronjob,
     daemonset,
     deployment,
@@ -19,15 +21,20 @@ from kubern.controllers import (
     garbage,
     ipam,
     job,
+    mirroring,
     namespace,
     nodes,
     podgc,
+    policystatus,
+    protection,
     quota,
     replicaset,
     serviceaccount,
+    servicecidr,
     statefulset,
     tainteviction,
     tokens,
+    volumes,
 )
 from kubern.controllers.context import Context
 from kubern.model.controller import Controller
@@ -48,6 +55,8 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     # services
     endpointslice.CONTROLLER,
     endpoints.CONTROLLER,
+    mirroring.CONTROLLER,
+    servicecidr.CONTROLLER,
     # namespaces and identities
     namespace.CONTROLLER,
     serviceaccount.ACCOUNTS,
@@ -63,6 +72,19 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     tainteviction.CONTROLLER,
     podgc.CONTROLLER,
     podgc.finished_pods,
+    # storage and devices
+    volumes.CLAIM,
+    volumes.VOLUME,
+    protection.CLAIM,
+    protection.VOLUME,
+    protection.CLASS,
+    claims.EPHEMERAL,
+    claims.EXPAND,
+    claims.PODS,
+    claims.RELEASE,
+    attach.CONTROLLER,
+    # policies
+    policystatus.controller,
     # everything
     quota.CONTROLLER,
     garbage.CONTROLLER,
