@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 PARALLEL_STARTS = 5
 GRACE_MIN_S = 2
 TERMINATION_FILE = "/dev/termination-log"
+MADE_SOMETHING = ("RunContainerError", "PostStartHookError")     # failures after the container was created
 
 Tell = Callable[[Object, str, str, str, str], None]           # (pod, container name or "", type, reason, message)
 
@@ -76,7 +77,6 @@ class Actor:
         sandbox_id = sandbox.id if sandbox else ""
         ips = seen.ips or values.pod_ips
         attempt = sandbox.attempt if sandbox else 0
-        skip_containers = False
         for a in actions:
             if isinstance(a, Wait):
                 out.waiting[a.name] = ("CrashLoopBackOff", a.message)
@@ -122,15 +122,13 @@ class Actor:
                 out.soon(1.0)
                 return out
             if isinstance(a, Start):
-                if skip_containers and a.kind == "container":
-                    continue
-                out.acted = True
                 spec = pods.find_container(pod["spec"], a.name)
                 assert spec is not None
                 if a.backoff_key:
                     memory.backoff.next(a.backoff_key, a.finished_s, self.clock())
                 why = await self._start(pod, spec, a, sandbox_id, attempt, seen, Values(ips, values.host_ips, values.allocatable))
                 out.waiting[a.name] = why
+                out.acted = out.acted or why is None or why[0] in MADE_SOMETHING
                 if why is not None:
                     out.soon(self._retry_s(pod, spec, why[0]))
                     if a.kind == "init" and not pods.is_sidecar(spec):

@@ -7,10 +7,15 @@ docstring. Events: containerd's own event stream, the one thing here that is not
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
+
+# nothing here forks with gRPC in use; its fork handlers only slow down and chatter when something else starts a process
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc
 import grpc.aio

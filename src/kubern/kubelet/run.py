@@ -184,6 +184,7 @@ class Kubelet:
         """A config map or secret of this pod changed."""
         w = self.workers.get(uid)
         if w is not None and not w.terminated:
+            w.retry_at.clear()
             self._spawn(self._refresh_volumes(w))
 
     async def _refresh_volumes(self, w: Worker) -> None:

@@ -21,7 +21,7 @@ from kubern.kubelet import container as config
 from kubern.kubelet.backoff import Backoff
 from kubern.kubelet.cgroups import pod_limits
 from kubern.kubelet.env import Values
-from kubern.kubelet.plan import Memory, plan
+from kubern.kubelet.plan import Action, Memory, Start, plan
 from kubern.kubelet.runtime import RUNNING, Observed, RuntimeFailure
 from kubern.kubelet.status import Facts, ended_status, pod_status
 from kubern.kubelet.volumes import VolumeFailure
@@ -57,6 +57,7 @@ class Worker:
     grace_s: int | None = None                                    # overrides the pod's
     actuated: dict[str, Any] = field(default_factory=dict)        # container -> resources it was started or resized with
     volumes_since: float = 0.0
+    retry_at: dict[str, float] = field(default_factory=dict)      # container -> when a start that failed is tried again
     mirror: Object | None = None                                  # of a static pod: its image in the API
     stopping: asyncio.Task[None] | None = None
 
@@ -149,22 +150,25 @@ class Worker:
         k.prober.add(self.pod)
         values = self.values(seen)
         self._fill_memory(seen)
-        actions = plan(self.pod, seen, self.memory, k.clock())
-        again = until
+        actions, pause = self._due(plan(self.pod, seen, self.memory, k.clock()))
+        again = min((x for x in (until, pause) if x), default=0.0)
         if actions:
             out = await k.actor.perform(self.pod, seen, actions, self.memory, values, self._look)
             for name, why in out.waiting.items():
                 if why is None:
                     self.waiting.pop(name, None)
+                    self.retry_at.pop(name, None)
                     self._remember(name)
                 else:
                     self.waiting[name] = why
+                    if why[0] != "CrashLoopBackOff":
+                        self.retry_at[name] = k.clock() + (out.again_s or 1.0)
             for name in out.resized:
                 self._remember(name)
                 last = seen.latest(name)
                 if last is not None:
                     k.observer.forget(last.id)
-            again = min(x for x in (until, out.again_s) if x) if until or out.again_s else 0.0
+            again = min((x for x in (again, out.again_s) if x), default=0.0)
             if out.acted:
                 await k.observer.look(self.uid)
                 self.wake.set()
@@ -173,6 +177,23 @@ class Worker:
             if out.error:
                 raise RuntimeFailure("UNKNOWN", out.error)
         return again
+
+    def _due(self, actions: list[Action]) -> tuple[list[Action], float]:
+        """The actions without starts that failed a moment ago, and seconds until the first of those."""
+        now = self.kubelet.clock()
+        out: list[Action] = []
+        pause = 0.0
+        for a in actions:
+            later = self.retry_at.get(a.name, 0.0) - now if isinstance(a, Start) else 0.0
+            if later <= 0:
+                out.append(a)
+                continue
+            pause = min(x for x in (pause, later) if x)
+            if isinstance(a, Start) and a.kind == "init":
+                spec = pods.find_container(self.pod["spec"], a.name)
+                if spec is not None and not pods.is_sidecar(spec):
+                    break
+        return out, pause
 
     async def _look(self) -> Observed:
         """A fresh look in the middle of a round: the sandbox is there, so the status can say so before images are pulled."""
