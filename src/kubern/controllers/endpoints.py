@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from kubern.controllers.endpointslice import (
@@ -152,5 +153,10 @@ def gone(key: Key, view: View, now: float) -> Steps:
         yield Delete("v1", "Endpoints", *key)
 
 
+def _of_a_service(old: Object | None, new: Object | None, view: View) -> Iterable[Key]:
+    """Endpoints that somebody made without a Service are his: only those of Services are looked at."""
+    return [k for k in same_name(old, new, view) if view.get("services", *k) is not None]
+
+
 CONTROLLER = Controller("endpoint-controller", "services", reconcile, reads=("pods",), gone=gone,
-                        triggers=(Trigger("pods", pod_changed, after_s=GATHER_S), Trigger("endpoints", same_name)))
+                        triggers=(Trigger("pods", pod_changed, after_s=GATHER_S), Trigger("endpoints", _of_a_service)))
