@@ -61,6 +61,8 @@ class Worker:
         self._slots = asyncio.Semaphore(row.workers)
         self._tasks: set[asyncio.Task[None]] = set()
         self.everywhere: list[str] = []
+        for name in self.resources():
+            mirrors.mirror(name)               # in full, before anybody asks for its metadata alone
         self._subscribe()
 
     def _subscribe(self) -> None:
