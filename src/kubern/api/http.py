@@ -44,7 +44,7 @@ IDLE_TIMEOUT_S = 300.0
 SWEEP_EVERY_S = 5.0
 DRAIN_S = 10.0
 GZIP_FROM_BYTES = 128 * 1024
-REPEATED = ("impersonate-group", "impersonate-uid", "x-remote-user", "x-remote-group")
+REPEATED = ("impersonate-group", "impersonate-uid", "x-remote-user", "x-remote-group", "x-stream-protocol-version")
 REPEATED_PREFIXES = ("impersonate-extra-", "x-remote-extra-")
 REASONS = {
     100: "Continue", 101: "Switching Protocols", 200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 301: "Moved Permanently",

@@ -16,7 +16,6 @@ import orjson
 from kubern import KUBERNETES_VERSION
 from kubern.api import openapi_paths as paths
 from kubern.api.discovery import Catalog, catalog
-
 from kubern.model.request import Request, Response
 from kubern.model.resource import Resource
 from kubern.model.schema import BOOL, INT32, INT64, STRING, STRUCT, Schema, definition, definition_of, definitions, describe
@@ -30,6 +29,7 @@ V3_PROTOBUF = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
 V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 _QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 _INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
+_PROTOCOL = ("io.k8s.api.core.v1.ContainerPort", "io.k8s.api.core.v1.ServicePort")   # their list keys count on the default
 _INFO = {"title": "Kubernetes", "version": "unversioned"}
 _SECURITY = {"BearerToken": {"description": "Bearer Token authentication", "in": "header", "name": "authorization", "type": "apiKey"}}
 _BUILD = hashlib.sha512(f"kubern {KUBERNETES_VERSION} 1".encode()).hexdigest()
@@ -61,6 +61,8 @@ def render(name: str, group: str = "", version: str = "") -> Doc:
             out[key] = [g for g in value if not g["group"] or (g["group"], g["version"]) == (group, version)]
         else:
             out[key] = value
+    if name in _PROTOCOL:
+        out["properties"]["protocol"]["default"] = "TCP"
     return out
 
 
@@ -88,9 +90,7 @@ def _node(node: Doc) -> Doc:
     for key, value in node.items():
         if key == "$ref":
             out[key] = f"#/components/schemas/{value}"
-        elif key == "items":
-            out[key] = _node(value)
-        elif key == "additionalProperties" and isinstance(value, dict):
+        elif key == "items" or (key == "additionalProperties" and isinstance(value, dict)):
             out[key] = _node(value)
         else:
             out[key] = value
