@@ -86,10 +86,13 @@ _NOT_IN_TEMPLATES = ("name", "generateName", "namespace", "selfLink", "uid", "re
 
 def validate_claim_template(template: Object, path: str) -> Errors:
     """The volumeClaimTemplate of an ephemeral volume."""
-    m = template.get("metadata") or {}
-    yield from validate_annotations(m.get("annotations"), f"{path}.metadata.annotations")
-    yield from validate_labels(m.get("labels"), f"{path}.metadata.labels")
-    for field in _NOT_IN_TEMPLATES:
-        if m.get(field):
-            yield forbidden(f"{path}.metadata.{'uID' if field == 'uid' else field}", "cannot be set")
+    yield from validate_template_metadata(template.get("metadata") or {}, f"{path}.metadata")
     yield from validate_claim_spec(template.get("spec") or {}, f"{path}.spec")
+
+
+def validate_template_metadata(metadata: Object, path: str) -> Errors:
+    yield from validate_annotations(metadata.get("annotations"), f"{path}.annotations")
+    yield from validate_labels(metadata.get("labels"), f"{path}.labels")
+    for field in _NOT_IN_TEMPLATES:
+        if metadata.get(field):
+            yield forbidden(f"{path}.{'uID' if field == 'uid' else field}", "cannot be set")

@@ -21,3 +21,14 @@ def compiles(expression: str, path: str, returns: str, *, params: bool = False, 
     why = compile_error(expression, returns, params=params, authorizer=authorizer, patch_types=patch_types, variables=variables or {})
     if why:
         yield invalid(path, expression if shown is None else shown, why)
+
+
+def device_selector(expression: str, path: str) -> Errors:
+    """The CEL of a DRA device selector: `device` is the one variable, the answer is a bool."""
+    try:
+        from kubern.model.cel import device_error
+    except ImportError:
+        return
+    why = device_error(expression)
+    if why:
+        yield invalid(path, expression, why)
