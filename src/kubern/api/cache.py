@@ -8,9 +8,10 @@ Not here: who is told of a change (watch.py) and what a change may be (write.py)
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -198,6 +199,7 @@ class Cache:
         self.collections: dict[tuple[str, str], Collection] = {}
         self._by_prefix: dict[str, Collection] = {}
         self.revision = 0
+        self._next: asyncio.Future[None] | None = None
         self._unclaimed: dict[str, list[Entry]] = {}        # entries of collections nobody asked for yet (CRDs come later)
 
     def collection(self, group: str, plural: str) -> Collection:
@@ -244,6 +246,21 @@ class Cache:
                 listener(changes)
             for change in changes:
                 change.seen.clear()
+        if self._next is not None:
+            self._next.set_result(None)
+            self._next = None
+
+    def next_batch(self) -> Awaitable[None]:
+        """Done when the next batch has been taken in."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        return asyncio.shield(self._next)
+
+    def revision_of(self, key: str) -> int:
+        """The revision of the entry under a store key, 0 if there is none."""
+        c = self._of(key)
+        item = c.items.get(key[len(c.prefix):])
+        return item.revision if item else 0
 
     # --- the reader that admission and authorization use ---
 

@@ -10,6 +10,7 @@ Upstream: apiserver server/config.go DefaultBuildHandlerChain, endpoints/install
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -35,7 +36,7 @@ from kubern.client.client import Client
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
 from kubern.model.status import StatusError, internal, too_many_requests
-from kubern.store.protocol import Broken, Store
+from kubern.store.protocol import Broken, Conflict, Store
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ MASTERS = User("system:apiserver", ("system:masters", "system:authenticated"))
 LISTS_KEPT_MAX = 16
 LISTS_KEPT_MAX_BYTES = 64 * 1024 * 1024
 TARGETS_MAX = 50_000
+WINNER_SEEN_S = 5.0
 NOT_FOUND_TEXT = b"404 page not found\n"
 CACHE_CONTROL = ("Cache-Control", "no-cache, private")
 LONG_RUNNING = frozenset(("exec", "attach", "portforward", "proxy", "log"))
@@ -244,10 +246,26 @@ class Server:
                               call.warn, self.authorizer, self.client))
 
     async def put(self, key: str, value: bytes, expect: int) -> int:
-        return await self.store.put(key, value, expect=expect)
+        try:
+            return await self.store.put(key, value, expect=expect)
+        except Conflict:
+            await self._winner_seen(key, expect)
+            raise
 
     async def delete(self, key: str, expect: int) -> int:
-        return await self.store.delete(key, expect=expect)
+        try:
+            return await self.store.delete(key, expect=expect)
+        except Conflict:
+            await self._winner_seen(key, expect)
+            raise
+
+    async def _winner_seen(self, key: str, expect: int) -> None:
+        """Wait until the cache shows the write that won the race: it may still be on its way to disk, and deciding again before that is
+        deciding on the same state."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WINNER_SEEN_S):
+                while self.cache.revision_of(key) == expect:
+                    await self.cache.next_batch()
 
     async def after_delete(self, call: Call, obj: Object) -> None:
         hook = self.on_delete.get(call.served.row.storage)
