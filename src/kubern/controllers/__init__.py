@@ -10,6 +10,7 @@ from collections.abc import Callable
 from kubern.controllers import (
     aggregation,
     attach,
+    autoscaler,
     certificates,
     claims,
     cronjob,
@@ -52,6 +53,7 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     cronjob.EXPIRY,
     disruption.CONTROLLER,
     disruption.STALE,
+    autoscaler.CONTROLLER,
     # services
     endpointslice.CONTROLLER,
     endpoints.CONTROLLER,
