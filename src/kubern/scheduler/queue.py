@@ -53,7 +53,8 @@ class Queue:
         self._active: list[tuple[int, float, int, Queued]] = []
         self._backoff: list[tuple[float, int, Queued]] = []
         self._serial = 0
-        self.in_flight = 0
+        self._parked: dict[str, dict[tuple[str, str], Queued]] = {}      # by the plugin that refused them
+        self._flying: dict[tuple[str, str], Queued] = {}                 # being scheduled just now
 
     def _push(self, q: Queued) -> None:
         self._serial += 1
@@ -75,6 +76,7 @@ class Queue:
             return
         q.info = info
         if gated:
+            self._unpark(q)
             q.place = "gated"
         elif q.place == "gated":
             self._push(q)
@@ -92,9 +94,16 @@ class Queue:
     def remove(self, key: tuple[str, str]) -> None:
         q = self.pods.pop(key, None)
         if q is not None:
+            self._unpark(q)
+            self._flying.pop(key, None)
             q.place = "gone"
 
+    def _unpark(self, q: Queued) -> None:
+        for plugin in q.plugins:
+            self._parked.get(plugin, {}).pop(q.info.key, None)
+
     def _wake(self, q: Queued, now_s: float) -> None:
+        self._unpark(q)
         if q.until_s > now_s:
             self._serial += 1
             q.place = "backoff"
@@ -118,6 +127,7 @@ class Queue:
     def _take(self, q: Queued) -> Queued:
         q.place, q.moved = "", False
         q.attempts += 1
+        self._flying[q.info.key] = q
         return q
 
     def _flush(self, now_s: float) -> None:
@@ -128,9 +138,12 @@ class Queue:
 
     def park(self, q: Queued, plugins: set[str], now_s: float) -> None:
         """It could not be placed: wait for an event that may cure one of these plugins' refusals."""
+        self._flying.pop(q.info.key, None)
         if self.pods.get(q.info.key) is not q:
             return
         q.plugins, q.parked_s = set(plugins), now_s
+        for plugin in q.plugins:
+            self._parked.setdefault(plugin, {})[q.info.key] = q
         q.until_s = now_s + min(INITIAL_BACKOFF_S * 2 ** min(q.attempts - 1, 10), MAX_BACKOFF_S)
         q.place = "parked"
         if q.moved:
@@ -138,20 +151,20 @@ class Queue:
 
     def retry(self, q: Queued, now_s: float) -> None:
         """Something other than the cluster's state failed (a refused binding): try again after the back-off."""
+        self._flying.pop(q.info.key, None)
         if self.pods.get(q.info.key) is q:
             q.until_s = now_s + min(INITIAL_BACKOFF_S * 2 ** min(q.attempts - 1, 10), MAX_BACKOFF_S)
             self._wake(q, now_s)
 
-    def event(self, name: str, now_s: float, only: tuple[str, str] | None = None) -> None:
-        """Something changed: wake the unschedulable pods it may cure."""
+    def event(self, name: str, now_s: float) -> None:
+        """Something changed: wake the unschedulable pods it may cure. Costs what it wakes, not what waits."""
+        for q in self._flying.values():
+            q.moved = True
         cures = CURES[name]
-        for key, q in self.pods.items():
-            if only is not None and key != only:
-                continue
-            if q.place == "":
-                q.moved = True
-            elif q.place == "parked" and (cures is None or q.plugins & cures):
-                self._wake(q, now_s)
+        for plugin in tuple(self._parked) if cures is None else cures:
+            for q in tuple(self._parked.get(plugin, {}).values()):
+                if q.place == "parked":
+                    self._wake(q, now_s)
 
     def leftovers(self, now_s: float) -> None:
         """Pods unschedulable for five minutes get another look whatever happened."""

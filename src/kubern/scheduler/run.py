@@ -132,6 +132,8 @@ class Scheduler:
             same = (meta(old_pod).get("labels") == meta(pod).get("labels") and deleting(old_pod) == deleting(pod)
                     and (was_assumed or (old_pod.get("spec") == pod.get("spec") and _resources(old_pod) == _resources(pod))))
             if same:
+                if was_assumed:
+                    self._event("pod-placed", now)
                 return
             self.table.remove_pod(before)
             info = pod_info(pod)
@@ -403,8 +405,9 @@ class Scheduler:
             if meta(v.pod).get("generation"):
                 condition["observedGeneration"] = meta(v.pod)["generation"]
             try:
-                await self.client.patch(POD, v.namespace, v.name, {"metadata": {"uid": v.uid}, "status": {"conditions": [condition]}}, "strategic",
-                                        subresource="status")
+                order = [{"type": c["type"]} for c in (v.pod.get("status") or {}).get("conditions") or () if c["type"] != condition["type"]]
+                status = {"conditions": [condition], "$setElementOrder/conditions": [*order, {"type": condition["type"]}]}
+                await self.client.patch(POD, v.namespace, v.name, {"metadata": {"uid": v.uid}, "status": status}, "strategic", subresource="status")
                 await self.client.delete(POD, v.namespace, v.name, uid=v.uid)
             except StatusError as e:
                 if e.code not in (404, 409):
