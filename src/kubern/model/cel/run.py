@@ -1,0 +1,490 @@
+"""The evaluator: a checked tree becomes nested Python functions, `f(variables) -> value`.
+
+Nothing is copied or converted: objects are the JSON dicts themselves, only fields that a schema declares as times, durations,
+bytes or doubles are read as such where they are touched. Loops count their steps against a budget. Upstream: cel-go interpreter.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+from kubern.model.cel.check import Overload
+from kubern.model.cel.parse import Node
+from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, Object, Type, text
+from kubern.model.cel.values import NOTHING, CelError, Message, Optional, TypeValue, UInt, duration, equal, is_kind, timestamp
+
+Run = Callable[[dict[Any, Any]], Any]
+BUDGET = 0                  # the key under which `variables` holds the steps left, as a list of one
+STEPS_MAX = 200_000
+_MISSING = object()
+
+
+class Lazy:
+    """A variable computed when first asked for."""
+
+    __slots__ = ("_make", "_value")
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._value = make, _MISSING
+
+    def get(self) -> Any:
+        if self._value is _MISSING:
+            self._value = self._make()
+        return self._value
+
+
+def compile_(node: Node) -> Run:
+    run: Run = _COMPILERS[node.op](node)
+    return run
+
+
+def _const(node: Node) -> Run:
+    value = UInt(node.value) if node.name == "uint" else node.value
+    return lambda v: value
+
+
+def _ident(node: Node) -> Run:
+    name = node.name
+
+    def run(v: dict[Any, Any]) -> Any:
+        try:
+            value = v[name]
+        except KeyError:
+            raise CelError(f"no such attribute(s): {name}") from None
+        return value.get() if type(value) is Lazy else value
+    return run
+
+
+def _typename(node: Node) -> Run:
+    t = node.value
+    value = TypeValue(t[0] if isinstance(t, tuple) else t)
+    return lambda v: value
+
+
+# -- fields
+
+def _converter(t: Type) -> Callable[[Any], Any] | None:
+    """How to read JSON declared as `t`, None where it is read as it is."""
+    if t == TIMESTAMP:
+        return lambda x: timestamp(x) if isinstance(x, str) else x
+    if t == DURATION:
+        return lambda x: duration(x) if isinstance(x, str) else x
+    if t == "bytes":
+        return lambda x: base64.b64decode(x) if isinstance(x, str) else x
+    if t == "double":
+        return lambda x: float(x) if type(x) is int else x
+    if isinstance(t, tuple) and t[0] in ("list", "map"):
+        return _each(_converter(t[-1]))
+    return None
+
+
+def _each(convert: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """A reader of members, for a list or a map of them."""
+    if convert is None:
+        return None
+
+    def read(many: Any) -> Any:
+        if isinstance(many, list):
+            return [convert(x) for x in many]
+        return {k: convert(x) for k, x in many.items()} if isinstance(many, dict) else many
+    return read
+
+
+def _unescaped(node: Node) -> tuple[str, Callable[[Any], Any] | None]:
+    """The JSON name of a selected field and how to read it. A schema's Object may give both (`json_name`)."""
+    t = node.args[0].type
+    if isinstance(t, Object):
+        names = getattr(t, "json_names", None)
+        return (names.get(node.name, node.name) if names else node.name), _converter(t.field(node.name))
+    return node.name, None
+
+
+def _get(obj: Any, name: str) -> Any:
+    if isinstance(obj, dict):
+        try:
+            return obj[name]
+        except KeyError:
+            pass
+    elif isinstance(obj, list):
+        raise CelError("unsupported index type 'string' in list")
+    elif isinstance(obj, Optional):
+        return _optional_field(obj, name)
+    raise CelError(f"no such key: {name}")
+
+
+def _optional_field(obj: Any, name: Any) -> Optional:
+    if isinstance(obj, Optional):
+        if not obj.has:
+            return NOTHING
+        obj = obj.value
+    if isinstance(obj, dict):
+        return Optional(obj[name]) if name in obj else NOTHING
+    if isinstance(obj, list) and isinstance(name, int):
+        return Optional(obj[name]) if 0 <= name < len(obj) else NOTHING
+    raise CelError(f"no such key: {name}")
+
+
+def _select(node: Node) -> Run:
+    operand = compile_(node.args[0])
+    name, convert = _unescaped(node)
+    if node.value == "optional":
+        return lambda v: _optional_field(operand(v), name)
+    if convert is None:
+        def run(v: dict[Any, Any]) -> Any:
+            obj = operand(v)
+            if type(obj) is dict:
+                try:
+                    return obj[name]
+                except KeyError:
+                    raise CelError(f"no such key: {name}") from None
+            return _get(obj, name)
+        return run
+    return lambda v: convert(_get(operand(v), name))
+
+
+def _has(node: Node) -> Run:
+    operand = compile_(node.args[0])
+    name, _ = _unescaped(node)
+
+    def run(v: dict[Any, Any]) -> bool:
+        obj = operand(v)
+        if isinstance(obj, dict):
+            return name in obj
+        if isinstance(obj, Optional):
+            return _optional_field(obj, name).has
+        raise CelError(f"no such key: {name}")
+    return run
+
+
+def _optselect(node: Node) -> Run:
+    operand, name = compile_(node.args[0]), node.name
+
+    def run(v: dict[Any, Any]) -> Optional:
+        obj = operand(v)
+        if isinstance(obj, Optional) and not obj.has:
+            return NOTHING
+        return _optional_field(obj, name)
+    return run
+
+
+def at(obj: Any, key: Any) -> Any:
+    """obj[key]."""
+    if isinstance(obj, list):
+        if type(key) is float and key.is_integer():
+            key = int(key)
+        if type(key) is bool or not isinstance(key, int):
+            raise CelError(f"unsupported index type '{_kind(key)}' in list")
+        if 0 <= key < len(obj):
+            return obj[key]
+        raise CelError(f"index out of bounds: {key}")
+    if isinstance(obj, dict):
+        found = _key(obj, key)
+        if found is not _MISSING:
+            return found
+        raise CelError(f"no such key: {key if not isinstance(key, bool) else str(key).lower()}")
+    raise CelError("no such overload")
+
+
+def _kind(value: Any) -> str:
+    from kubern.model.cel.values import kind_of
+    return kind_of(value)
+
+
+def _key(obj: dict[Any, Any], key: Any) -> Any:
+    try:
+        found = obj.get(key, _MISSING)
+    except TypeError:
+        raise CelError("no such overload") from None
+    if found is not _MISSING and type(key) is bool:          # True is 1 to Python
+        return next((v for k, v in obj.items() if type(k) is bool and k == key), _MISSING)
+    return found
+
+
+def _index(node: Node) -> Run:
+    operand, index = compile_(node.args[0]), compile_(node.args[1])
+    if node.value == "optional":
+        return lambda v: _optional_field(operand(v), index(v))
+    return lambda v: at(operand(v), index(v))
+
+
+def _optindex(node: Node) -> Run:
+    operand, index = compile_(node.args[0]), compile_(node.args[1])
+    return lambda v: _optional_field(operand(v), index(v))
+
+
+# -- calls
+
+def _certain(t: Type) -> bool:
+    """Whether a static type says what the value will be."""
+    return not (t in ("dyn", "error") or (isinstance(t, tuple) and t[0] == "param"))
+
+
+def _call(node: Node) -> Run:
+    args = [compile_(a) for a in node.args]
+    overloads: tuple[Overload, ...] = node.fn
+    if len(overloads) == 1 and all(_certain(a.type) or not _certain(p) for a, p in zip(node.args, overloads[0].params, strict=True)):
+        call = overloads[0].call
+        if len(args) == 1:
+            one = args[0]
+            return lambda v: call(one(v))
+        if len(args) == 2:
+            one, two = args
+            return lambda v: call(one(v), two(v))
+        return lambda v: call(*[a(v) for a in args])
+
+    def run(v: dict[Any, Any]) -> Any:
+        values = [a(v) for a in args]
+        for o in overloads:
+            if all(is_kind(x, p) for x, p in zip(values, o.params, strict=True)):
+                return o.call(*values)
+        raise CelError("no such overload")
+    return run
+
+
+def _bool(value: Any) -> bool:
+    if value is True or value is False:
+        return bool(value)
+    raise CelError("no such overload")
+
+
+def _shortcut(node: Node) -> Run:
+    """&& and ||: either side may settle it, an error on the other side then does not count."""
+    left, right = compile_(node.args[0]), compile_(node.args[1])
+    settles = node.op == "or"
+
+    def run(v: dict[Any, Any]) -> bool:
+        try:
+            one = _bool(left(v))
+        except CelError as e:
+            error = e
+        else:
+            return settles if one is settles else _bool(right(v))
+        if _bool(right(v)) is settles:
+            return settles
+        raise error
+    return run
+
+
+def _cond(node: Node) -> Run:
+    test, then, other = (compile_(a) for a in node.args)
+    return lambda v: then(v) if _bool(test(v)) else other(v)
+
+
+# -- literals
+
+def _list(node: Node) -> Run:
+    items = [compile_(a) for a in node.args]
+    if not any(node.value):
+        return lambda v: [i(v) for i in items]
+    optional = node.value
+
+    def run(v: dict[Any, Any]) -> list[Any]:
+        out = []
+        for item, may_miss in zip(items, optional, strict=True):
+            value = item(v)
+            if may_miss:
+                if value.has:
+                    out.append(value.value)
+            else:
+                out.append(value)
+        return out
+    return run
+
+
+def _map(node: Node) -> Run:
+    entries = [(compile_(k), compile_(x), optional) for k, x, optional in node.args]
+
+    def run(v: dict[Any, Any]) -> dict[Any, Any]:
+        out: dict[Any, Any] = {}
+        for key, value, optional in entries:
+            k, x = key(v), value(v)
+            if optional:
+                if not x.has:
+                    continue
+                x = x.value
+            if _key(out, k) is not _MISSING:
+                raise CelError(f"Failed with repeated key: {k}")
+            out[k] = x
+        return out
+    return run
+
+
+def _struct(node: Node) -> Run:
+    fields = [(name, compile_(value), optional) for name, value, optional, _ in node.args]
+    kind = node.fn.name
+
+    def run(v: dict[Any, Any]) -> Message:
+        out: dict[str, Any] = {}
+        for name, value, optional in fields:
+            x = value(v)
+            if optional:
+                if not x.has:
+                    continue
+                x = x.value
+            out[name] = x
+        return Message(kind, out)
+    return run
+
+
+# -- macros
+
+def _spend(v: dict[Any, Any], steps: int) -> None:
+    left = v.get(BUDGET)
+    if left is None:
+        left = v[BUDGET] = [STEPS_MAX]
+    left[0] -= steps
+    if left[0] < 0:
+        raise CelError("operation cancelled: actual cost limit exceeded")
+
+
+def _pairs(value: Any) -> Any:
+    if isinstance(value, list):
+        return enumerate(value)
+    if isinstance(value, dict):
+        return value.items()
+    raise CelError("no such overload")
+
+
+def _comp(node: Node) -> Run:
+    source = compile_(node.args[0])
+    bodies = [compile_(a) for a in node.args[1:]]
+    fold = _FOLDS[node.name]
+    names = node.value
+
+    def run(v: dict[Any, Any]) -> Any:
+        value = source(v)
+        pairs = _pairs(value)
+        _spend(v, len(value) + 1)
+        kept = [v.get(n, _MISSING) for n in names]
+        try:
+            return fold(v, names, pairs, bodies, isinstance(value, dict))
+        finally:
+            for n, k in zip(names, kept, strict=True):
+                if k is _MISSING:
+                    v.pop(n, None)
+                else:
+                    v[n] = k
+    return run
+
+
+def _set(v: dict[Any, Any], names: tuple[str, ...], key: Any, value: Any, is_map: bool) -> Any:
+    if len(names) == 2:
+        v[names[0]], v[names[1]] = key, value
+        return value
+    item = v[names[0]] = key if is_map else value
+    return item
+
+
+def _all(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, settles: bool = False) -> bool:
+    error: CelError | None = None
+    test = bodies[0]
+    for key, value in pairs:
+        _set(v, names, key, value, is_map)
+        try:
+            if _bool(test(v)) is settles:
+                return settles
+        except CelError as e:
+            error = error or e
+    if error is not None:
+        raise error
+    return not settles
+
+
+def _exists(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> bool:
+    return _all(v, names, pairs, bodies, is_map, True)
+
+
+def _exists_one(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> bool:
+    count = 0
+    for key, value in pairs:
+        _set(v, names, key, value, is_map)
+        count += _bool(bodies[0](v))
+    return count == 1
+
+
+def _filter(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> list[Any]:
+    out = []
+    for key, value in pairs:
+        item = _set(v, names, key, value, is_map)
+        if _bool(bodies[0](v)):
+            out.append(item)
+    return out
+
+
+def _map_macro(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> list[Any]:
+    out = []
+    test, make = (bodies[0], bodies[1]) if len(bodies) == 2 else (None, bodies[0])
+    for key, value in pairs:
+        _set(v, names, key, value, is_map)
+        if test is None or _bool(test(v)):
+            out.append(make(v))
+    return out
+
+
+def _transform_map(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> dict[Any, Any]:
+    out: dict[Any, Any] = {}
+    test, make = (bodies[0], bodies[1]) if len(bodies) == 2 else (None, bodies[0])
+    for key, value in pairs:
+        _set(v, names, key, value, is_map)
+        if test is None or _bool(test(v)):
+            out[key] = make(v)
+    return out
+
+
+def _transform_entry(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> dict[Any, Any]:
+    out: dict[Any, Any] = {}
+    test, make = (bodies[0], bodies[1]) if len(bodies) == 2 else (None, bodies[0])
+    for key, value in pairs:
+        _set(v, names, key, value, is_map)
+        if test is None or _bool(test(v)):
+            for k, x in make(v).items():
+                if k in out:
+                    raise CelError(f"insert failed: key {k} already exists")
+                out[k] = x
+    return out
+
+
+_FOLDS = {"all": _all, "exists": _exists, "exists_one": _exists_one, "existsOne": _exists_one, "filter": _filter, "map": _map_macro,
+          "transformList": _map_macro, "transformMap": _transform_map, "transformMapEntry": _transform_entry}
+
+
+def _scoped(v: dict[Any, Any], name: str, value: Any, body: Run) -> Any:
+    kept = v.get(name, _MISSING)
+    v[name] = value
+    try:
+        return body(v)
+    finally:
+        if kept is _MISSING:
+            v.pop(name, None)
+        else:
+            v[name] = kept
+
+
+def _bind(node: Node) -> Run:
+    init, body, name = compile_(node.args[0]), compile_(node.args[1]), node.name
+    return lambda v: _scoped(v, name, init(v), body)
+
+
+def _optmap(node: Node) -> Run:
+    target, body, name, flat = compile_(node.args[0]), compile_(node.args[1]), node.value, node.name == "optFlatMap"
+
+    def run(v: dict[Any, Any]) -> Any:
+        value = target(v)
+        if not isinstance(value, Optional):
+            raise CelError("no such overload")
+        if not value.has:
+            return NOTHING
+        made = _scoped(v, name, value.value, body)
+        return made if flat else Optional(made)
+    return run
+
+
+_COMPILERS: dict[str, Callable[[Node], Run]] = {
+    "const": _const, "ident": _ident, "typename": _typename, "select": _select, "has": _has, "optselect": _optselect, "index": _index,
+    "optindex": _optindex, "call": _call, "method": _call, "and": _shortcut, "or": _shortcut, "cond": _cond, "list": _list, "map": _map,
+    "struct": _struct, "comp": _comp, "bind": _bind, "optmap": _optmap,
+}
+
+__all__ = ["BUDGET", "NULL", "STEPS_MAX", "Lazy", "Run", "compile_", "equal", "text"]

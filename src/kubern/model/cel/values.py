@@ -1,0 +1,237 @@
+"""CEL's values in Python: null, bool, int, float, str, bytes, list and dict are themselves; the rest have a class here.
+
+Equality and order are CEL's, not Python's: true is not 1, an int equals a double of the same size, values of different kinds are
+unequal rather than an error. Upstream: cel-spec doc/langdef.md "Values"; cel-go common/types.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from typing import Any
+
+from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, Object, Type
+
+NS = 1_000_000_000
+INT_MAX, UINT_MAX = (1 << 63) - 1, (1 << 64) - 1
+
+
+class CelError(Exception):
+    """An evaluation that failed; the text is upstream's."""
+
+
+class UInt(int):
+    __slots__ = ()
+
+
+class Timestamp:
+    """Nanoseconds since 1970."""
+
+    __slots__ = ("ns",)
+    kind = TIMESTAMP
+
+    def __init__(self, ns: int) -> None:
+        self.ns = ns
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Timestamp) and self.ns == other.ns
+
+    def __hash__(self) -> int:
+        return hash(self.ns)
+
+    def __str__(self) -> str:
+        t = dt.datetime.fromtimestamp(self.ns // NS, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        fraction = f"{self.ns % NS:09d}".rstrip("0")
+        return f"{t}.{fraction}Z" if fraction else f"{t}Z"
+
+
+class Duration:
+    __slots__ = ("ns",)
+    kind = DURATION
+
+    def __init__(self, ns: int) -> None:
+        self.ns = ns
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Duration) and self.ns == other.ns
+
+    def __hash__(self) -> int:
+        return hash(self.ns)
+
+    def __str__(self) -> str:
+        return f"{repr(self.ns / NS).removesuffix('.0')}s"
+
+
+class Optional:
+    """optional.of(value), or optional.none() with has false."""
+
+    __slots__ = ("has", "value")
+    kind = "optional_type"
+
+    def __init__(self, value: Any = None, has: bool = True) -> None:
+        self.value, self.has = value, has
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Optional) and self.has == other.has and (not self.has or equal(self.value, other.value))
+
+    def __hash__(self) -> int:
+        return hash(self.has)
+
+
+NOTHING = Optional(None, False)
+
+
+class TypeValue:
+    __slots__ = ("name",)
+    kind = "type"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TypeValue) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class Message(dict[str, Any]):
+    """What Name{…} builds: a dict that remembers its type."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: str, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self.kind = kind
+
+
+_KINDS: dict[type, str] = {bool: "bool", int: "int", UInt: "uint", float: "double", str: "string", bytes: "bytes", list: "list", dict: "map",
+                           type(None): NULL}
+
+
+def kind_of(value: Any) -> str:
+    """The name of a value's type."""
+    return _KINDS.get(type(value)) or str(getattr(value, "kind", "map"))
+
+
+def is_kind(value: Any, t: Type) -> bool:
+    """Whether a value may be given where type `t` is declared, as far as one sees at run time."""
+    if isinstance(t, Object):
+        return isinstance(value, dict)
+    head = t[0] if isinstance(t, tuple) else t
+    if head in ("param", "dyn"):
+        return True
+    return kind_of(value) == head
+
+
+def equal(a: Any, b: Any) -> bool:
+    ta, tb = type(a), type(b)
+    if ta is tb and ta is not list and ta is not dict:
+        return bool(a == b)
+    if ta is bool or tb is bool:
+        return False
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a == b
+    if ta is list and tb is list:
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        if len(a) != len(b):
+            return False
+        return all(k in b and equal(v, b[k]) for k, v in a.items())
+    return bool(a == b) if ta is tb else False
+
+
+def compare(a: Any, b: Any) -> int:
+    """-1, 0 or 1; raises where the two cannot be ordered."""
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)) and (type(a) is bool) == (type(b) is bool):
+        if a != a or b != b:
+            raise CelError("NaN values cannot be ordered")
+        return (a > b) - (a < b)
+    if type(a) is type(b):
+        if isinstance(a, (str, bytes)):
+            return (a > b) - (a < b)
+        if isinstance(a, (Timestamp, Duration)):
+            return (a.ns > b.ns) - (a.ns < b.ns)
+    raise CelError("no such overload")
+
+
+def checked_int(n: int) -> int:
+    if -INT_MAX - 1 <= n <= INT_MAX:
+        return n
+    raise CelError("integer overflow")
+
+
+def checked_uint(n: int) -> UInt:
+    if 0 <= n <= UINT_MAX:
+        return UInt(n)
+    raise CelError("unsigned integer overflow")
+
+
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)")
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_UNITS = {"ns": 1, "us": 1000, "µs": 1000, "μs": 1000, "ms": 1_000_000, "s": NS, "m": 60 * NS, "h": 3600 * NS}
+
+
+def timestamp(text: str) -> Timestamp:
+    m = _TIMESTAMP.fullmatch(text)
+    try:
+        if m is None:
+            raise ValueError
+        zone = "+00:00" if m[4] in "Zz" else m[4]
+        seconds = int(dt.datetime.fromisoformat(f"{m[1]}T{m[2]}{zone}").timestamp())
+    except (ValueError, OverflowError):
+        raise CelError("type conversion error from 'string' to 'google.protobuf.Timestamp'") from None
+    return Timestamp(seconds * NS + int((m[3] or "0").ljust(9, "0")[:9]))
+
+
+def duration(text: str) -> Duration:
+    """Go's ParseDuration."""
+    body = text[1:] if text[:1] in "+-" and len(text) > 1 else text
+    total, at = 0, 0
+    if body == "0":
+        return Duration(0)
+    for m in _DURATION.finditer(body):
+        if m.start() != at:
+            break
+        at = m.end()
+        whole, _, fraction = m[1].partition(".")
+        unit = _UNITS[m[2]]
+        total += int(whole or "0") * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
+    if not body or at != len(body) or total > INT_MAX:
+        raise CelError("type conversion error from 'string' to 'google.protobuf.Duration'")
+    return Duration(-total if text.startswith("-") else total)
+
+
+def show_double(value: float) -> str:
+    """As Go's strconv.FormatFloat(v, 'g', -1, 64)."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    text = repr(value).removesuffix(".0")
+    if "e" in text:
+        mantissa, _, exponent = text.partition("e")
+        sign = "-" if exponent.startswith("-") else "+"
+        return f"{mantissa.removesuffix('.0')}e{sign}{exponent.lstrip('+-').zfill(2)}"
+    if abs(value) >= 1e21:
+        return f"{value:e}"
+    return text
+
+
+def to_json(value: Any) -> Any:
+    """A value as JSON data, for patches and answers."""
+    if isinstance(value, (Timestamp, Duration)):
+        return str(value)
+    if isinstance(value, UInt):
+        return int(value)
+    if isinstance(value, bytes):
+        import base64
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [to_json(v) for v in value]
+    if isinstance(value, Optional):
+        return to_json(value.value)
+    return value
