@@ -207,8 +207,8 @@ class Library:
                     return self._import_oci(tf, names)
                 if "manifest.json" in names:
                     return self._import_docker(tf, names)
-        except (tarfile.TarError, EOFError) as e:
-            raise BadArchive(f"{file} is not a tar archive: {e}") from None
+        except (tarfile.TarError, EOFError, OSError) as e:
+            raise BadArchive(f"{file} cannot be read as a tar archive: {str(e).splitlines()[0]}") from None
         except (KeyError, orjson.JSONDecodeError, TypeError) as e:
             raise BadArchive(f"{file} is a damaged image archive: {e}") from None
         raise BadArchive(f"{file} is no image archive: it has neither index.json with oci-layout nor manifest.json")

@@ -84,9 +84,7 @@ def sandbox_config(pod: Object, node: Node, attempt: int) -> dict[str, Any]:
         "linux": {"cgroup_parent": cgroup_parent(node, pod), "security_context": security,
                   "sysctls": {s["name"].replace("/", "."): s["value"] for s in sc.get("sysctls") or ()}},
     }
-    if host:
-        out["hostname"] = node.name
-    else:
+    if not host:                                           # with the host's UTS namespace runc refuses a hostname
         out["hostname"] = identity.node_hostname(pod, node.cluster_domain)
         out["port_mappings"] = [
             {"protocol": PROTOCOLS.get(p.get("protocol") or "TCP", 0), "container_port": p["containerPort"], "host_port": p["hostPort"],

@@ -1,4 +1,4 @@
-"""Node units from outside: create, adopt, destroy, clean up. A unit is a network, mount and pid namespace of its own with a
+"""Node units from outside: create, adopt, destroy, clean up. A unit is network, mount, hostname and pid namespaces of its own with a
 supervisor as PID 1 (unit.py) that runs containerd and the agent, so one machine can hold several real nodes.
 
 A unit is its own session: it outlives the control plane, and is taken up again after a restart by its record,
@@ -150,7 +150,7 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
     log = os.open(data / "logs/unit.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     argv = [sys.executable, "-m", "kubern", "_node", str(config_path)]
     if not s.host:
-        argv = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "shared", *argv]
+        argv = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "shared", *argv]
     try:
         p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
     finally:

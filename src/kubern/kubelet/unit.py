@@ -99,6 +99,7 @@ def supervise(args: list[str]) -> int:
     if config.host:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     else:
+        socket.sethostname(config.name)                   # pods of the host's network see it
         set_up_network(config)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     logs = Path(config.data_dir) / "logs"
