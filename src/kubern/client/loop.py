@@ -31,6 +31,10 @@ BATCH_CALLS_MAX = 64                # of a list of intents, so many are under wa
 STEPS_MAX = 100_000                 # intents of one pass; more is a mistake
 
 
+def acting(row: Controller) -> User:
+    return User(row.user, ("system:authenticated",)) if row.user else service_account(row.name)
+
+
 def service_account(name: str) -> User:
     """The user a controller acts as."""
     return User(f"system:serviceaccount:kube-system:{name}", ("system:serviceaccounts", "system:serviceaccounts:kube-system",
@@ -314,7 +318,7 @@ async def run_controllers(table: Iterable[Controller], client_for: Callable[[Use
     mirrors = mirrors or Mirrors(manager)
     recorder = Recorder(manager, clock)
     kinds = kinds_of(mirrors)
-    workers = [Worker(row, mirrors, client_for(service_account(row.name), AGENT).with_kinds(kinds), recorder, clock) for row in table]
+    workers = [Worker(row, mirrors, client_for(acting(row), AGENT).with_kinds(kinds), recorder, clock) for row in table]
     watchers = [w for w in workers if w.row.everything is not None]
     if watchers:                     # after all have subscribed: what a controller reads in full is not mirrored a second time
         watch_everything(mirrors, watchers)

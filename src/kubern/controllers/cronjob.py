@@ -16,7 +16,7 @@ from kubern.controllers.job import job_finished
 from kubern.controllers.wake import owner
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Create, Delete, Emit, Failed, Fetch, Requeue, Update
-from kubern.model.object import Object, clone, condition, deleting, labels, meta, name, namespace, notes, uid
+from kubern.model.object import Key, Object, clone, condition, deleting, key, labels, meta, name, namespace, notes, uid
 from kubern.model.time import rfc3339, seconds_of
 from kubern.model.view import View
 
@@ -214,20 +214,41 @@ class _Cron:
                 yield from self._delete(namespace(j), name(j), uid(j))
 
 
-def reconcile(cj: Object, view: View, now: float) -> Steps:
-    jobs = [j for j in view.owned(JOBS, uid(cj)) if controlled_by(j, uid(cj)) and not deleting(j)]
-    c = _Cron(cj, sorted(jobs, key=name), now)
-    yield from c.follow()
-    if not deleting(cj):
-        yield from c.start()
+def _controller() -> Controller:
+    schedules: dict[Key, tuple[Any, Any]] = {}     # what the schedule was when it was last looked at
+
+    def reconcile(cj: Object, view: View, now: float) -> Steps:
+        spec = cj["spec"]
+        schedule = (spec.get("schedule"), spec.get("timeZone"))
+        if schedules.setdefault(key(cj), schedule) != schedule:      # a new schedule starts with its next time; it makes up for nothing
+            schedules[key(cj)] = schedule
+            try:
+                wait = next_in(cj, now, cron.parse(spec.get("schedule") or "", spec.get("timeZone")))
+            except ValueError:
+                yield Emit(cj, "Warning", "UnParseableCronJobSchedule", f"unparseable schedule for cronjob: {spec.get('schedule')}")
+                return
+            if wait is not None:
+                yield Requeue(max(wait, 0.01))
+            return
+        jobs = [j for j in view.owned(JOBS, uid(cj)) if controlled_by(j, uid(cj)) and not deleting(j)]
+        c = _Cron(cj, sorted(jobs, key=name), now)
         yield from c.clean()
-    status = whole({"active": c.active, "lastScheduleTime": c.last, "lastSuccessfulTime": c.last_ok})
-    if status != (cj.get("status") or {}):
-        yield Update({**cj, "status": status}, "status")
+        yield from c.follow()
+        if not deleting(cj):
+            yield from c.start()
+        status = whole({"active": c.active, "lastScheduleTime": c.last, "lastSuccessfulTime": c.last_ok})
+        if status != (cj.get("status") or {}):
+            yield Update({**cj, "status": status}, "status")
+
+    def gone(k: Key, view: View, now: float) -> Steps:
+        schedules.pop(k, None)
+        yield from ()
+
+    return Controller("cronjob-controller", "cronjobs.batch", reconcile, reads=(JOBS,), gone=gone,
+                      triggers=(Trigger(JOBS, owner("batch", "CronJob", "")),))
 
 
-CONTROLLER = Controller("cronjob-controller", "cronjobs.batch", reconcile, reads=(JOBS,),
-                        triggers=(Trigger(JOBS, owner("batch", "CronJob", "")),))
+CONTROLLER = _controller()
 
 
 # ---- jobs that expire

@@ -11,6 +11,11 @@ from kubern.model.object import Object, name, uid
 from kubern.model.view import View
 
 
+def _alive(node: Object) -> bool:
+    """Has a kubelet spoken for it? A Node that is only an object needs no range."""
+    return bool(((node.get("status") or {}).get("nodeInfo") or {}).get("kubeletVersion"))
+
+
 def controller(context: Context) -> Controller:
     """One worker: two nodes never take the same range, because the mirror has seen the first when the second is looked at."""
     network = ipaddress.ip_network(context.pod_cidr)
@@ -19,7 +24,7 @@ def controller(context: Context) -> Controller:
     count = network.num_addresses // size
 
     def reconcile(node: Object, view: View, now: float) -> Steps:
-        if (node.get("spec") or {}).get("podCIDR"):
+        if (node.get("spec") or {}).get("podCIDR") or not _alive(node):
             return
         taken: set[int] = set()
         for n in view.list("nodes"):

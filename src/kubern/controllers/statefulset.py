@@ -85,7 +85,6 @@ class _Set:
         pod = from_template(template, self.obj)
         pod_name = f"{name(self.obj)}-{ordinal}"
         m = pod["metadata"]
-        del m["generateName"]
         m["name"] = pod_name
         m["labels"] = {**(m.get("labels") or {}), POD_NAME: pod_name, POD_INDEX: str(ordinal), REVISION: revision}
         spec = pod["spec"]

@@ -63,5 +63,5 @@ def controller(context: Context) -> Controller:
         return [key(s) for s in view.by("secrets", "type", TYPE)
                 if namespace(s) == namespace(account) and notes(s).get(ACCOUNT_NAME) == name(account)]
 
-    return Controller("tokens-controller", "secrets", reconcile, triggers=(Trigger("serviceaccounts", account_changed),),
+    return Controller("tokens-controller", "secrets", reconcile, user="system:kube-controller-manager", triggers=(Trigger("serviceaccounts", account_changed),),
                       changed=lambda old, new: _is_token(new))

@@ -45,6 +45,7 @@ class Controller:
     changed: Changed = always
     everything: Keys | None = None     # keys of any change of any collection (events left out); the view then knows `find` and `dependents`
     component: str = ""                # source of its events; "" = its name
+    user: str = ""                     # acts as this user instead, e.g. "system:kube-controller-manager"
     workers: int = 5                   # keys at the same time
     resync_s: float = 0.0              # look at every key this often; 0 = never
     after_s: float = 0.0               # let changes of a key gather this long
