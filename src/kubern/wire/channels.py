@@ -69,11 +69,6 @@ class Channels:
         else:
             await self.socket.send(bytes([channel]) + data)
 
-    async def end(self, channel: int) -> None:
-        """v5 only: no more on this channel."""
-        if self.closes:
-            await self.socket.send(bytes([CLOSED, channel]))
-
 
 async def command(client: Channels, runtime: Session, wanted: Wanted) -> None:
     """Carries a command between a WebSocket client and a runtime that speaks SPDY, to its end; the last word is the Status on ERROR."""
@@ -90,7 +85,6 @@ async def command(client: Channels, runtime: Session, wanted: Wanted) -> None:
         await client.send(channel, b"")
         while data := await stream.read(CHUNK_BYTES):
             await client.send(channel, data)
-        await client.end(channel)
 
     async def into() -> None:
         """What the client sends, until it goes away."""
