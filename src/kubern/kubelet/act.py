@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PARALLEL_STARTS = 5
 GRACE_MIN_S = 2
+PULL_FAILED_S = 3.0             # how long ErrImagePull is shown before ImagePullBackOff
 TERMINATION_FILE = "/dev/termination-log"
 MADE_SOMETHING = ("RunContainerError", "PostStartHookError")     # failures after the container was created
 
@@ -137,7 +138,8 @@ class Actor:
 
     def _retry_s(self, pod: Object, spec: Mapping[str, Any], reason: str) -> float:
         if reason in ("ErrImagePull", "ImagePullBackOff"):
-            return self.puller.next_try_s(pod["metadata"]["uid"], spec.get("image") or "") or 1.0
+            left = self.puller.next_try_s(pod["metadata"]["uid"], spec.get("image") or "") or 1.0
+            return min(left, PULL_FAILED_S) if reason == "ErrImagePull" else left
         return 10.0
 
     # --- sandboxes ---

@@ -78,11 +78,13 @@ class Sampler:
                 self._last = await self._take(now)
             return self._last
 
-    def _rate(self, id_: str, now: float, counter: int) -> int:
+    def _rate(self, id_: str, now: float, counter: int, began: float = 0.0) -> int:
+        """Nanocores since the last sample, or since the beginning at the first."""
         before = self._cpu.get(id_)
         if before is not None and now - before[0] < 0.5:
             return before[2]
-        rate = max(0, int((counter - before[1]) / (now - before[0]))) if before and now > before[0] else 0
+        since, base = (before[0], before[1]) if before else (began, 0)
+        rate = max(0, int((counter - base) / (now - since))) if since and now > since else 0
         self._cpu[id_] = (now, counter, rate)
         return rate
 
@@ -103,7 +105,7 @@ class Sampler:
                 if c.state != RUNNING or u is None or c.name in containers:
                     continue
                 alive.add(c.id)
-                containers[c.name] = Figures(u.cpu_ns, self._rate(c.id, now, u.cpu_ns), u.working_set, u.usage or u.working_set, u.rss,
+                containers[c.name] = Figures(u.cpu_ns, self._rate(c.id, now, u.cpu_ns, c.started_ns / 1e9), u.working_set, u.usage or u.working_set, u.rss,
                                              u.page_faults, u.major_page_faults, u.fs_used, u.fs_inodes, c.started_ns / 1e9, c.image, c.id)
             if not containers:
                 continue
