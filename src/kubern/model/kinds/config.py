@@ -189,10 +189,10 @@ def account_warnings(obj: Object, old: Object | None) -> list[str]:
 
 
 KINDS: KindTable = {
-    ("", "ConfigMap"): Kind(validate=lambda obj: list(_config_map(obj)),
+    ("", "ConfigMap"): Kind(meta_again=1, validate=lambda obj: list(_config_map(obj)),
                             validate_update=lambda new, old: [*_frozen(new, old, "data", "binaryData"), *_config_map(new)]),
-    ("", "Secret"): Kind(defaults=default_secret, prepare_update=_keep_type, validate=lambda obj: list(_secret(obj)),
+    ("", "Secret"): Kind(meta_again=1, defaults=default_secret, prepare_update=_keep_type, validate=lambda obj: list(_secret(obj)),
                          validate_update=lambda new, old: list(_secret_changes(new, old)), warnings=secret_warnings),
-    ("", "ServiceAccount"): Kind(prepare_create=_bare_secrets, prepare_update=lambda new, old: _bare_secrets(new), warnings=account_warnings,
+    ("", "ServiceAccount"): Kind(meta_again=1, prepare_create=_bare_secrets, prepare_update=lambda new, old: _bare_secrets(new), warnings=account_warnings,
                                  delete_returns_object=True),
 }

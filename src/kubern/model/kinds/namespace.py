@@ -74,6 +74,6 @@ KINDS: KindTable = {
     ("", "Namespace"): Kind(
         defaults=defaults, prepare_create=prepare_create, prepare_update=prepare_update, prepare_status=prepare_status,
         validate=validate, validate_update=lambda new, old: validate(new), validate_status=validate_status,
-        name_check=names.name_is_dns_label, delete_returns_object=True),
+        name_check=names.name_is_dns_label, meta_again=1, delete_returns_object=True),
     ("", "ComponentStatus"): Kind(),
 }

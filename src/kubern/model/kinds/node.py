@@ -196,6 +196,6 @@ def warnings(node: Object, old: Object | None) -> list[str]:
 
 
 KINDS: KindTable = {
-    ("", "Node"): Kind(defaults=defaults, prepare_create=prepare_create, prepare_update=prepare_update, prepare_status=prepare_status,
+    ("", "Node"): Kind(meta_again=1, defaults=defaults, prepare_create=prepare_create, prepare_update=prepare_update, prepare_status=prepare_status,
                        validate=validate, validate_update=validate_update, validate_status=validate_status, warnings=warnings),
 }

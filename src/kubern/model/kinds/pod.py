@@ -91,12 +91,12 @@ KINDS: KindTable = {
         defaults=default_pod, prepare_create=prepare_create, prepare_update=prepare_update, prepare_status=prepare_status,
         validate=validate, validate_update=validate_update, validate_status=validate_status, warnings=warnings, status_warnings=status_warnings,
         has_generation=True, generation_changed=lambda new, old: not semantic_equal(new.get("spec"), old.get("spec")),
-        grace_s=grace_s, delete_returns_object=True),
+        meta_again=1, grace_s=grace_s, delete_returns_object=True),
     ("", "PodTemplate"): Kind(
         defaults=_default_template, prepare_create=_prepare_template, prepare_update=_prepare_template_update,
         validate=lambda obj: list(validate_pod_template(obj.get("template") or {}, "template")),
         validate_update=lambda new, old: list(validate_pod_template(new.get("template") or {}, "template", template_leeway(old.get("template")))),
-        warnings=_template_warnings,
+        warnings=_template_warnings, delete_returns_object=True,
         has_generation=True, generation_changed=lambda new, old: not semantic_equal(new.get("template"), old.get("template"))),
     ("", "Binding"): Kind(validate=validate_binding, name_check=names.name_is_path_segment),
 }
