@@ -207,6 +207,8 @@ class Worker:
             return await execute(self.client, intent, writes)
         except StatusError as e:
             failed = Failed(intent, e.code, e.reason, e.message, e.details or {})
+            if e.code == 403 and " cannot " in e.message and not self.queue.failures(key):
+                log.warning("%s: %s", self.row.name, e.message)          # a rule is missing: nothing else will say so
             if not isinstance(intent, Fetch) and not namespace_terminating(failed):
                 writes.failed = failed
             return failed

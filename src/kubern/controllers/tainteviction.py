@@ -102,7 +102,8 @@ def _controller() -> Controller:
             return ()
         return [key(p) for p in view.by("pods", "spec.nodeName", name(node))]
 
-    return Controller("taint-eviction-controller", "pods", reconcile, reads=("nodes",), gone=gone, changed=changed, workers=8,
+    return Controller("node-controller", "pods", reconcile, reads=("nodes",), gone=gone, changed=changed, workers=8,
+                      component="taint-eviction-controller",
                       triggers=(Trigger("nodes", node_changed),))
 
 
