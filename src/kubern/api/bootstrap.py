@@ -14,7 +14,7 @@ import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kubern.api import allocate
+from kubern.api import allocate, flow_status
 from kubern.api.allocate import Allocator
 from kubern.api.authn import Authenticator, Keys
 from kubern.model.intent import Create, Delete, Update
@@ -167,7 +167,8 @@ _GROUP_PRIORITY = {"": 18000, "apps": 17800, "events.k8s.io": 17750, "authentica
                    "rbac.authorization.k8s.io": 17000, "storage.k8s.io": 16800, "apiextensions.k8s.io": 16700,
                    "admissionregistration.k8s.io": 16700, "scheduling.k8s.io": 16600, "coordination.k8s.io": 16500, "node.k8s.io": 16300,
                    "discovery.k8s.io": 16200, "flowcontrol.apiserver.k8s.io": 16100, "internal.apiserver.k8s.io": 16000,
-                   "resource.k8s.io": 15900}
+                   "resource.k8s.io": 16200}
+_VERSION_PRIORITY = {("", "v1"): 1, ("autoscaling", "v2"): 30, ("flowcontrol.apiserver.k8s.io", "v1"): 21, ("resource.k8s.io", "v1"): 21}
 
 
 def api_services(server: Server) -> list[Object]:
@@ -176,9 +177,8 @@ def api_services(server: Server) -> list[Object]:
     for group, version in dict.fromkeys((g, v) for (g, v, _), s in server.rows.by_path.items() if not s.custom):
         if group == "apiregistration.k8s.io":
             continue
-        version_priority = 15 if version != "v2" else 30
         spec: dict[str, Any] = {"version": version, "groupPriorityMinimum": _GROUP_PRIORITY.get(group, 1000),
-                                "versionPriority": 1 if not group else version_priority}
+                                "versionPriority": _VERSION_PRIORITY.get((group, version), 15)}
         if group:
             spec["group"] = group
         out.append({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
@@ -189,7 +189,8 @@ def api_services(server: Server) -> list[Object]:
 def background(server: Server) -> list[asyncio.Task[None]]:
     """Starts what runs beside requests: events die of age, history is forgotten."""
     loop = asyncio.get_running_loop()
-    tasks = [loop.create_task(_expire_events(server), name="event expiry"), loop.create_task(_identity(server), name="identity lease")]
+    tasks = [loop.create_task(_expire_events(server), name="event expiry"), loop.create_task(_identity(server), name="identity lease"),
+             loop.create_task(flow_status.run(server), name="flow schemas")]
     keep = getattr(server.store, "keep", None)
     if keep is not None:
         tasks.append(loop.create_task(_keep(server), name="history"))

@@ -7,6 +7,7 @@ says attachRequired: false need nothing here.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,11 @@ FORCE_DETACH_S = 360.0
 
 def attachment_name(handle: str, driver: str, node_name: str) -> str:
     return "csi-" + hashlib.sha256(f"{handle}{driver}{node_name}".encode()).hexdigest()
+
+
+def _ours(attachment: Object) -> bool:
+    """Made here, by its name: those of others are theirs to delete."""
+    return re.fullmatch("csi-[0-9a-f]{64}", name(attachment)) is not None
 
 
 def unique_name(driver: str, handle: str) -> str:
@@ -85,7 +91,7 @@ def reconcile(node: Object, view: View, now: float) -> Steps:
     forced = any(t.get("key") == OUT_OF_SERVICE for t in (node.get("spec") or {}).get("taints") or ())
     down_s = _down_for(node, now)
     for va_name, a in have.items():
-        if va_name in wanted or deleting(a):
+        if va_name in wanted or deleting(a) or not _ours(a):
             continue
         pv = view.get(PVS, "", (a["spec"].get("source") or {}).get("persistentVolumeName") or "")
         csi = (pv["spec"].get("csi") or {}) if pv is not None else {}
@@ -120,7 +126,7 @@ def _down_for(node: Object, now: float) -> float:
 
 def gone(k: Key, view: View, now: float) -> Steps:
     for a in view.by(ATTACHMENTS, "spec.nodeName", k[1]):
-        if not deleting(a):
+        if not deleting(a) and _ours(a):
             yield Delete("storage.k8s.io/v1", "VolumeAttachment", "", name(a))
 
 

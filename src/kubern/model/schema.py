@@ -25,6 +25,7 @@ ANY, STRUCT, MAP, LIST, STRING, INT32, INT64, BOOL, NUMBER, BYTES, TIME, MICROTI
 
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."
 OBJECT_META = META + "ObjectMeta"
+EMPTY_LISTS = {OBJECT_META: ("managedFields",), "io.k8s.api.autoscaling.v2.HPAScalingRules": ("policies",)}   # where empty is not absent
 _SPECIAL = {
     META + "Time": TIME, META + "MicroTime": MICROTIME, META + "FieldsV1": RAW, META + "Duration": DURATION, META + "Patch": ANY,
     "io.k8s.apimachinery.pkg.api.resource.Quantity": QUANTITY,
@@ -178,8 +179,8 @@ def definition(name: str) -> Schema:
             _apply_fact(child, fact)
         elif prop in ("apiVersion", "kind"):
             child.go = "string"
-    if name == OBJECT_META:
-        s.props["managedFields"].pointer = True          # an empty list has a meaning: forget all managers
+    for prop in EMPTY_LISTS.get(name, ()):
+        s.props[prop].pointer = True
     s.always.extend((f.name, s.props[f.name]) for f in facts.values() if f.name in s.props and _always(f, s.props[f.name]))
     return s
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from kubern.model.kinds.kind import Kind, KindTable, merge
@@ -16,21 +15,16 @@ from kubern.model.kinds.kind import Kind, KindTable, merge
 MODULES = (
     "pod", "service", "node", "persistent_volume", "namespace", "config", "quota", "replication_controller", "endpoints",
     "apps", "batch", "autoscaling", "networking", "policy", "rbac", "storage", "scheduling", "coordination", "node_group", "discovery",
-    "events", "resource_k8s_io", "flowcontrol", "certificates", "admissionregistration", "apiextensions", "apiregistration", "reviews",
+    "events", "resource_k8s_io", "flowcontrol", "certificates", "admissionregistration", "apiextensions", "apiregistration",
 )
 NEUTRAL = Kind()
-
-
-def _module(name: str) -> Any:
-    return import_module(f"kubern.model.kinds.{name}") if find_spec(f"kubern.model.kinds.{name}") else None
 
 
 @cache
 def _kinds() -> KindTable:
     from kubern.model.kinds import columns_core, columns_groups
 
-    tables: list[KindTable] = [m.KINDS for n in MODULES if hasattr(m := _module(n), "KINDS")]
-    table = merge(*tables)
+    table = merge(*(import_module(f"kubern.model.kinds.{name}").KINDS for name in MODULES))
     for key, (columns, cells) in (columns_core.TABLES | columns_groups.TABLES).items():
         kind = table.get(key, NEUTRAL)
         if not kind.columns:

@@ -558,7 +558,7 @@ def validate_controller_revision(obj: Object) -> Errors:
 def validate_controller_revision_update(new: Object, old: Object) -> Errors:
     yield from nonnegative(new.get("revision"), "revision")
     if new.get("data") != old.get("data"):
-        yield invalid("data", {}, "field is immutable")
+        yield invalid("data", new.get("data"), "field is immutable")
 
 
 KINDS: KindTable = {

@@ -204,11 +204,6 @@ def zero_status(status: Object) -> Callable[[Object], None]:
     return prepare
 
 
-def drop_status(obj: Object) -> None:
-    """prepare_create of kinds whose empty status is not written."""
-    obj.pop("status", None)
-
-
 def keep_status(new: Object, old: Object) -> None:
     """prepare_update: the main resource cannot change status."""
     keep(new, old, "status")

@@ -5,7 +5,7 @@ Upstream: pkg/registry/resource.
 
 from __future__ import annotations
 
-from kubern.model.kinds.checks import drop_status, keep_spec_and_metadata, keep_status, listed
+from kubern.model.kinds.checks import keep_spec_and_metadata, keep_status, listed, zero_status
 from kubern.model.kinds.device_claims import (
     default_claim,
     default_template,
@@ -37,7 +37,7 @@ def _slice_warnings(new: Object, old: Object | None) -> list[str]:
 GROUP = "resource.k8s.io"
 KINDS: KindTable = {
     (GROUP, "ResourceClaim"): Kind(
-        defaults=default_claim, prepare_create=drop_status, prepare_update=keep_status, prepare_status=_claim_status,
+        defaults=default_claim, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=_claim_status,
         validate=listed(validate_claim), validate_update=listed(validate_claim_update), validate_status=listed(validate_claim_status)),
     (GROUP, "ResourceClaimTemplate"): Kind(
         defaults=default_template, validate=listed(validate_template), validate_update=listed(validate_template_update)),
