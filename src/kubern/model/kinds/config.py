@@ -21,9 +21,9 @@ DATA_BYTES_MAX = 1024 * 1024
 FROZEN = "field is immutable when `immutable` is set"
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str | None) -> int:
     """How many bytes a base64 text stands for."""
-    return len(text) * 3 // 4 - text[-2:].count("=")
+    return len(text) * 3 // 4 - text[-2:].count("=") if text else 0
 
 
 def _frozen(new: Object, old: Object, *fields: str) -> Errors:
@@ -72,7 +72,7 @@ def _secret(obj: Object) -> Errors:
     total = 0
     for key, value in data.items():
         yield from messages(f"data[{key}]", key, names.is_config_map_key(key))
-        total += _bytes(value or "")
+        total += _bytes(value)
     if total > DATA_BYTES_MAX:
         yield too_long("data", DATA_BYTES_MAX)
     if kind == "kubernetes.io/service-account-token":

@@ -218,7 +218,7 @@ def _stable_labels(affinity: Object | None, old: Object) -> Object | None:
         if len(mine) == len(theirs):
             mine = [{**e, "key": o["key"]} if _BETA_LABELS.get(o.get("key", "")) == e.get("key") else e for e, o in zip(mine, theirs, strict=True)]
         out.append({**term, "matchExpressions": mine})
-    return {**affinity, "required": {**affinity["required"], "nodeSelectorTerms": out}}
+    return {**affinity, "required": {**affinity["required"], "nodeSelectorTerms": out}} if out else affinity
 
 
 _DEPRECATED = (("cephfs", "cephfs", "deprecated in v1.28, non-functional in v1.31+"),
