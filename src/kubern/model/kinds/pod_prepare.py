@@ -70,8 +70,22 @@ def prepare_status(new: Object, old: Object) -> None:
         generation = left.pop(0) if left else 0
         if not c.get("observedGeneration") and generation:
             c["observedGeneration"] = generation
+    _drop_disabled_status(status, before)
+
+
+def _drop_disabled_status(status: Object, before: Object) -> None:
+    """Fields of features that are off: claims on node resources, digests of image volumes. A stored status keeps them."""
     if not before.get("nodeAllocatableResourceClaimStatuses"):
         status.pop("nodeAllocatableResourceClaimStatuses", None)
+    if not any("volumeStatus" in m for m in _mount_statuses(before)):
+        for m in _mount_statuses(status):
+            m.pop("volumeStatus", None)
+
+
+def _mount_statuses(status: Object) -> Iterator[Object]:
+    for which in ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"):
+        for s in status.get(which) or ():
+            yield from s.get("volumeMounts") or ()
 
 
 def drop_disabled(spec: Object, old: Object | None) -> None:

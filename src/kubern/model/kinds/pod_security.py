@@ -1,6 +1,6 @@
 """What a pod and its containers may do to the host: security contexts of both, sysctls, profiles, Windows options, operating systems.
 
-Generators of errors over the v1 shape, in upstream's order. Privileged containers are a switch of the server (`ALLOW_PRIVILEGED`).
+Generators of errors over the v1 shape, in upstream's order. Privileged containers are allowed (ALLOW_PRIVILEGED).
 Upstream: pkg/apis/core/validation (ValidateSecurityContext, validatePodSpecSecurityContext and their like).
 """
 
@@ -24,10 +24,7 @@ SECCOMP_CONTAINER = "container.seccomp.security.alpha.kubernetes.io/"
 APPARMOR_CONTAINER = "container.apparmor.security.beta.kubernetes.io/"
 
 
-class Policy:
-    """Switches of the server that validation reads; set once at start (--allow-privileged)."""
-
-    allow_privileged = True
+ALLOW_PRIVILEGED = True      # --allow-privileged, as every installer starts the API server
 
 
 def containers_with_path(spec: Object, path: str) -> Iterator[tuple[Object, str]]:
@@ -46,7 +43,7 @@ def _user(sc: Object, path: str, *fields: str) -> Errors:
 # Containers --------------------------------------------------------------------------------------------------------------------
 
 def security_context(sc: Object, path: str, host_users: bool) -> Errors:
-    if sc.get("privileged") and not Policy.allow_privileged:
+    if sc.get("privileged") and not ALLOW_PRIVILEGED:
         yield forbidden(f"{path}.privileged", "disallowed by cluster policy")
     yield from _user(sc, path, "runAsUser", "runAsGroup")
     proc = sc.get("procMount")
@@ -313,7 +310,7 @@ def host_process(spec: Object, path: str) -> Errors:
             yield invalid(path, "", "If pod contains any hostProcess containers then all containers must be HostProcess containers")
         if not spec.get("hostNetwork"):
             yield invalid(f"{path}.hostNetwork", False, "hostNetwork must be true if pod contains any hostProcess containers")
-        if not Policy.allow_privileged:
+        if not ALLOW_PRIVILEGED:
             yield forbidden(path, "hostProcess containers are disallowed by cluster policy")
 
 
