@@ -219,7 +219,7 @@ def _first_fields(new: Object, s: Schema, reset: Set) -> Set:
             continue
         if k in always:
             _, modified, added = typed._compare(zero(p), v, p)
-            node = fieldset.union(modified, added) if modified and added else modified if modified is not None else added
+            node = fieldset.sort(fieldset.union(modified, added)) if modified and added else modified if modified is not None else added
             if node is not None:
                 out["f:" + k] = node
         else:
@@ -244,6 +244,8 @@ def _filter(fields: Set, reset: Set, only: Callable[[fieldset.Path], bool] | Non
 def _update(managed: Managed, live: Object, new: Object, me: Manager, api_version: str, now: str, s: Schema, reset: Set, kind: str) -> None:
     """Take what changed from the others and give it to the writer; its time moves only if it took something."""
     only = ONLY.get((kind, me[3]))
+    for m in [m for m, fields in managed.fields.items() if not fields]:
+        managed.drop(m)
     removed, modified, added = typed.compare(_bare(live), _bare(new), s)
     if not removed and not modified and not added:
         return

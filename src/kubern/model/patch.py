@@ -215,6 +215,14 @@ def _json_patch(doc: Any, operations: list[dict[str, Any]], marks: _Marks) -> An
         elif kind == "remove":
             holder, key = _find(doc, path, marks)
             _take(holder, key)
+        elif kind == "replace" and path == "":
+            value = op.get("value")
+            if not isinstance(value, (dict, list)):
+                raise _Refused
+            doc = _raw(value, marks)
+        elif kind == "test" and path == "":
+            if not _same(doc, op.get("value")):
+                raise _Refused
         elif kind == "replace":
             holder, key = _find(doc, path, marks)
             if isinstance(holder, dict):                 # a missing member is tolerated

@@ -450,8 +450,8 @@ def _special_value(kind: str, data: bytes, depth: int) -> Any:
     if kind == "quantity":
         return next((v.decode() for n, _, v in parts if n == 1), "0") or "0"
     if kind == "intorstring":
-        got = dict((n, v) for n, _, v in parts)
-        return got.get(3, b"").decode() if got.get(1) else _signed(got.get(2, 0), "i")
+        values: dict[int, Any] = {n: v for n, _, v in parts}
+        return values.get(3, b"").decode() if values.get(1) else _signed(values.get(2, 0), "i")
     if kind == "raw":
         raw = next((v for n, _, v in parts if n == 1), b"")
         if not raw:

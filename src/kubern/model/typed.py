@@ -243,8 +243,8 @@ def _compare_maps(old: dict[str, Any], new: dict[str, Any], s: Schema) -> Three:
     removed: Set = {}
     modified: Set = {}
     added: Set = {}
-    for k, a in old.items():
-        b = new.get(k, MISSING)
+    for k in sorted(old):
+        a, b = old[k], new.get(k, MISSING)
         if a is b or (b is not MISSING and a == b):
             continue
         r, m, d = _compare(a, b, child(s, k))
@@ -254,9 +254,10 @@ def _compare_maps(old: dict[str, Any], new: dict[str, Any], s: Schema) -> Three:
             modified["f:" + k] = m
         if d is not None:
             added["f:" + k] = d
-    for k, b in new.items():
-        if k not in old:
-            added["f:" + k] = _added(b, child(s, k))
+    for k in sorted(new.keys() - old.keys()) if len(new) > 1 else new.keys() - old.keys():
+        added["f:" + k] = _added(new[k], child(s, k))
+    if len(added) > 1:
+        added = dict(sorted(added.items()))
     return removed or None, modified or None, added or None
 
 
@@ -322,7 +323,7 @@ def _added(value: Any, s: Schema) -> Set:
             except Malformed:
                 continue
             out[e] = LEAF if e in out else _added(item, items)
-        return out
+        return dict(sorted(out.items())) if len(out) > 2 else out
     if c in SCALAR or value.__class__ is not dict or not value or s.map_type == "atomic":
         return LEAF
     out = {".": LEAF}

@@ -13,7 +13,8 @@ from kubern.api.call import Call, answer
 from kubern.api.negotiate import router_unsupported_media_type
 from kubern.api.options import write_options
 from kubern.api.read import find
-from kubern.model import invalid
+from kubern.model import fields, invalid
+from kubern.model.metadata import timestamp
 from kubern.model.object import Object
 from kubern.model.request import Response
 from kubern.model.schema import schema_for
@@ -92,17 +93,22 @@ async def handle(call: Call) -> Response:
             raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({call.attributes.name})")
     row = call.served.row
     spec_path = _paths(call)[0]
+    where = tuple(spec_path.lstrip(".").split("."))
 
     def build(live: Object | None) -> Object:
         assert live is not None
         before = scale_of(call, live)
+        owned = fields.to_scale(live["metadata"].get("managedFields"), where, row.api_version)
+        tracked = {**before, "metadata": {**before["metadata"], "managedFields": owned}}
+        after: Object
         if type_ == "apply":
-            from kubern.model import fields
-
             applied, warnings = fields.parse_applied(call.request.body, row, schema, options.validation)
             for w in warnings:
                 call.warn(w)
-            after: Object = {**before, "spec": {**before["spec"], **(applied.get("spec") or {})}}
+            after = fields.apply(tracked, applied, options.manager, options.force, API_VERSION, timestamp(call.now_s), "scale", schema,
+                                 reset={}, kind=KIND)
+            if not (applied.get("metadata") or {}).get("resourceVersion"):
+                after["metadata"].pop("resourceVersion", None)
         elif patching:
             from kubern.model.patch import patched
 
@@ -123,8 +129,15 @@ async def handle(call: Call) -> Response:
         if replicas < 0:
             raise invalid_status("autoscaling", KIND, call.attributes.name,
                                  [invalid.invalid("spec.replicas", replicas, "must be greater than or equal to 0")])
-        return {**_with(live, spec_path, replicas), "metadata": dict(live["metadata"])}
+        entries = after["metadata"].get("managedFields") if type_ == "apply" else fields.update(
+            tracked, {**before, "spec": {"replicas": replicas} if replicas else {}}, options.manager, API_VERSION, timestamp(call.now_s), "scale",
+            schema=schema, reset={}) or owned
+        entries = fields.from_scale(live["metadata"].get("managedFields"), entries, where, row.api_version)
+        meta = {k: v for k, v in live["metadata"].items() if k != "managedFields"}
+        if entries:
+            meta["managedFields"] = entries
+        return {**_with(live, spec_path, replicas), "metadata": meta}
 
     kind = call.served.kind
-    value, revision, _ = await write.modify(call, build, options, subresource="scale", prepare=write.as_main(kind), check=kind.validate_update)
+    value, revision, _ = await write.modify(call, build, options, subresource="scale", tracked=True, prepare=write.as_main(kind), check=kind.validate_update)
     return answer(scale_of(call, call.served.shown(write.item_of(call, value, revision))), accept)
