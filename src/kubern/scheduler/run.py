@@ -19,7 +19,7 @@ from kubern.client.mirror import Mirrors
 from kubern.model.object import Object, controller_of, deleting, meta
 from kubern.model.resources import by_kind
 from kubern.model.status import StatusError
-from kubern.scheduler import volumes
+from kubern.scheduler import claims, volumes
 from kubern.scheduler.events import Speaker
 from kubern.scheduler.pick import Decision, Extra, Filter, Rejection, pick
 from kubern.scheduler.pod import PodInfo, Spread, default_spreads, pod_info
@@ -37,7 +37,8 @@ CLAIM_BIND_S = 600.0                 # how long a placed pod waits for its volum
 POD = by_kind[("v1", "Pod")]
 READS = ("pods", "nodes", "namespaces", "services", "replicationcontrollers", "replicasets.apps", "statefulsets.apps",
          "poddisruptionbudgets.policy", "persistentvolumeclaims", "persistentvolumes", volumes.CLASSES, volumes.CSINODES,
-         volumes.DRIVERS, volumes.CAPACITIES)
+         volumes.DRIVERS, volumes.CAPACITIES, claims.CLAIMS, claims.SLICES, claims.DEVICE_CLASSES)
+DEVICES = (claims.CLAIMS, claims.SLICES, claims.DEVICE_CLASSES)
 STORAGE = ("persistentvolumeclaims", "persistentvolumes", volumes.CLASSES, volumes.CSINODES, volumes.DRIVERS, volumes.CAPACITIES)
 NO_CLAIMS_TAIL = "no new claims to deallocate, preemption: "
 
@@ -53,6 +54,7 @@ class Scheduler:
         self.homeless: dict[str, dict[tuple[str, str], PodInfo]] = {}      # pods on nodes that are not there (yet)
         self.nominated: dict[tuple[str, str], tuple[str, PodInfo]] = {}
         self.promised: dict[str, str] = {}                                  # volume -> uid of the claim it was given to
+        self.allocating: dict[str, Any] = {}                                # uid of a claim -> its allocation, on the way to the API
         self.wake = asyncio.Event()
         self.slots = asyncio.Semaphore(BINDINGS_MAX)
         self.tasks: set[asyncio.Task[None]] = set()
@@ -61,6 +63,8 @@ class Scheduler:
             ("VolumeRestrictions", volumes.volume_restrictions(view)), ("NodeVolumeLimits", volumes.volume_limits(view)),
             ("VolumeBinding", volumes.volume_binding(view, self.promised)), ("VolumeZone", volumes.volume_zone(view)))
         self.volume_prefilters = (("VolumeRestrictions", volumes.restrictions_prefilter(view)), ("VolumeBinding", volumes.prefilter(view)))
+        self.claim_prefilters = (("DynamicResources", claims.prefilter(view, self.allocating)),)
+        self.claim_filters = (("DynamicResources", claims.dynamic_resources(view, self.allocating)),)
 
     # --- what the mirrors say ---------------------------------------------------------------------------------------
 
@@ -158,7 +162,7 @@ class Scheduler:
         nominated = (new.get("status") or {}).get("nominatedNodeName")
         if nominated:
             self.nominated[key] = (nominated, info)
-        gated = bool((new.get("spec") or {}).get("schedulingGates"))
+        gated = bool((new.get("spec") or {}).get("schedulingGates")) or (info.claims and isinstance(claims.claims_of(info, self.mirrors), str))
         known = self.queue.pods.get(key)
         if known is not None and old is not None and old.get("spec") == new.get("spec") and meta(old).get("labels") == meta(new).get("labels") \
                 and known.info.uid == info.uid and meta(old).get("annotations") == meta(new).get("annotations"):
@@ -179,6 +183,18 @@ class Scheduler:
             self.promised.pop(meta(new)["name"], None)
         self._event("storage", self.clock())
 
+    def on_devices(self, old: Object | None, new: Object | None) -> None:
+        now = self.clock()
+        if new is not None and new.get("kind") == "ResourceClaim":
+            if claims.allocation(new):
+                self.allocating.pop(meta(new)["uid"], None)
+            for pod in self.mirrors.by("pods", "resourceclaim", f"{meta(new).get('namespace')}/{meta(new)['name']}"):
+                queued = self.queue.pods.get((meta(pod).get("namespace") or "", meta(pod)["name"]))
+                if queued is not None and queued.place == "gated" and not (pod.get("spec") or {}).get("schedulingGates") \
+                        and not isinstance(claims.claims_of(queued.info, self.mirrors), str):
+                    self.queue.add(queued.info, now)
+        self._event("claims", now)
+
     def _event(self, name: str, now: float) -> None:
         self.queue.event(name, now)
         self.wake.set()
@@ -194,6 +210,8 @@ class Scheduler:
             mirror.handlers.append(handler)
         for name in STORAGE:
             self.mirrors.mirror(name).handlers.append(self.on_storage)
+        for name in DEVICES:
+            self.mirrors.mirror(name).handlers.append(self.on_devices)
         await self.mirrors.synced(READS)
         if ready is not None:
             ready()
@@ -245,7 +263,8 @@ class Scheduler:
         """What picking this pod needs besides the table."""
         nominated = tuple((self.table.slots[node], q) for key, (node, q) in self.nominated.items()
                           if q.priority >= p.priority and key != p.key and node in self.table.slots)
-        return Extra(filters=self.volume_filters if p.volumes else (), prefilters=self.volume_prefilters if p.volumes else (),
+        prefilters = (*(self.volume_prefilters if p.volumes else ()), *(self.claim_prefilters if p.claims else ()))
+        return Extra(filters=self.volume_filters if p.volumes else (), prefilters=prefilters, late_filters=self.claim_filters if p.claims else (),
                      default_spreads=() if p.spreads else self._default_spreads(p), nominated=nominated)
 
     def _default_spreads(self, p: PodInfo) -> tuple[Spread, ...]:
@@ -283,14 +302,43 @@ class Scheduler:
             bound = volumes.bindings(p, self.table, decision.slot, self.mirrors, self.promised) if p.volumes else volumes.Bindings()
             for volume, claim in bound.static:
                 self.promised[meta(volume)["name"]] = meta(claim)["uid"]
+            devices = self._allocate(p, decision) if p.claims else []
             p.assumed = True
             self.table.add_pod(p, decision.node)
             self.nominated.pop(p.key, None)
-            return self._bind(queued, p, decision.node, bound)
+            return self._bind(queued, p, decision.node, bound, devices)
         return self._refused(queued, p, decision, extra)
 
-    async def _bind(self, queued: Queued, p: PodInfo, node: str, bound: volumes.Bindings) -> None:
+    def _allocate(self, p: PodInfo, decision: Decision) -> list[tuple[Object, Any]]:
+        """The pod's claims with the devices they get on the chosen node (None: they have theirs)."""
+        found = claims.claims_of(p, self.mirrors)
+        if isinstance(found, str):
+            return []
+        waiting = [c for c in found if not claims.allocation(c)]
+        used = claims.in_use(self.mirrors, self.allocating)
+        given = claims.allocate(waiting, claims.devices_of(self.table, decision.slot, self.mirrors), used, self.mirrors, decision.node) or []
+        for claim, allocation in zip(waiting, given, strict=True):
+            self.allocating[meta(claim)["uid"]] = allocation
+        return [(c, self.allocating.get(meta(c)["uid"])) for c in found]
+
+    async def _take_devices(self, p: PodInfo, devices: list[tuple[Object, Any]]) -> None:
+        """Write allocations and reservations of the pod's claims."""
+        row = self.mirrors.rows[claims.CLAIMS]
+        for claim, allocation in devices:
+            m = meta(claim)
+            if allocation is not None and claims.FINALIZER not in (m.get("finalizers") or ()):
+                await self.client.patch(row, p.namespace, m["name"], {"metadata": {"uid": m["uid"], "finalizers": claims.finalizers(claim)}})
+            status = dict(claim.get("status") or {})
+            if allocation is not None:
+                status["allocation"] = {**allocation, "allocationTimestamp": _timestamp(self.clock())}
+            if not claims.reserved_for(claim, p.uid):
+                status["reservedFor"] = [*(status.get("reservedFor") or ()), claims.reservation(p)]
+            await self.client.patch(row, p.namespace, m["name"], {"metadata": {"uid": m["uid"]}, "status": status}, subresource="status")
+
+    async def _bind(self, queued: Queued, p: PodInfo, node: str, bound: volumes.Bindings, devices: list[tuple[Object, Any]]) -> None:
         try:
+            if devices:
+                await self._take_devices(p, devices)
             if bound.static or bound.provision:
                 await self._bind_volumes(p, node, bound)
             await self.client.call("POST", path_of(POD, p.namespace, p.name, "binding"), None,
@@ -299,6 +347,8 @@ class Scheduler:
         except (StatusError, TimeoutError) as e:
             for volume, _ in bound.static:
                 self.promised.pop(meta(volume)["name"], None)
+            for claim, _ in devices:
+                self.allocating.pop(meta(claim)["uid"], None)
             if p.assumed and self.table.placed.get(p.key) is p:
                 self.table.remove_pod(p)
                 p.assumed = False
