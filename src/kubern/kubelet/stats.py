@@ -68,7 +68,8 @@ class Sampler:
     def __init__(self, kubelet: Kubelet) -> None:
         self.kubelet = kubelet
         self._last: Sample | None = None
-        self._cpu: dict[str, tuple[float, int, int]] = {}         # id -> (time, counter, last rate)
+        # id -> (time, counter, last rate); the machine's counter began long before us
+        self._cpu: dict[str, tuple[float, int, int]] = {"/": (kubelet.clock(), _machine()[0], 0)}
         self._lock = asyncio.Lock()
 
     async def sample(self) -> Sample:
@@ -118,7 +119,7 @@ class Sampler:
         for id_ in self._cpu.keys() - alive:
             del self._cpu[id_]
         memory = node_memory()
-        machine = await asyncio.to_thread(_machine, k.cgroups)
+        machine = _machine()
         node = Figures(machine[0], self._rate("/", now, machine[0]), machine[1], memory["total"] - memory["available"], machine[2], started_s=k.began_s)
         st = os.statvfs(k.settings.root if await asyncio.to_thread(os.path.isdir, k.settings.root) else "/")
         fs = (st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize, (st.f_blocks - st.f_bfree) * st.f_frsize)
@@ -135,7 +136,7 @@ class Sampler:
                        sum(f.usage for f in every), sum(f.rss for f in every))
 
 
-def _machine(cgroups: Cgroups | None) -> tuple[int, int, int]:
+def _machine() -> tuple[int, int, int]:
     """(cpu nanoseconds, working set, rss) of the whole machine."""
     with open("/proc/stat") as f:
         ticks = [int(x) for x in f.readline().split()[1:9]]
