@@ -385,7 +385,7 @@ def syntax_error(text: str, error: CelSyntaxError) -> str:
         except Exception as e:     # whatever it raises carries the message
             said = str(e).removeprefix("INVALID_ARGUMENT: ").removesuffix(" [INVALID_ARGUMENT]")
             if "Syntax error" in said:
-                return said
+                return said if text else said.replace("<input>:1:1:", "<input>:1:0:", 1)     # nothing has no first column
     return show(text, error.pos, error.message)
 
 

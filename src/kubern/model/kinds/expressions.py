@@ -1,6 +1,6 @@
 """CEL expressions in objects: the one place through which validators ask whether an expression compiles.
 
-The engine is model/cel.py (`compile_error`); where it is not there nothing is refused. Upstream: apiserver plugin/cel compile.go.
+Upstream: apiserver plugin/cel compile.go. The engine is loaded with the first expression: many objects have none.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from kubern.model.kinds.checks import Errors
 def compiles(expression: str, path: str, returns: str, *, params: bool = False, authorizer: bool = True, patch_types: bool = False,
              variables: Mapping[str, str] | None = None, shown: str | None = None) -> Errors:
     """Errors of one expression; `returns` is "bool", "string", "string or null", "any", "object" or "patch"; variables: name -> expression."""
-    try:
-        from kubern.model.cel import compile_error
-    except ImportError:
-        return
+    from kubern.model.cel import compile_error
+
     why = compile_error(expression, returns, params=params, authorizer=authorizer, patch_types=patch_types, variables=variables or {})
     if why:
         yield invalid(path, expression if shown is None else shown, why)
@@ -25,10 +23,8 @@ def compiles(expression: str, path: str, returns: str, *, params: bool = False, 
 
 def device_selector(expression: str, path: str) -> Errors:
     """The CEL of a DRA device selector: `device` is the one variable, the answer is a bool."""
-    try:
-        from kubern.model.cel import device_error
-    except ImportError:
-        return
-    why = device_error(expression)
+    from kubern.model.cel.devices import selector_error
+
+    why = selector_error(expression)
     if why:
         yield invalid(path, expression, why)
