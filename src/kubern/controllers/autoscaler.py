@@ -603,7 +603,7 @@ def _controller() -> Controller:
     def changed(old: Object, new: Object) -> bool:
         return old["spec"] != new["spec"] or uid(old) != uid(new) or meta(old).get("generation") != meta(new).get("generation")
 
-    return Controller("horizontal-pod-autoscaler", HPAS, reconcile, reads=("pods",), gone=gone, changed=changed)
+    return Controller("horizontal-pod-autoscaler", HPAS, reconcile, reads=("pods",), gone=gone, changed=changed, after_s=PERIOD_S)
 
 
 CONTROLLER = _controller()
