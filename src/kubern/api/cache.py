@@ -271,6 +271,12 @@ class Cache:
         item = c.items.get(f"{namespace}/{name}" if namespace else name) if c else None
         return item.peek() if item else None
 
+    def changed(self, resource: str) -> int:
+        """The revision of the newest change of a collection; 0 where there never was one."""
+        plural, _, group = resource.partition(".")
+        c = self.collections.get((group, plural))
+        return c.changed if c is not None else 0
+
     def list(self, resource: str, namespace: str | None = None) -> Iterator[Object]:
         plural, _, group = resource.partition(".")
         c = self.collections.get((group, plural))

@@ -25,9 +25,16 @@ PAGE_ITEMS = 10_000
 NO_GARBAGE_COLLECTION = {("", "events")}
 
 
+def _warn(call: Call, options: DeleteOptions) -> None:
+    if options.propagation is None and options.orphan is None and call.served.row.storage == ("batch", "jobs"):
+        call.warn("child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set "
+                  "propagationPolicy=Orphan to suppress this warning")
+
+
 async def delete(call: Call) -> Response:
     accept = call.accept()
     options = delete_options(call.request, content_type_of(call.request) if call.request.body else "")
+    _warn(call, options)
     item = find(call)
     outcome, gone = await remove(call, item, options)
     status = 202 if not gone and options.orphan is False else 200
@@ -141,6 +148,7 @@ async def delete_collection(call: Call) -> Response:
     served = call.served
     o = list_options(call.request, served.row)
     options = delete_options(call.request, content_type_of(call.request) if call.request.body else "")
+    _warn(call, options)
     form = form_of(served, accept, call.request.param("includeObject"), listing=True)
     collection = served.collection
     limit = max(o.limit, 0)

@@ -28,8 +28,9 @@ QUEUE_BYTES_MAX = 64 * 1024 * 1024     # what waits for an in-process watcher, o
 INITIAL_CHUNK_ITEMS = 500
 SYNC_ITEMS_MAX = 200                   # openings up to this size are written at once, without a task
 BOOKMARK_EVERY_S = 60.0
-COALESCE_MEMBERS = 16                  # from so many members on, changes wait a moment to be joined
-COALESCE_S = 0.002
+COALESCE_MEMBERS = 16                  # from so many members on, changes wait a moment to be joined: a moment that grows with them,
+COALESCE_MEMBER_S = 0.00006            # because each flush costs a record and a system call a member
+COALESCE_MAX_S = 0.02
 INDEXED = ("metadata.name", "spec.nodeName")   # exact field terms by which channels are found without asking each
 
 
@@ -65,6 +66,7 @@ class Channel:
         self.hub, self.key, self.form, self.namespace, self.options = hub, key, form, namespace, options
         self.members: list[Watch] = []
         self.pending: list[tuple[Change, str, Item]] = []
+        self.waiting = False              # a flush is due after a moment
         self.everything = options.everything
         self.plain_name = options.exact("metadata.name") if len(options.terms) == 1 and options.labels.empty else None
 
@@ -105,6 +107,7 @@ class Channel:
             self.hub.schedule(self)
 
     def flush(self) -> None:
+        self.waiting = False
         entries, self.pending = self.pending, []
         if not entries or not self.members:
             return
@@ -196,13 +199,15 @@ class Hub:
                 channel.take(some)
 
     def schedule(self, channel: Channel) -> None:
+        members = len(channel.members)
+        if members >= COALESCE_MEMBERS:
+            if not channel.waiting:
+                channel.waiting = True
+                asyncio.get_running_loop().call_later(min(COALESCE_MAX_S, members * COALESCE_MEMBER_S), channel.flush)
+            return
         self._due[channel] = None
         if self._timer is None:
-            loop = asyncio.get_running_loop()
-            if self.watchers >= COALESCE_MEMBERS:
-                self._timer = loop.call_later(COALESCE_S, self.flush)
-            else:
-                self._timer = loop.call_soon(self.flush)
+            self._timer = asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         self._timer = None

@@ -8,10 +8,10 @@ resourceVersion a lost race is decided again. Upstream: endpoints/handlers/{crea
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from typing import Any, Protocol
-from uuid import uuid4
 
 from kubern.api.authz.attributes import Attributes as Asked
 from kubern.api.authz.attributes import forbid
@@ -53,6 +53,8 @@ class Transaction(Protocol):
 
     async def commit(self) -> None: ...
 
+
+_random = random.Random(os.urandom(32))      # uids must not repeat; they are no secrets
 
 Build = Callable[[Object | None], Object]      # live object in the row's shape, or None -> the wanted one in the row's shape
 
@@ -148,7 +150,7 @@ def meta_update_errors(served: Served, new: dict[str, Any], old: dict[str, Any])
 
 def raise_invalid(served: Served, name: str, errors: list[FieldError]) -> None:
     if errors:
-        raise invalid(served.row.group, served.row.kind, name, errors)
+        raise invalid(served.row.storage[0], served.row.kind, name, errors)
 
 
 # --- create ---
@@ -161,6 +163,8 @@ async def create(call: Call) -> Response:
     options = write_options(call.request, "CreateOptions")
     obj = decode_object(call, options)
     meta = obj["metadata"]
+    if meta.get("resourceVersion", "0") not in ("", "0"):
+        raise bad_request("resourceVersion should not be set on objects to be created")
     metadata.wipe(meta)
     match_namespace(meta, call)
     _dedup_owners(call, meta, _DUPLICATE_OWNERS)
@@ -204,7 +208,7 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
     kind, row, collection = served.kind, served.row, served.collection
     meta = obj["metadata"]
     meta["creationTimestamp"] = timestamp(call.now_s)
-    meta["uid"] = str(uuid4())
+    meta["uid"] = metadata.uid(_random.getrandbits(128))
     if generated:
         meta["name"] = metadata.generate_name(meta["generateName"], random.randrange)
     match_namespace(meta, call)
@@ -340,6 +344,8 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             _prepare(served, new, live, sub, prepare)
             meta = new["metadata"]
             errors = meta_update_errors(served, meta, old_meta)
+            if kind.meta_again and sub != "status":
+                errors += meta_errors(served, meta) * kind.meta_again
             if check is not None:
                 errors += check(new, live)
             elif sub == "status":

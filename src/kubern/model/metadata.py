@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from kubern.model import invalid, names
@@ -36,7 +37,18 @@ def _in_order(reference: Meta) -> invalid.Struct:
 
 def timestamp(now_s: float) -> str:
     """RFC 3339 in whole seconds, as metadata holds times."""
-    return datetime.fromtimestamp(int(now_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _timestamp(int(now_s))
+
+
+@lru_cache(maxsize=64)
+def _timestamp(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def uid(bits: int) -> str:
+    """A version 4 UUID of 128 random bits."""
+    h = f"{bits & ~(0xf << 76) & ~(0x3 << 62) | 0x4 << 76 | 0x2 << 62:032x}"
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
 def parse_timestamp(text: str) -> float:
