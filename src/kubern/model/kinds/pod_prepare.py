@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 
 from kubern.model.kinds.labels import annotations_of
+from kubern.model.kinds.placement import pod_affinity_terms
 from kubern.model.kinds.pod_resources import qos_class
 from kubern.model.kinds.pod_security import APPARMOR_CONTAINER, apparmor_field, apparmor_profile, containers_with_path
-from kubern.model.kinds.placement import pod_affinity_terms
 from kubern.model.object import Object, labels, meta
 
 

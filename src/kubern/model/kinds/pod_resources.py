@@ -76,7 +76,7 @@ def _computed(resources: ResourceList | None) -> Iterable[tuple[str, Any]]:
         text = (resources or {}).get(name)
         if text is not None:
             amount = parse(str(text)).amount
-            if amount > 0:
+            if amount.numerator > 0:
                 yield name, amount
 
 
@@ -92,10 +92,10 @@ def qos_class(spec: Object) -> str:
         parts = [c.get("resources") or {} for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))]
     for resources in parts:
         for name, amount in _computed(resources.get("requests")):
-            requests[name] = requests.get(name, 0) + amount
+            requests[name] = requests[name] + amount if name in requests else amount
         found = 0
         for name, amount in _computed(resources.get("limits")):
-            limits[name] = limits.get(name, 0) + amount
+            limits[name] = limits[name] + amount if name in limits else amount
             found += 1
         if found != 2 and (own is None or resources.get("limits")):
             guaranteed = False

@@ -95,7 +95,8 @@ def pod_security_context(spec: Object, path: str, leeway: Leeway) -> Errors:
 
 _SYSCTL = "([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?"
 _is_sysctl = re.compile(_SYSCTL).fullmatch
-_IPC_SYSCTLS = frozenset(f"kernel.{n}" for n in "sem shmall shmmax shmmni shm_rmid_forced shm msgmax msgmnb msgmni msg".split())
+_IPC_SYSCTLS = frozenset(f"kernel.{n}" for n in (
+    "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced", "shm", "msgmax", "msgmnb", "msgmni", "msg"))
 
 
 def _sysctls(sysctls: list[Object], spec: Object, path: str, leeway: Leeway) -> Errors:

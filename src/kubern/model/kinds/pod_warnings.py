@@ -46,6 +46,7 @@ _DEPRECATED_VOLUMES = (  # (field, its name in the text, text), in the order ups
     ("cephfs", "cephfs", "deprecated in v1.28, non-functional in v1.31+"),
     ("rbd", "rbd", "deprecated in v1.28, non-functional in v1.31+"),
 )
+_DEPRECATED_FIELDS = frozenset(field for field, _, _ in _DEPRECATED_VOLUMES)
 _SECCOMP_GONE = 'non-functional in v1.27+; use the "seccompProfile" field instead'
 _APPARMOR_FIELD = 'deprecated since v1.30; use the "appArmorProfile" field instead'
 NO_SELECTOR = "a null labelSelector results in matching no pod"
@@ -229,7 +230,7 @@ def _affinity(affinity: Object, path: str) -> Texts:
 
 def _volumes(volumes: list[Object], path: str) -> Texts:
     for i, v in enumerate(volumes):
-        for field, printed, text in _DEPRECATED_VOLUMES:
+        for field, printed, text in _DEPRECATED_VOLUMES if v.keys() & _DEPRECATED_FIELDS else ():
             if v.get(field) is None:
                 continue
             if text:

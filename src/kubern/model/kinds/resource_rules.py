@@ -84,7 +84,7 @@ def quota_resource_name(name: str, path: str) -> Errors:
 def quantity_value(name: str, text: str, path: str) -> Errors:
     """Not negative, and whole for what is counted."""
     q = parse(str(text))
-    if q.amount < 0:
+    if q.amount.numerator < 0:
         yield invalid(path, q.text, names.NEGATIVE)
     if q.amount.denominator != 1 and is_integer(name) and milli(str(text)) % 1000:
         yield invalid(path, q.text, "must be an integer")
@@ -92,7 +92,7 @@ def quantity_value(name: str, text: str, path: str) -> Errors:
 
 def positive_quantity(text: str, path: str) -> Errors:
     q = parse(str(text))
-    if q.amount <= 0:
+    if q.amount.numerator <= 0:
         yield invalid(path, q.text, "must be greater than zero")
 
 

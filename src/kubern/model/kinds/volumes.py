@@ -77,10 +77,9 @@ def _pod_source(v: Object, path: str, name: str, pod_name: str, is_pod: bool, an
         count += 1
         if empty.get("sizeLimit") is not None and compare(empty["sizeLimit"], "0") < 0:
             yield forbidden(f"{path}.emptyDir.sizeLimit", "SizeLimit field must be a valid resource quantity")
-    for kind, twice, own, check in POD_SOURCES:
-        source = v.get(kind)
-        if source is None:
-            continue
+    given = [k for k in v if k in _POD_SOURCES and v[k] is not None]
+    for kind in given if len(given) < 2 else [k for k in _POD_SOURCES if k in given]:
+        source, (_, twice, own, check) = v[kind], _POD_SOURCES[kind]
         if count:
             yield forbidden(f"{path}.{twice}", ONE_TYPE)
         else:
@@ -523,6 +522,9 @@ POD_SOURCES: SourceTable = (
     ("ephemeral", "ephemeral", "ephemeral", ephemeral),
     ("image", "image", "image", _nothing),
 )
+
+_POD_SOURCES = {row[0]: row for row in POD_SOURCES}
+
 
 PERSISTENT_SOURCES: SourceTable = (
     ("hostPath", "hostPath", "hostPath", host_path),
