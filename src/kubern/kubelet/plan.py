@@ -117,7 +117,7 @@ def plan(pod: Object, seen: Observed, memory: Memory, now: float) -> list[Action
         last = seen.latest(c["name"])
         if last is None or last.state != RUNNING:
             if pods.should_start(pod, c, seen):
-                main_starts.append(_start("container", pod, c, last, memory, now))
+                main_starts.append(_start("container", pod, c, seen, memory, now))
                 if last is not None and last.state not in (EXITED, CREATED):
                     message = f'Container is in "{last.state}" state, try killing it before restart'
                     kills.append(Kill(last.id, c["name"], message, "Unknown"))
@@ -138,7 +138,7 @@ def plan(pod: Object, seen: Observed, memory: Memory, now: float) -> list[Action
             continue
         if restart:
             message += ", will be restarted"
-            main_starts.append(_start("container", pod, c, last, memory, now))
+            main_starts.append(_start("container", pod, c, seen, memory, now))
         kills.append(Kill(last.id, c["name"], message, why))
     if not keep and not main_starts:
         return [StopPod(False)]
@@ -169,8 +169,8 @@ def _fresh(pod: Object, seen: Observed, memory: Memory, now: float, attempt: int
     inits = spec.get("initContainers") or ()
     if inits:
         first = inits[0]
-        return [*head, _start("init", pod, first, seen.latest(first["name"]), memory, now)]
-    return [*head, *(_start("container", pod, c, seen.latest(c["name"]), memory, now) for c in todo)]
+        return [*head, _start("init", pod, first, seen, memory, now)]
+    return [*head, *(_start("container", pod, c, seen, memory, now) for c in todo)]
 
 
 def _init(pod: Object, seen: Observed, memory: Memory, now: float) -> tuple[bool, bool, list[Action], list[Action]]:
@@ -221,7 +221,7 @@ def _init(pod: Object, seen: Observed, memory: Memory, now: float) -> tuple[bool
         todo.append(0)
     starts: list[Action] = []
     for i in reversed(todo):
-        starts.append(_start("init", pod, inits[i], seen.latest(inits[i]["name"]), memory, now))
+        starts.append(_start("init", pod, inits[i], seen, memory, now))
     return initialized, False, kills, starts
 
 
@@ -250,13 +250,16 @@ def _running_sidecar(c: Mapping[str, Any], last: Container, i: int, inits: list[
     return initialized
 
 
-def _start(kind: str, pod: Object, c: Mapping[str, Any], last: Container | None, memory: Memory, now: float) -> Action:
-    """Start, or Wait while the container's back-off since its last end runs."""
-    attempt = last.restart_count + 1 if last is not None else 0
-    if last is None or last.state != EXITED:
+def _start(kind: str, pod: Object, c: Mapping[str, Any], seen: Observed, memory: Memory, now: float) -> Action:
+    """Start, or Wait while the back-off since the container last ended runs. One that is about to be killed has not ended yet: then the
+    end of the one before it counts, so that failing probes run into the back-off as well."""
+    every = seen.all_of(c["name"])
+    attempt = every[0].restart_count + 1 if every else 0
+    ended = next((x for x in every if x.state == EXITED), None)
+    if ended is None:
         return Start(kind, c["name"], attempt)
     key = pods.full_key(pod, c)
-    finished = last.finished_ns / 1e9
+    finished = ended.finished_ns / 1e9
     if memory.backoff.waiting(key, finished, now):
         delay = memory.backoff.delay(key)
         return Wait(kind, c["name"], finished + delay,

@@ -24,6 +24,7 @@ from kubern.kubelet.projection import SOURCES, Missing, Payload, payload, write
 from kubern.model import quantity
 from kubern.model.invalid import quote
 from kubern.model.object import Object
+from kubern.model.status import StatusError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 4096, 16384, 2, 4, 8
@@ -89,6 +90,7 @@ class Volumes:
         """All volumes of a pod; those that are ready already are only brought up to date. Raises VolumeFailure."""
         uid = pod["metadata"]["uid"]
         have = self.ready.setdefault(uid, {})
+        failure: VolumeFailure | None = None
         for v in pod["spec"].get("volumes") or ():
             name = v["name"]
             source = next((k for k in v if k != "name"), "emptyDir")
@@ -97,9 +99,15 @@ class Volumes:
             try:
                 have[name] = await self._one(pod, name, source, v.get(source) or {}, values)
             except Missing as e:
-                raise VolumeFailure(name, str(e)) from None
+                failure = failure or VolumeFailure(name, str(e))
+            except StatusError as e:
+                failure = failure or VolumeFailure(name, e.message)
             except OSError as e:
-                raise VolumeFailure(name, f"{e.strerror or e}: {e.filename or ''}".rstrip(": ")) from None
+                failure = failure or VolumeFailure(name, f"{e.strerror or e}: {e.filename or ''}".rstrip(": "))
+            if failure is not None and name in have and failure.volume == name:
+                failure = None                                     # it was ready before: what it holds stays until it can be renewed
+        if failure is not None:
+            raise failure
         return have
 
     async def refresh(self, pod: Object, values: Values) -> None:

@@ -130,13 +130,13 @@ class Worker:
                 k.tell(self.pod, "", "Warning", self.failed[0], self.failed[1].removeprefix(admit.REJECTED))
                 return 0.001
             self.admitted = True
-        until, over = admit.deadline(self.pod, self.status, k.clock())
+        self._forget_started(seen)
+        status = self.generate(seen)
+        until, over = admit.deadline(self.pod, status, k.clock())
         if over:
             self.failed = over
             k.tell(self.pod, "", "Normal", *over)
             return 0.001
-        self._forget_started(seen)
-        status = self.generate(seen)
         if status["phase"] in ("Succeeded", "Failed") and not pods.is_static(self.pod):
             await self._terminate_finished(seen)
             return 0.0
@@ -285,7 +285,7 @@ class Worker:
         k = self.kubelet
         while not self.terminated:
             try:
-                if (self.pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+                if (self.pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") and not self.rejected:
                     self.generate(k.observer.seen(self.uid))
                     k.report(self)
                 await self._stop(k.observer.seen(self.uid))
@@ -339,7 +339,12 @@ class Worker:
         """Volumes and cgroups go, the status is the last one."""
         k = self.kubelet
         seen = k.observer.seen(self.uid)
-        self.generate(seen, terminal=True)
+        api = self.pod.get("status") or {}
+        settled = api.get("phase") in ("Succeeded", "Failed") and not seen.containers        # nothing is left to be said
+        if settled:
+            self.status = dict(api)
+        else:
+            self.generate(seen, terminal=True)
         await k.volumes.tear_down(self.uid)
         k.objects.release(self.uid)
         if k.cgroups is not None:
@@ -348,7 +353,9 @@ class Worker:
                 if await asyncio.to_thread(k.cgroups.remove, path):
                     break
                 await asyncio.sleep(0.05)
-        if self.rejected and self.failed:
+        if settled:
+            pass
+        elif self.rejected and self.failed:
             self.status = {k: v for k, v in self.status.items() if k in ("observedGeneration", "startTime", "qosClass", "hostIP", "hostIPs")}
             self.status |= {"phase": "Failed", "reason": self.failed[0], "message": self.failed[1]}
         else:
