@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -281,7 +281,7 @@ async def routes(ctx: Context) -> AsyncIterator[None]:
         while True:
             changed.clear()
             try:
-                await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(mirror.list(), ""))
+                await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(mirror.list(), ""), ctx.fabric.subnet if ctx.fabric else "")
             except OSError as e:
                 log.warning("routes to pods: %s", e)
             await changed.wait()
@@ -391,6 +391,7 @@ async def _run(s: Settings, tell: Tell) -> int:
 
         check_machine()
         fabric = await asyncio.to_thread(f.ensure, f.cluster_id(s.home), s.home / "fabric.json", s.pod_cidr, s.service_cidr)
+        s = replace(s, pod_cidr=fabric.pod_cidr)             # another cluster on this machine may have the default
     names = [n for n in s.sans.split(",") if n]
     addresses = [n for n in names if n.replace(".", "").isdigit() or ":" in n]
     ips = [first_service_address(s.service_cidr), own_address(), *([fabric.gateway] if fabric else []), *addresses]

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -396,6 +397,7 @@ def node_add(s: Settings, name: str = "") -> int:
     began = time.monotonic()
     try:
         f = fabric.ensure(fabric.cluster_id(s.home), s.home / "fabric.json", s.pod_cidr, s.service_cidr)
+        s = replace(s, pod_cidr=f.pod_cidr)
         node.create_unit(cluster.unit_settings(s, pki.ensure(s.home / "pki", **_names(s)), f.gateway, name), wait=False)
     except node.CannotRun as e:
         say(f"kubern: {e}")

@@ -32,6 +32,12 @@ def test_the_first_free_subnet_is_taken() -> None:
         fabric.pick_subnet(["172.16.0.0/12"])
 
 
+def test_pods_of_another_cluster_have_other_addresses_unless_told() -> None:
+    assert fabric.pick_pod_cidr("10.244.0.0/16", ["192.0.2.0/24"]) == "10.244.0.0/16"
+    assert fabric.pick_pod_cidr("10.244.0.0/16", ["10.244.3.0/24", "10.245.0.0/16"]) == "10.246.0.0/16"
+    assert fabric.pick_pod_cidr("10.9.0.0/16", ["10.9.0.0/16"]) == "10.9.0.0/16"
+
+
 def test_names_fit_the_kernels_limit() -> None:
     c = fabric.cluster_id("/var/lib/kubern")
     assert len(c) == 5 and c != fabric.cluster_id("/elsewhere")

@@ -1,6 +1,6 @@
 """Fabric: the bridge that joins the node units of a cluster, in the machine's own network namespace.
 
-One bridge and one subnet per cluster, so several clusters run side by side. The machine has the subnet's first address (the API
+One bridge, one subnet and one range of pod addresses per cluster, so several clusters run side by side. The machine has the subnet's first address (the API
 server and the registry are reached there) and routes to every node's podCIDR. Pure L2 between nodes: the machine's ip_forward
 is never touched. Where it is on already, pods also get out, masqueraded.
 """
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 SUBNETS = tuple(f"172.30.{i}.0/24" for i in range(256))
+POD_CIDR = "10.244.0.0/16"             # the default; another cluster on the machine gets the next free one
+POD_CIDRS = (POD_CIDR, *(f"10.{i}.0.0/16" for i in (*range(245, 255), *range(128, 244))))
 FIRST_NODE = 11                        # nodes get .11, .12, …
 MTU = 1500
 ROUTE_PROTOCOL = 75                    # marks our routes in the machine's table (rtnetlink: values from 64 up are free for programs)
@@ -28,6 +30,7 @@ class Fabric:
     cluster: str
     bridge: str
     subnet: str
+    pod_cidr: str = ""                 # as asked for, unless that was the default and another cluster here has it
     mtu: int = MTU
 
     @property
@@ -65,6 +68,17 @@ def pick_subnet(taken: Iterable[str]) -> str:
     raise LookupError("no free subnet in 172.30.0.0/16 for the nodes' bridge")
 
 
+def pick_pod_cidr(wanted: str, taken: Iterable[str]) -> str:
+    """The pods' addresses: `wanted`, or if that is the default and in use here, the next free range. Raises LookupError."""
+    if wanted != POD_CIDR:
+        return wanted
+    used = list(taken)
+    for c in POD_CIDRS:
+        if not _overlaps(c, used):
+            return c
+    raise LookupError("no free range of pod addresses in 10.0.0.0/8; choose one with --pod-cidr")
+
+
 def node_routes(nodes: Iterable[Mapping[str, Any]], me: str) -> dict[str, str]:
     """podCIDR -> the InternalIP of its node, for all nodes but `me` (pass "" from the machine itself). Families are matched."""
     out: dict[str, str] = {}
@@ -88,30 +102,38 @@ def route_changes(want: Mapping[str, str], have: Mapping[str, str]) -> tuple[dic
 # ---- the shell: netlink ------------------------------------------------------------------------------------------------------------------
 
 def ensure(cluster: str, saved: Path, pod_cidr: str = "", service_cidr: str = "") -> Fabric:
-    """The cluster's bridge, made if it is not there. `saved` remembers the subnet between runs. Blocking; needs CAP_NET_ADMIN."""
+    """The cluster's bridge, made if it is not there. `saved` remembers its addresses between runs. Blocking; needs CAP_NET_ADMIN."""
     from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
 
     bridge = bridge_name(cluster)
     with IPRoute() as ip:
         found = ip.link_lookup(ifname=bridge)
-        subnet = ""
+        before: dict[str, str] = {}
         if saved.exists():
-            with contextlib.suppress(ValueError, KeyError):
-                subnet = json.loads(saved.read_text())["subnet"]
+            with contextlib.suppress(ValueError):
+                before = json.loads(saved.read_text())
         taken = _networks(ip, skip=found[0] if found else 0)
+        subnet = before.get("subnet") or ""
         if not subnet or _overlaps(subnet, taken):
             subnet = pick_subnet(taken)
+        pods = before.get("pod_cidr") or ""                    # nodes have their share of it already: it stays
+        if not pods or (pod_cidr and pod_cidr not in (POD_CIDR, pods)):
+            pods = pick_pod_cidr(pod_cidr or POD_CIDR, taken)
         forwards = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
-        fabric = Fabric(cluster, bridge, subnet, _way_out_mtu(ip) if forwards else MTU)
+        fabric = Fabric(cluster, bridge, subnet, pods, _way_out_mtu(ip) if forwards else MTU)
         if not found:
             ip.link("add", ifname=bridge, kind="bridge", br_forward_delay=0)
             found = ip.link_lookup(ifname=bridge)
         ip.addr("replace", index=found[0], address=fabric.gateway, prefixlen=fabric.prefix)
         ip.link("set", index=found[0], state="up", mtu=fabric.mtu)
+        for c in pods.split(","):                              # shows other clusters that it is taken; no pod address leaves by eth0
+            with contextlib.suppress(NetlinkError):
+                ip.route("add", dst=c, oif=found[0], proto=ROUTE_PROTOCOL, scope=253)
     saved.parent.mkdir(parents=True, exist_ok=True)
     saved.write_text(json.dumps(asdict(fabric)))
     if forwards:
-        _masquerade(fabric, pod_cidr, service_cidr)
+        _masquerade(fabric, fabric.pod_cidr, service_cidr)
     return fabric
 
 
@@ -166,19 +188,22 @@ def attach(f: Fabric, index: int, pid: int) -> None:
         ip.link("set", index=link, master=ip.link_lookup(ifname=f.bridge)[0], state="up")
 
 
-def sync_routes(want: Mapping[str, str]) -> tuple[int, int]:
+def sync_routes(want: Mapping[str, str], within: str = "") -> tuple[int, int]:
     """Makes our routes (those of ROUTE_PROTOCOL) in this thread's network namespace exactly these; (set, deleted).
 
-    A destination another program has a route for is left to it.
+    `within`: only routes by way of this subnet are ours: in the machine's namespace other clusters have theirs. A destination
+    somebody else has a route for is left to them.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
+    ours = ipaddress.ip_network(within) if within else None
     with IPRoute() as ip:
         have: dict[str, str] = {}
         for family in (2, 10):
             for r in ip.get_routes(family=family, proto=ROUTE_PROTOCOL):
-                if r.get_attr("RTA_DST") and r.get_attr("RTA_GATEWAY"):
+                via = r.get_attr("RTA_GATEWAY")
+                if r.get_attr("RTA_DST") and via and (not ours or ipaddress.ip_address(via) in ours):
                     have[f"{r.get_attr('RTA_DST')}/{r['dst_len']}"] = r.get_attr("RTA_GATEWAY")
         to_set, to_delete = route_changes(want, have)
         for dst in to_delete:
