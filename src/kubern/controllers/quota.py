@@ -5,12 +5,13 @@ Upstream: pkg/controller/resourcequota. Woken by what can only lower usage, by a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from typing import Any
 
 from kubern.controllers.pods import finished
 from kubern.model import rows
 from kubern.model.controller import Controller, Steps
-from kubern.model.intent import Update
+from kubern.model.intent import Again, Failed, Fetch, Update
 from kubern.model.object import Key, Object, key, namespace
 from kubern.model.quantity import add, canonical, compare
 from kubern.model.usage import matches, matching, usage
@@ -20,8 +21,8 @@ RESYNC_S = 300.0
 COUNTED = ("pods", "services", "persistentvolumeclaims", "resourceclaims.resource.k8s.io", "resourcequotas")
 
 
-def used_by(quota: Object, view: View, now: float) -> dict[str, str]:
-    """What the namespace uses of everything the quota limits."""
+def used_by(quota: Object, view: View, now: float, live: bool) -> Generator[Any, Any, dict[str, str] | None]:
+    """What the namespace uses of everything the quota limits; None if it cannot be told. `live`: ask the server, the mirrors may lag."""
     hard = quota["spec"].get("hard") or {}
     used: dict[str, str] = {}
     for row in rows.deletable(view):
@@ -32,7 +33,14 @@ def used_by(quota: Object, view: View, now: float) -> dict[str, str]:
             continue
         for n in names:
             used.setdefault(n, "0")
-        for obj in view.list(rows.resource_name(row), namespace(quota)):
+        found = view.list(rows.resource_name(row), namespace(quota))
+        if live:
+            answer = yield Fetch(rows.path(row, namespace(quota)))
+            if isinstance(answer, Failed):
+                yield Again(answer.message)
+                return None
+            found = answer.get("items") or ()
+        for obj in found:
             if not matches(row.group, row.plural, quota, hard, obj):
                 continue
             counted = usage(row.group, row.plural, obj, now)
@@ -49,7 +57,11 @@ def _same(a: dict[str, str], b: dict[str, str]) -> bool:
 def reconcile(quota: Object, view: View, now: float) -> Steps:
     hard = {k: canonical(str(v)) for k, v in (quota["spec"].get("hard") or {}).items()}
     status = quota.get("status") or {}
-    used = {k: v for k, v in {**(status.get("used") or {}), **used_by(quota, view, now)}.items() if k in hard}
+    new = "used" not in status or not _same(status.get("hard") or {}, hard)     # admission has not charged what is there already
+    counted = yield from used_by(quota, view, now, new)
+    if counted is None:
+        return
+    used = {k: v for k, v in {**(status.get("used") or {}), **counted}.items() if k in hard}
     if "hard" in status and "used" in status and _same(status["hard"], hard) and _same(status["used"], used):
         return
     yield Update({**quota, "status": {"hard": hard, "used": used}}, "status")
