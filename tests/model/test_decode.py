@@ -61,7 +61,7 @@ def test_refused(plural, body, message):
 @pytest.mark.parametrize(("number", "text"), [("2.0", "number 2.0"), ("99999999999", "number 99999999999"), ('"x"', "string")])
 def test_int32(number, text):
     with pytest.raises(StatusError) as e:
-        read("deployments", '{"spec":{"replicas":%s}}' % number, group="apps")
+        read("deployments", f'{{"spec":{{"replicas":{number}}}}}', group="apps")
     assert e.value.message == CANNOT.format("Deployment") + f"json: cannot unmarshal {text} into Go struct field DeploymentSpec.spec.replicas of type int32"
 
 
@@ -137,5 +137,5 @@ def test_depth_and_numbers_are_bounded():
             read("configmaps", deep)
         assert e.value.code == 400
     with pytest.raises(StatusError):
-        read("deployments", '{"spec":{"replicas":%s}}' % ("9" * 10000), group="apps")
+        read("deployments", '{"spec":{"replicas":' + "9" * 10000 + "}}", group="apps")
     assert read("configmaps", b'{"data":{"a":"\xff"}}')[0]["data"] == {"a": "\ufffd"}

@@ -188,7 +188,7 @@ def zero(schema: Schema) -> Any:
         return None
     if c == STRUCT:
         return {name: zero(p) for name, p in schema.always}
-    if c == STRING or c == DURATION:
+    if c in (STRING, DURATION):
         return ""
     if c in (INT32, INT64, NUMBER, INT_OR_STRING):
         return 0
@@ -359,7 +359,7 @@ def _struct(obj: dict[str, Any], schema: Schema) -> int:
             if not v and not p.pointer and not p.keep:
                 drop = drop or []
                 drop.append(k)
-        elif c == INT32 or c == INT64:
+        elif c in (INT32, INT64):
             if v.__class__ is not int or not (_INT32_MIN <= v <= _INT32_MAX or (c == INT64 and _INT64_MIN <= v <= _INT64_MAX)):
                 raise _Odd
             if not v and not p.pointer and not p.keep:
@@ -425,7 +425,7 @@ def _scalar(v: Any, p: Schema) -> tuple[Any, int]:
             except quantity.QuantityError:
                 raise _Odd from None
         raise _Odd
-    if c == TIME or c == MICROTIME:
+    if c in (TIME, MICROTIME):
         if v.__class__ is not str:
             raise _Odd
         try:
@@ -444,7 +444,7 @@ def _scalar(v: Any, p: Schema) -> tuple[Any, int]:
         return _base64(v), 0
     if v is None:
         raise _Odd
-    if c == STRING or c == DURATION:
+    if c in (STRING, DURATION):
         if v.__class__ is not str:
             raise _Odd
         return v, 0
@@ -465,7 +465,7 @@ def _scalar(v: Any, p: Schema) -> tuple[Any, int]:
         if v.__class__ is not dict:
             raise _Odd
         return v, _map(v, p.extra)  # type: ignore[arg-type]
-    if c == INT32 or c == INT64:
+    if c in (INT32, INT64):
         if v.__class__ is int and (_INT32_MIN <= v <= _INT32_MAX or (c == INT64 and _INT64_MIN <= v <= _INT64_MAX)):
             return v, 0
         raise _Odd
@@ -630,7 +630,7 @@ class _Slow:
             return self.items(v, p, path)
         if c == MAP:
             return self.map(v, p, path, old)
-        if c == STRING or c == DURATION:
+        if c in (STRING, DURATION):
             if not isinstance(v, str):
                 self.mismatch(v, p.go or "string")
                 return _SKIP

@@ -315,7 +315,7 @@ def apply(live: Object | None, applied: Object, manager: str, force: bool, api_v
         group, _, version = api_version.rpartition("/")
         where = f"{meta.get('namespace') or ''}/{meta.get('name') or ''}; {group}/{version}, Kind={kind}"
         raise bad_request(f"failed to create typed patch object ({where}): {typed.complaint(errors)}")
-    empty = {**zero(s), "apiVersion": api_version, "kind": kind} if s.raw is None else {"apiVersion": api_version, "kind": kind}
+    empty: Object = {**zero(s), "apiVersion": api_version, "kind": kind} if s.raw is None else {"apiVersion": api_version, "kind": kind}
     base = live if live is not None else empty
     managed = Managed.decode((base.get("metadata") or {}).get("managedFields"))
     if managed is None:

@@ -43,9 +43,7 @@ def make(paths: Iterator[Path] | tuple[Path, ...] | list[Path]) -> Set:
                 below = node[element] = {}
                 if not last:
                     below["\0"] = LEAF                  # a mark that tells a mere way-point from a member while building
-            elif not last and not below:
-                below["."] = LEAF
-            elif last and below:
+            elif (not last and not below) or (last and below):
                 below["."] = LEAF
             node = below
     return _unmark(root)

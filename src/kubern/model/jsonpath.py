@@ -113,7 +113,7 @@ def _bracket(inner: str) -> Step:
         if len(parts) > 3 or not all(not p.strip() or _NUMBER.match(p.strip()) for p in parts):
             raise JSONPathError(f"invalid array index {inner}")
         numbers = [int(p) if p.strip() else None for p in parts]
-        return Step("slice", tuple((numbers + [None, None])[:3]))
+        return Step("slice", tuple(([*numbers, None, None])[:3]))
     raise JSONPathError(f"invalid array index {inner}")
 
 

@@ -50,7 +50,7 @@ class Malformed(ValueError):
 def _shape(s: Schema, value: Any) -> str:
     """"map", "list" or "scalar": how a value of this schema is owned."""
     c = s.code
-    if c == STRUCT or c == MAP:
+    if c in (STRUCT, MAP):
         return "map"
     if c == LIST:
         return "list"
@@ -222,7 +222,7 @@ def _compare(old: Any, new: Any, s: Schema) -> Three:
     if old == new:
         return _SAME
     c = s.code
-    if c == STRUCT and old.__class__ is dict and new.__class__ is dict and not s.map_type == "atomic":
+    if c == STRUCT and old.__class__ is dict and new.__class__ is dict and s.map_type != "atomic":
         return _compare_maps(old, new, s)
     shape = _shape(s, old)
     other = _shape(s, new)
@@ -540,7 +540,7 @@ def _check(value: Any, s: Schema, path: str, errors: list[str]) -> None:
     if value is None:
         return
     c = s.code
-    if c == STRUCT or c == MAP:
+    if c in (STRUCT, MAP):
         if not isinstance(value, dict):
             _say(errors, path, f"expected map, got {_go(value)}")
             return
