@@ -1,0 +1,70 @@
+"""EndpointSlices and Endpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kubern.controllers import endpoints, endpointslice
+from kubern.model.intent import Create, Delete, Update
+from kubern.model.object import Object
+from tests.controllers.conftest import ListView, drive, of, pod
+
+NOW = 1893456100.0
+NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}
+
+
+def service(**spec: Any) -> Object:
+    return {"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "s", "namespace": "default", "uid": "uid-s", "creationTimestamp": "2030-01-01T00:00:00Z"},
+            "spec": {"selector": {"app": "a"}, "clusterIP": "10.96.0.9", "ipFamilies": ["IPv4"],
+                     "ports": [{"name": "h", "port": 80, "targetPort": "web", "protocol": "TCP"}], **spec}}
+
+
+def run(s: Object, pods: list[Object], slices: list[Object] | None = None) -> list[Any]:
+    v = ListView(pods=pods, nodes=[NODE], endpointslices__discovery__k8s__io=slices or [], services=[s])
+    v.all["endpointslices.discovery.k8s.io"] = slices or []
+    return drive(endpointslice.reconcile(s, v, NOW))
+
+
+def test_a_slice_of_a_ready_and_an_unready_pod() -> None:
+    unready = pod("b", is_ready=False)
+    unready["status"]["podIPs"] = [{"ip": "10.0.0.2"}]
+    made = of(run(service(), [pod("a"), unready]), Create)[0].obj
+    assert made["ports"] == [{"name": "h", "port": 8080, "protocol": "TCP"}]
+    assert [(e["addresses"], e["conditions"]["ready"], e["zone"]) for e in made["endpoints"]] == [(["10.0.0.1"], True, "z"), (["10.0.0.2"], False, "z")]
+
+
+def test_nothing_changed_nothing_written() -> None:
+    made = of(run(service(), [pod("a")]), Create)[0].obj
+    made["metadata"]["name"] = "s-1"
+    assert run(service(), [pod("a")], [made]) == []
+
+
+def test_a_service_without_pods_keeps_one_empty_slice() -> None:
+    made = of(run(service(), []), Create)
+    assert len(made) == 1 and made[0].obj["endpoints"] is None and made[0].obj["ports"] is None
+    made[0].obj["metadata"]["name"] = "s-1"
+    assert run(service(), [], [made[0].obj]) == []
+
+
+def test_many_pods_fill_several_slices() -> None:
+    pods = []
+    for i in range(230):
+        p = pod(f"p{i}")
+        p["status"]["podIPs"] = [{"ip": f"10.0.{i // 200}.{i % 200 + 1}"}]
+        pods.append(p)
+    slices = [c.obj for c in of(run(service(), pods), Create)]
+    assert sorted(len(s["endpoints"]) for s in slices) == [30, 100, 100]
+    for i, s in enumerate(slices):
+        s["metadata"]["name"] = f"s-{i}"
+    intents = run(service(), pods[:-1], slices)
+    assert len(of(intents, Update)) == 1 and not of(intents, Create, Delete)
+
+
+def test_endpoints_group_addresses_by_port() -> None:
+    unready = pod("b", is_ready=False)
+    unready["status"]["podIPs"] = [{"ip": "10.0.0.2"}]
+    subsets = endpoints.subsets_of(service(), [pod("a"), unready])
+    assert [[a["ip"] for a in s["addresses"]] for s in subsets] == [["10.0.0.1"]]
+    assert [a["ip"] for a in subsets[0]["notReadyAddresses"]] == ["10.0.0.2"]
+    assert subsets[0]["ports"] == [{"name": "h", "port": 8080, "protocol": "TCP"}]
