@@ -73,9 +73,8 @@ def _pod_part(*below: str) -> Callable[[fieldset.Path], bool]:
 # writes through these own nothing else
 ONLY: dict[tuple[str, str], Callable[[fieldset.Path], bool]] = {
     ("Pod", "ephemeralcontainers"): _pod_part("f:ephemeralContainers"),
-    ("Pod", "resize"): lambda path: path[:1] == ("f:spec",) and (
-        path[1:2] == ("f:resources",) or (path[1:2] in (("f:containers",), ("f:initContainers",)) and path[3:4] in (
-            ("f:resources",), ("f:resizePolicy",)))),
+    ("Pod", "resize"): lambda path: path[:1] == ("f:spec",) and path[1:2] in (("f:containers",), ("f:initContainers",)) and path[3:4] in (
+        ("f:resources",), ("f:resizePolicy",)),
 }
 
 
