@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
+
 Object = dict[str, Any]
 Key = tuple[str, str]  # (namespace, name); namespace is "" for cluster-scoped objects
 
@@ -78,9 +80,18 @@ def condition(obj: Object, type_: str) -> dict[str, Any] | None:
 
 
 def clone(value: Any) -> Any:
-    """A deep copy of JSON data; several times faster than copy.deepcopy because JSON has no cycles and few types."""
+    """A deep copy of JSON data. Out and in through orjson is several times faster than walking it, and far from copy.deepcopy."""
+    if isinstance(value, (dict, list)):
+        try:
+            return orjson.loads(orjson.dumps(value))
+        except TypeError:               # an integer of more than 64 bits
+            return _walk(value)
+    return value
+
+
+def _walk(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: clone(v) if isinstance(v, (dict, list)) else v for k, v in value.items()}
+        return {k: _walk(v) if isinstance(v, (dict, list)) else v for k, v in value.items()}
     if isinstance(value, list):
-        return [clone(v) if isinstance(v, (dict, list)) else v for v in value]
+        return [_walk(v) if isinstance(v, (dict, list)) else v for v in value]
     return value
