@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.controllers.conftest import ListView, drive, of, pod
+
 from kubern.controllers import endpoints, endpointslice
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.object import Object
-from tests.controllers.conftest import ListView, drive, of, pod
 
 NOW = 1893456100.0
 NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}
