@@ -16,6 +16,12 @@ from kubern.model import quantity
 from kubern.model.object import Object
 
 REJECTED = "Pod was rejected: "
+SAFE_SYSCTLS = {           # name -> the namespace that isolates it
+    "kernel.shm_rmid_forced": "ipc", "net.ipv4.ip_local_port_range": "net", "net.ipv4.tcp_syncookies": "net", "net.ipv4.ping_group_range": "net",
+    "net.ipv4.ip_unprivileged_port_start": "net", "net.ipv4.ip_local_reserved_ports": "net", "net.ipv4.tcp_keepalive_time": "net",
+    "net.ipv4.tcp_fin_timeout": "net", "net.ipv4.tcp_keepalive_intvl": "net", "net.ipv4.tcp_keepalive_probes": "net",
+    "net.ipv4.tcp_rmem": "net", "net.ipv4.tcp_wmem": "net",
+}
 
 
 def admit(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[str, str] | None:
@@ -25,6 +31,9 @@ def admit(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[s
     os_name = (spec.get("os") or {}).get("name")
     if os_name not in (None, "", "linux"):
         return "PodOSNotSupported", REJECTED + "Failed to admit pod as the OS field doesn't match node OS"
+    problem = forbidden_sysctl(spec)
+    if problem:
+        return "SysctlForbidden", f"{REJECTED}forbidden sysctl: {problem}"
     if node is None:
         return None
     labels = node["metadata"].get("labels") or {}
@@ -51,6 +60,18 @@ def admit(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[s
     if mine and any(clash(a, b) for p in there for b in host_ports(p["spec"]) for a in mine):
         return "NodePorts", REJECTED + "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
     return None
+
+
+def forbidden_sysctl(spec: Mapping[str, Any]) -> str:
+    """What is wrong with the pod's sysctls, "" if nothing."""
+    for s in (spec.get("securityContext") or {}).get("sysctls") or ():
+        name = s["name"].replace("/", ".")
+        space = SAFE_SYSCTLS.get(name)
+        if space is None:
+            return f'"{name}" not allowlisted'
+        if spec.get("hostNetwork" if space == "net" else "hostIPC"):
+            return f'"{name}" not allowed with host {space} enabled'
+    return ""
 
 
 def host_ports(spec: Mapping[str, Any]) -> Iterable[tuple[str, str, int]]:

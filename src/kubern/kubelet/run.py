@@ -21,8 +21,8 @@ from kubern.client.events import Recorder
 from kubern.client.lease import micro_time
 from kubern.client.mirror import Mirror
 from kubern.client.watch import follow
+from kubern.kubelet import collect, identity, pods, registration
 from kubern.kubelet import container as config
-from kubern.kubelet import identity, pods, registration
 from kubern.kubelet.act import Actor
 from kubern.kubelet.cgroups import Cgroups
 from kubern.kubelet.logs import ROTATE_CHECK_S, rotate
@@ -236,6 +236,7 @@ class Kubelet:
                     self.sourced.set()
                 group.create_task(self._housekeeping(), name="housekeeping")
                 group.create_task(self._rotate_logs(), name="logs")
+                group.create_task(collect.run(self), name="room")
                 self.ready.set()
         finally:
             await self._close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import re
 import shutil
 import stat
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +32,7 @@ _MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 4096, 16384, 2, 4, 8
 _MNT_DETACH = 2
 PLUGIN = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap", "secret": "kubernetes.io~secret",
           "downwardAPI": "kubernetes.io~downward-api", "projected": "kubernetes.io~projected", "csi": "kubernetes.io~csi"}
+_VARIABLE = re.compile(r"\$\(([^)]*)\)")
 RW_MASK, DIR_MASK = 0o660, 0o2110
 
 
@@ -228,9 +230,10 @@ class Volumes:
             path = v.path
             sub = m.get("subPath") or ""
             if m.get("subPathExpr"):
+                missing = [n for n in _VARIABLE.findall(m["subPathExpr"].replace("$$", "")) if n not in env]
+                if missing:
+                    raise CannotCreate(f"missing value for {quote(missing[0])}")
                 sub = expand(m["subPathExpr"], env)
-                if "$(" in sub and sub == m["subPathExpr"]:
-                    raise CannotCreate(f"subPathExpr {quote(m['subPathExpr'])} refers to variables that are not set")
             if sub:
                 if os.path.isabs(sub):
                     raise CannotCreate(f"subPath {quote(sub)} must not be an absolute path")

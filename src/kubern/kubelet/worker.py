@@ -148,6 +148,9 @@ class Worker:
         await self._cgroups()
         await self._volumes(seen)
         k.prober.add(self.pod)
+        for s in (*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())):
+            if s.get("started") and s.get("containerID", "").partition("://")[2] not in k.prober.results.readiness:
+                k.prober.nudge(self.uid, s["name"])         # do not let it wait for its next tick to become ready
         values = self.values(seen)
         self._fill_memory(seen)
         actions, pause = self._due(plan(self.pod, seen, self.memory, k.clock()))
