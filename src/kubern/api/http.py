@@ -42,6 +42,7 @@ HEAD_TIMEOUT_S = 30.0                    # from the first byte of a request to t
 BODY_TIMEOUT_S = 60.0
 IDLE_TIMEOUT_S = 300.0
 SWEEP_EVERY_S = 5.0
+LINGER_S = 0.5
 DRAIN_S = 10.0
 GZIP_FROM_BYTES = 128 * 1024
 REPEATED = ("impersonate-group", "impersonate-uid", "x-remote-user", "x-remote-group", "x-stream-protocol-version")
@@ -208,7 +209,7 @@ class Connection(asyncio.Protocol):
         self.listening.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.listening.connections.discard(self)
+        self.listening.gone(self)
         self.transport = None
         if self._watch is not None:
             self._watch.end()
@@ -383,7 +384,8 @@ class Connection(asyncio.Protocol):
         body = orjson.dumps(self._refused.status())
         head = head_bytes(self._refused.code, [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")])
         self.transport.write(head + b"\r\n" + body)
-        self.transport.close()
+        # what the client still sends is read and dropped for a moment: closing at once would reset the connection under the answer
+        asyncio.get_running_loop().call_later(LINGER_S, self._close)
 
     async def _serve(self) -> None:
         """Answers the queue in order."""
@@ -572,6 +574,12 @@ class Listening:
         self.closing = False
         self.server: asyncio.AbstractServer | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._drained: asyncio.Event | None = None
+
+    def gone(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        if self._drained is not None and not self.connections:
+            self._drained.set()
 
     @property
     def port(self) -> int:
@@ -604,9 +612,11 @@ class Listening:
                 c._close()
             elif c._watch is not None:
                 c._watch.end()
-        end = time.monotonic() + drain_s
-        while self.connections and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        if self.connections:
+            self._drained = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._drained.wait()
         for c in tuple(self.connections):
             if c.transport is not None:
                 c.transport.abort()

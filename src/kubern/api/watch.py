@@ -469,6 +469,7 @@ class _QueueSink:
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._wake = asyncio.Event()
+        self._room = asyncio.Event()
         self._finished = False
 
     def write(self, payload: bytes, framed: bytes) -> bool:
@@ -479,11 +480,13 @@ class _QueueSink:
 
     async def drain(self) -> None:
         while self._size > QUEUE_BYTES_MAX // 4 and not self._finished:
-            await asyncio.sleep(0.005)
+            self._room.clear()
+            await self._room.wait()
 
     def finish(self) -> None:
         self._finished = True
         self._wake.set()
+        self._room.set()
 
     async def get(self) -> bytes:
         """The next chunk; b"" at the end."""
@@ -498,6 +501,7 @@ class _QueueSink:
             chunk = b"".join(self._chunks)
             self._chunks.clear()
         self._size -= len(chunk)
+        self._room.set()
         return chunk
 
 

@@ -5,7 +5,7 @@ Not HTTP parsing (http.py) and not routing (handle.py).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class Stream(Protocol):
     async def close(self) -> None: ...
 
 
-Chunks = AsyncIterator[bytes]
+Chunks = AsyncIterable[bytes]
 
 
 @dataclass(slots=True)

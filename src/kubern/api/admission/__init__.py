@@ -14,6 +14,7 @@ from kubern.api.admission import (
     default_tolerations,
     escalation,
     limit_ranger,
+    mutating_policy,
     namespace_lifecycle,
     node_restriction,
     node_taint,
@@ -25,6 +26,8 @@ from kubern.api.admission import (
     service_account,
     storage,
     topology_labels,
+    validating_policy,
+    webhooks,
 )
 from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Attributes, Plugin, Reader, Step, Writer
 
@@ -51,7 +54,10 @@ ADMISSION: tuple[Plugin, ...] = (
     default_ingress_class.PLUGIN,
     topology_labels.PLUGIN,
     pod_resize.PLUGIN,
-    # admission policies and webhooks stand here
+    mutating_policy.PLUGIN,
+    webhooks.MUTATING,
+    validating_policy.PLUGIN,
+    webhooks.VALIDATING,
     resource_quota.PLUGIN,
     escalation.PLUGIN,      # no plugin upstream: its registry checks at the same moment, after mutation and before validation
 )
@@ -72,9 +78,14 @@ def _chain(a: Attributes) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
 
 
 async def mutate(a: Attributes) -> None:
-    """The mutating half of the chain."""
-    for step in _chain(a)[0]:
+    """The mutating half of the chain; once more when a policy or a webhook changed the object."""
+    steps = _chain(a)[0]
+    for step in steps:
         await step(a)
+    if a.passes is not None and a.passes.wanted:
+        a.passes.again = True
+        for step in steps:
+            await step(a)
 
 
 async def validate(a: Attributes) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kubern.model.object import Object
+from kubern.model.object import Object, clone
 from kubern.model.request import User
 from kubern.model.resource import Resource
 from kubern.model.status import StatusError, forbidden
 
 if TYPE_CHECKING:
     from kubern.api.authz import Authorizer
+    from kubern.api.forms import Served
 
 CREATE, UPDATE, DELETE, CONNECT = "CREATE", "UPDATE", "DELETE", "CONNECT"
 
@@ -28,6 +29,10 @@ class Reader(Protocol):
 
     def list(self, resource: str, namespace: str | None = None) -> Iterable[Object]: ...
 
+    def changed(self, resource: str) -> int:
+        """The revision of the newest change of a collection; 0 where there never was one."""
+        ...
+
 
 class Writer(Protocol):
     """How a plugin writes on its own behalf (quota usage): the API itself, as system:masters. client.Client is one."""
@@ -37,6 +42,50 @@ class Writer(Protocol):
 
 def _ignore(text: str) -> None:
     return None
+
+
+class Rounds:
+    """What one mutating plugin remembers of the first pass, should there be a second: whom it may ask again, and whom it must."""
+
+    def __init__(self, again: bool) -> None:
+        self.again, self.dirty = again, False
+        self._asked: set[Any] = set()            # may be asked again
+        self._due: set[Any] = set()
+        self._last: Object | None = None
+
+    def begin(self, obj: Object | None, again: bool) -> None:
+        self.again, self.dirty = again, False
+        if again and self._asked and obj != self._last:
+            self.require()
+
+    def end(self, obj: Object | None) -> None:
+        self._last = clone(obj) if self._asked and obj is not None else None
+
+    def due(self, key: Any) -> bool:
+        return not self.again or key in self._due
+
+    def invoked(self, key: Any) -> None:
+        self._asked.add(key)
+
+    def require(self) -> None:
+        """The object changed: everybody asked before is asked again in the second pass."""
+        self._due |= self._asked
+        self._asked.clear()
+
+
+class Passes:
+    """The mutating chain runs at most twice: the second time because a policy or webhook changed the object."""
+
+    def __init__(self) -> None:
+        self.again = self.wanted = False
+        self._plugins: dict[str, Rounds] = {}
+
+    def of(self, plugin: str, obj: Object | None) -> Rounds:
+        rounds = self._plugins.get(plugin)
+        if rounds is None:
+            rounds = self._plugins[plugin] = Rounds(self.again)
+        rounds.begin(obj, self.again)
+        return rounds
 
 
 @dataclass(slots=True)
@@ -56,6 +105,14 @@ class Attributes:
     authorizer: Authorizer | None = None
     writer: Writer | None = None
     audit: dict[str, str] = field(default_factory=dict)           # annotations for the audit log
+    served: Served | None = None                                  # the row with its kind and schema, to fit what webhooks and policies made
+    passes: Passes | None = None
+
+    @property
+    def rounds(self) -> Passes:
+        if self.passes is None:
+            self.passes = Passes()
+        return self.passes
 
     @property
     def what(self) -> str:

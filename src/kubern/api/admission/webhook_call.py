@@ -1,0 +1,185 @@
+"""Webhook calls: one HTTPS request to where a clientConfig leads, and its answer as JSON. Shared by admission and CRD conversion.
+
+A service is called at one of its ready endpoints, by the name NAME.NAMESPACE.svc that its certificate must bear. Connections are kept, one
+pool for each destination. Errors are in the words of Go's client. Upstream: apiserver pkg/util/webhook/client.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import random
+import ssl
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import orjson
+
+from kubern.client.http import HttpSender
+from kubern.model.invalid import quote
+from kubern.model.object import Object
+from kubern.model.request import Request
+
+SENDERS_MAX = 256
+ANSWER_MAX_BYTES = 10 * 1024 * 1024
+TIMEOUT_S = 10
+
+
+class CallFailed(Exception):
+    """No usable answer; str() says why."""
+
+
+class Services(Protocol):
+    def get(self, resource: str, namespace: str, name: str) -> Object | None: ...
+
+    def list(self, resource: str, namespace: str | None = None) -> Any: ...
+
+
+_senders: OrderedDict[tuple[Any, ...], HttpSender] = OrderedDict()
+
+
+def _endpoint(services: Services, namespace: str, name: str, port: int) -> tuple[str, int]:
+    service = services.get("services", namespace, name)
+    if service is None:
+        raise CallFailed(f"service {quote(name)} not found")
+    spec = service.get("spec") or {}
+    if spec.get("type") == "ExternalName":
+        return spec.get("externalName") or "", port
+    found = next((p for p in spec.get("ports") or () if p.get("port") == port), None)
+    if found is None:
+        raise CallFailed(f"no service port {port} found for service {quote(name)}")
+    candidates = []
+    for piece in services.list("endpointslices.discovery.k8s.io", namespace):
+        if (piece["metadata"].get("labels") or {}).get("kubernetes.io/service-name") != name:
+            continue
+        number = next((p["port"] for p in piece.get("ports") or () if p.get("port") and (p.get("name") or "") == (found.get("name") or "")), None)
+        if number is not None:
+            candidates += [(e["addresses"][0], number) for e in piece.get("endpoints") or ()
+                           if (e.get("conditions") or {}).get("ready", True) is not False and e.get("addresses")]
+    if not candidates:
+        raise CallFailed(f"no endpoints available for service {quote(name)}")
+    return random.choice(candidates)
+
+
+def _sender(url: str, address: tuple[str, int] | None, bundle: str) -> HttpSender:
+    key = (url, address, bundle)
+    sender = _senders.get(key)
+    if sender is not None:
+        _senders.move_to_end(key)
+        return sender
+    try:
+        ca = base64.b64decode(bundle) if bundle else None
+        sender = HttpSender(url, ca, address=address)
+    except (ssl.SSLError, ValueError, binascii.Error) as e:
+        raise CallFailed(f"unable to load root certificates: {e}") from None
+    _senders[key] = sender
+    if len(_senders) > SENDERS_MAX:
+        _, oldest = _senders.popitem(last=False)
+        asyncio.get_running_loop().create_task(oldest.close())
+    return sender
+
+
+async def post(client: Mapping[str, Any], body: Object, services: Services, timeout_s: int = TIMEOUT_S) -> Object:
+    """The JSON object a webhook answers with. Raises CallFailed."""
+    url, path = _target(client)
+    target = f"{url}{path}?timeout={timeout_s}s"
+    address: tuple[str, int] | None = None
+    try:
+        service = client.get("service")
+        if service is not None:
+            address = _endpoint(services, service["namespace"], service["name"], service.get("port") or 443)
+        sender = _sender(url, address, client.get("caBundle") or "")
+        request = Request("POST", path, {"timeout": [f"{timeout_s}s"]},
+                          {"content-type": "application/json", "accept": "application/json", "user-agent": "kube-apiserver-admission"},
+                          orjson.dumps(body))
+        async with asyncio.timeout(timeout_s):
+            try:
+                answer = await sender.send(request)
+            except ConnectionResetError:                 # a kept connection the other side had given up
+                answer = await sender.send(request)
+            raw = await _whole(answer.body)
+    except CallFailed as e:
+        raise CallFailed(f"Post {quote(target)}: {e}") from None
+    except TimeoutError:
+        raise CallFailed(f"Post {quote(target)}: context deadline exceeded") from None
+    except (OSError, ssl.SSLError) as e:
+        raise CallFailed(f"Post {quote(target)}: {_words(e, address or _host_port(url))}") from None
+    if not 200 <= answer.status < 300:
+        raise CallFailed(_refused(answer.status, raw))
+    try:
+        out = orjson.loads(raw)
+    except ValueError as e:
+        raise CallFailed(f"couldn't get version/kind; json parse error: {e}") from None
+    if not isinstance(out, dict):
+        raise CallFailed("couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct")
+    return out
+
+
+def _target(client: Mapping[str, Any]) -> tuple[str, str]:
+    """(https://host:port, path)."""
+    service = client.get("service")
+    if service is None:
+        u = urlsplit(client.get("url") or "")
+        return f"https://{u.netloc}", u.path
+    return (f"https://{service['name']}.{service['namespace']}.svc:{service.get('port') or 443}", "/" + (service.get("path") or "").lstrip("/"))
+
+
+async def _whole(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        out = body
+    elif isinstance(body, list):
+        out = b"".join(body)
+    else:
+        out = b""
+        async for piece in body:
+            out += piece
+            if len(out) > ANSWER_MAX_BYTES:
+                break
+    if len(out) > ANSWER_MAX_BYTES:
+        raise CallFailed("http: response body too large")
+    return out
+
+
+def _host_port(url: str) -> tuple[str, int]:
+    u = urlsplit(url)
+    return u.hostname or "", u.port or 443
+
+
+def _words(e: Exception, address: tuple[str, int]) -> str:
+    at = f"{address[0]}:{address[1]}"
+    if isinstance(e, ssl.SSLCertVerificationError):
+        why = {18: "certificate signed by unknown authority", 19: "certificate signed by unknown authority",
+               20: "certificate signed by unknown authority", 21: "certificate signed by unknown authority",
+               10: "certificate has expired or is not yet valid"}.get(e.verify_code, e.verify_message)
+        return f"tls: failed to verify certificate: x509: {why}"
+    if isinstance(e, ssl.SSLError):
+        return "http: server gave HTTP response to HTTPS client" if "WRONG_VERSION" in str(e) else f"tls: {e.reason or e}"
+    if isinstance(e, ConnectionRefusedError):
+        return f"dial tcp {at}: connect: connection refused"
+    if isinstance(e, ConnectionResetError):
+        return "EOF"
+    if e.__class__.__name__ == "gaierror":
+        return f"dial tcp: lookup {address[0]}: no such host"
+    return f"dial tcp {at}: {(e.strerror or str(e)).lower() if isinstance(e, OSError) else e}"
+
+
+def _refused(status: int, raw: bytes) -> str:
+    text = raw.decode("utf-8", "replace").strip()
+    if status == 404:
+        return "the server could not find the requested resource"
+    if status == 403:
+        return f"forbidden: {text}" if text else "forbidden"
+    if status == 401:
+        return "the server has asked for the client to provide credentials"
+    if status == 400:
+        return "the server rejected our request for an unknown reason"
+    if status == 503:
+        return "the server is currently unable to handle the request"
+    if status == 504:
+        return f"the server was unable to return a response in the time allotted, but may still be processing the request ({text})"
+    if status >= 500:
+        return f"an error on the server ({quote(text or 'unknown')}) has prevented the request from succeeding"
+    return f"the server responded with the status code {status} but did not return more information"

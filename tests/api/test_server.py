@@ -1,0 +1,287 @@
+"""The server over the memory store, in process: verbs, lists, deletion, watches. No HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+
+from kubern.api.handle import MASTERS, Server
+from kubern.api.settings import ApiSettings
+from kubern.model.request import Request
+from kubern.store.memory import MemoryStore
+
+NS = "/api/v1/namespaces/default"
+
+
+class Api:
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    async def __call__(self, method: str, path: str, body: Any = None, *, type: str = "application/json", accept: str = "application/json",
+                       headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        path, _, text = path.partition("?")
+        query: dict[str, list[str]] = {}
+        for part in text.split("&") if text else ():
+            k, _, v = part.partition("=")
+            query.setdefault(k, []).append(v)
+        data = body if isinstance(body, bytes) else b"" if body is None else orjson.dumps(body)
+        response = await self.server.handle(Request(method, path, query, {"content-type": type, "accept": accept, "user-agent": "test/1",
+                                                                          **(headers or {})}, data, user=MASTERS))
+        if not isinstance(response.body, (bytes, list)):
+            return response.status, response.body
+        raw = response.body if isinstance(response.body, bytes) else b"".join(response.body)
+        return response.status, orjson.loads(raw) if raw[:1] == b"{" else raw
+
+    async def map(self, name: str, **more: Any) -> dict[str, Any]:
+        status, obj = await self("POST", f"{NS}/configmaps", {"metadata": {"name": name, **more}})
+        assert status == 201, obj
+        return obj
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    server = Server(MemoryStore(), settings=ApiSettings(bootstrap=False))
+    await server.start()
+    out = Api(server)
+    assert (await out("POST", "/api/v1/namespaces", {"metadata": {"name": "default"}}))[0] == 201
+    yield out
+    await server.stop()
+
+
+async def test_what_is_created_can_be_read(api: Api) -> None:
+    made = await api.map("a", labels={"x": "y"})
+    assert made["metadata"]["uid"] and made["metadata"]["creationTimestamp"] and made["metadata"]["resourceVersion"]
+    status, got = await api("GET", f"{NS}/configmaps/a")
+    assert status == 200 and got == made
+    assert (await api("POST", f"{NS}/configmaps", {"metadata": {"name": "a"}}))[1]["reason"] == "AlreadyExists"
+    assert (await api("GET", f"{NS}/configmaps/b"))[1]["message"] == 'configmaps "b" not found'
+
+
+async def test_a_put_with_an_old_version_conflicts(api: Api) -> None:
+    first = await api.map("a")
+    status, second = await api("PUT", f"{NS}/configmaps/a", {**first, "data": {"k": "1"}})
+    assert status == 200 and second["metadata"]["resourceVersion"] != first["metadata"]["resourceVersion"]
+    status, why = await api("PUT", f"{NS}/configmaps/a", {**first, "data": {"k": "2"}})
+    assert status == 409 and why["reason"] == "Conflict"
+    status, third = await api("PUT", f"{NS}/configmaps/a", {"metadata": {"name": "a"}, "data": {"k": "2"}})
+    assert status == 200 and third["metadata"]["uid"] == first["metadata"]["uid"]
+
+
+async def test_a_write_that_changes_nothing_is_no_write(api: Api) -> None:
+    first = await api.map("a")
+    _, same = await api("PUT", f"{NS}/configmaps/a", first)
+    assert same["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    revision = api.server.cache.revision
+    await api("PATCH", f"{NS}/configmaps/a", {"metadata": {"name": "a"}}, type="application/merge-patch+json")
+    assert api.server.cache.revision == revision
+
+
+async def test_unconditional_patches_that_race_all_land(api: Api) -> None:
+    await api.map("a")
+    answers = await asyncio.gather(*[
+        api("PATCH", f"{NS}/configmaps/a", {"data": {f"k{i}": "v"}}, type="application/merge-patch+json") for i in range(20)])
+    assert {s for s, _ in answers} == {200}
+    assert len((await api("GET", f"{NS}/configmaps/a"))[1]["data"]) == 20
+
+
+async def test_pages_show_one_moment(api: Api) -> None:
+    for name in "abcde":
+        await api.map(name)
+    _, page = await api("GET", f"{NS}/configmaps?limit=2")
+    assert [i["metadata"]["name"] for i in page["items"]] == ["a", "b"] and page["metadata"]["remainingItemCount"] == 3
+    await api("DELETE", f"{NS}/configmaps/d")
+    await api.map("cc")
+    _, rest = await api("GET", f"{NS}/configmaps?limit=9&continue={page['metadata']['continue']}")
+    assert [i["metadata"]["name"] for i in rest["items"]] == ["c", "d", "e"]
+    assert rest["metadata"]["resourceVersion"] == page["metadata"]["resourceVersion"]
+    _, past = await api("GET", f"{NS}/configmaps?resourceVersion={page['metadata']['resourceVersion']}&resourceVersionMatch=Exact")
+    assert [i["metadata"]["name"] for i in past["items"]] == list("abcde")
+    status, why = await api("GET", f"{NS}/configmaps?resourceVersion=99999999")
+    assert status == 504 and why["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
+    assert (await api("GET", f"{NS}/configmaps?continue=nonsense"))[0] == 400
+
+
+async def test_an_expired_page_offers_an_inconsistent_rest(api: Api) -> None:
+    for name in "abc":
+        await api.map(name)
+    _, page = await api("GET", f"{NS}/configmaps?limit=1")
+    for i in range(5):
+        await api("PATCH", f"{NS}/configmaps/c", {"data": {"k": str(i)}}, type="application/merge-patch+json")
+    await api.server.store.compact(api.server.store.revision)
+    status, why = await api("GET", f"{NS}/configmaps?limit=1&continue={page['metadata']['continue']}")
+    assert status == 410 and why["reason"] == "Expired"
+    _, rest = await api("GET", f"{NS}/configmaps?continue={why['metadata']['continue']}")
+    assert [i["metadata"]["name"] for i in rest["items"]] == ["b", "c"]
+
+
+async def test_selectors(api: Api) -> None:
+    await api.map("a", labels={"x": "1"})
+    await api.map("b", labels={"x": "2"})
+    names = [i["metadata"]["name"] for i in (await api("GET", f"{NS}/configmaps?labelSelector=x%21=1".replace("%21", "!")))[1]["items"]]
+    assert names == ["b"]
+    assert [i["metadata"]["name"] for i in (await api("GET", "/api/v1/configmaps?fieldSelector=metadata.name=a"))[1]["items"]] == ["a"]
+    assert (await api("GET", f"{NS}/configmaps?fieldSelector=data=x"))[0] == 400
+
+
+async def test_finalizers_hold_an_object(api: Api) -> None:
+    await api.map("a", finalizers=["example.com/f"])
+    status, obj = await api("DELETE", f"{NS}/configmaps/a")
+    assert status == 200 and obj["metadata"]["deletionGracePeriodSeconds"] == 0
+    _, why = await api("POST", f"{NS}/configmaps", {"metadata": {"name": "a"}})
+    assert why["message"] == 'object is being deleted: configmaps "a" already exists'
+    status, _ = await api("PATCH", f"{NS}/configmaps/a", {"metadata": {"finalizers": ["example.com/f", "example.com/g"]}},
+                          type="application/merge-patch+json")
+    assert status == 422
+    assert (await api("PATCH", f"{NS}/configmaps/a", {"metadata": {"finalizers": None}}, type="application/merge-patch+json"))[0] == 200
+    assert (await api("GET", f"{NS}/configmaps/a"))[0] == 404
+
+
+async def test_delete_preconditions_and_options(api: Api) -> None:
+    await api.map("a")
+    assert (await api("DELETE", f"{NS}/configmaps/a", {"preconditions": {"uid": "x"}}))[0] == 409
+    assert (await api("DELETE", f"{NS}/configmaps/a?propagationPolicy=Nope"))[0] == 422
+    assert (await api("DELETE", f"{NS}/configmaps/a?dryRun=All"))[0] == 200
+    _, done = await api("DELETE", f"{NS}/configmaps/a")
+    assert done["status"] == "Success" and done["details"]["kind"] == "configmaps"
+
+
+async def test_generated_names_differ(api: Api) -> None:
+    names = {(await api("POST", f"{NS}/configmaps", {"metadata": {"generateName": "g-"}}))[1]["metadata"]["name"] for _ in range(20)}
+    assert len(names) == 20 and all(n.startswith("g-") and len(n) == 7 for n in names)
+
+
+async def test_bad_requests_never_break_it(api: Api) -> None:
+    for method, path, body, type_ in [
+            ("POST", f"{NS}/configmaps", b"\xff\xfe", "application/json"), ("POST", f"{NS}/configmaps", b"[" * 20000, "application/json"),
+            ("PATCH", f"{NS}/configmaps/a", b"{", "application/merge-patch+json"), ("PUT", f"{NS}/configmaps/a", b"null", "application/json"),
+            ("GET", f"{NS}/configmaps?limit=x", None, ""), ("GET", f"{NS}/configmaps?watch=1&resourceVersion=-1", None, ""),
+            ("DELETE", f"{NS}/configmaps/a", b'{"preconditions":{"uid":5}}', "application/json"), ("GET", f"{NS}/configmaps/..", None, ""),
+            ("GET", "/apis/a//b", None, ""), ("POST", "/api/v1/namespaces", b'{"metadata":{"name":7}}', "application/json")]:
+        status, _ = await api(method, path, body, type=type_)
+        assert 400 <= status < 500, (method, path, status)
+
+
+async def lines(body: AsyncIterator[bytes], count: int) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    async with asyncio.timeout(5):
+        async for chunk in body:
+            out += [orjson.loads(line) for line in chunk.splitlines()]
+            if len(out) >= count:
+                break
+    return out
+
+
+async def test_a_watch_starts_with_the_state_and_goes_on(api: Api) -> None:
+    await api.map("a")
+    _, body = await api("GET", f"{NS}/configmaps?watch=1")
+    task = asyncio.create_task(lines(body, 4))
+    await asyncio.sleep(0)
+    await api.map("b")
+    await api("PATCH", f"{NS}/configmaps/b", {"data": {"k": "v"}}, type="application/merge-patch+json")
+    await api("DELETE", f"{NS}/configmaps/a")
+    events = await task
+    assert [(e["type"], e["object"]["metadata"]["name"]) for e in events] == [
+        ("ADDED", "a"), ("ADDED", "b"), ("MODIFIED", "b"), ("DELETED", "a")]
+    revisions = [int(e["object"]["metadata"]["resourceVersion"]) for e in events]
+    assert revisions == sorted(revisions)
+
+
+async def test_initial_events_end_with_the_bookmark(api: Api) -> None:
+    await api.map("a")
+    _, body = await api("GET", f"{NS}/configmaps?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true")
+    events = await lines(body, 2)
+    assert [e["type"] for e in events] == ["ADDED", "BOOKMARK"]
+    assert events[1]["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+    assert int(events[1]["object"]["metadata"]["resourceVersion"]) >= int(events[0]["object"]["metadata"]["resourceVersion"])
+
+
+async def test_objects_come_and_go_by_the_selector(api: Api) -> None:
+    made = await api.map("a")
+    _, body = await api("GET", f"{NS}/configmaps?watch=1&resourceVersion={made['metadata']['resourceVersion']}&labelSelector=x=1")
+    task = asyncio.create_task(lines(body, 2))
+    await asyncio.sleep(0)
+    for value in ("1", "2"):
+        await api("PATCH", f"{NS}/configmaps/a", {"metadata": {"labels": {"x": value}}}, type="application/merge-patch+json")
+    events = await task
+    assert [e["type"] for e in events] == ["ADDED", "DELETED"]
+    assert events[1]["object"]["metadata"]["labels"] == {"x": "1"}
+
+
+@pytest.mark.parametrize("window", [True, False])
+async def test_a_watch_resumes_from_history(api: Api, window: bool) -> None:
+    made = await api.map("a")
+    for i in range(5):
+        await api("PATCH", f"{NS}/configmaps/a", {"data": {"k": str(i)}}, type="application/merge-patch+json")
+    collection = api.server.cache.collection("", "configmaps")
+    if not window:                      # as after a restart: only the store knows
+        collection.window.clear()
+        collection.window_after = api.server.cache.revision
+    _, body = await api("GET", f"{NS}/configmaps?watch=1&resourceVersion={made['metadata']['resourceVersion']}")
+    task = asyncio.create_task(lines(body, 6))
+    await asyncio.sleep(0.05)
+    await api("DELETE", f"{NS}/configmaps/a")
+    events = await task
+    assert [e["object"].get("data", {}).get("k") for e in events] == ["0", "1", "2", "3", "4", "4"]
+
+
+async def test_a_forgotten_revision_is_an_error_event(api: Api) -> None:
+    made = await api.map("a")
+    for i in range(3):
+        await api("PATCH", f"{NS}/configmaps/a", {"data": {"k": str(i)}}, type="application/merge-patch+json")
+    await api.server.store.compact(api.server.store.revision)
+    collection = api.server.cache.collection("", "configmaps")
+    collection.window.clear()
+    collection.window_after = api.server.cache.revision
+    status, body = await api("GET", f"{NS}/configmaps?watch=1&resourceVersion={made['metadata']['resourceVersion']}")
+    [event] = await lines(body, 1)
+    assert status == 200 and event["type"] == "ERROR" and event["object"]["code"] == 410
+
+
+async def test_a_watch_ends_in_time_and_leaves_nothing(api: Api) -> None:
+    _, body = await api("GET", f"{NS}/configmaps?watch=1&resourceVersion=0&timeoutSeconds=1")
+    assert [chunk async for chunk in body] == []
+    assert api.server.watches == 0 and not api.server.cache.collection("", "configmaps").listeners
+
+
+async def test_tables_and_metadata(api: Api) -> None:
+    await api.map("a", labels={"x": "y"})
+    _, table = await api("GET", f"{NS}/configmaps", accept="application/json;as=Table;v=v1;g=meta.k8s.io")
+    assert table["kind"] == "Table" and table["rows"][0]["cells"][0] == "a" and table["rows"][0]["object"]["kind"] == "PartialObjectMetadata"
+    _, partial = await api("GET", f"{NS}/configmaps/a", accept="application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io")
+    assert partial["kind"] == "PartialObjectMetadata" and "data" not in partial
+    assert (await api("GET", f"{NS}/configmaps", accept="text/html"))[0] == 406
+
+
+async def test_the_store_outlives_the_server(api: Api) -> None:
+    made = await api.map("a")
+    second = Server(api.server.store, settings=ApiSettings(bootstrap=False))
+    await second.start()
+    assert (await Api(second)("GET", f"{NS}/configmaps/a"))[1] == made
+    await second.stop()
+
+
+async def test_service_addresses_and_ports(api: Api) -> None:
+    async def service(name: str, **spec: Any) -> tuple[int, Any]:
+        return await api("POST", f"{NS}/services", {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}], **spec}})
+
+    _, a = await service("a", type="NodePort")
+    ip, port = a["spec"]["clusterIP"], a["spec"]["ports"][0]["nodePort"]
+    assert ip.startswith("10.96.") and 30000 <= port <= 32767
+    status, why = await service("b", clusterIP=ip)
+    assert status == 422 and why["details"]["causes"][0]["message"].endswith("provided IP is already allocated")
+    status, why = await service("b", type="NodePort", ports=[{"port": 80, "nodePort": port}])
+    assert status == 422 and why["details"]["causes"][0]["message"].endswith("provided port is already allocated")
+    assert (await api("GET", f"/apis/networking.k8s.io/v1/ipaddresses/{ip}"))[0] == 200
+    assert (await api("DELETE", f"{NS}/services/a"))[0] == 200
+    assert (await api("GET", f"/apis/networking.k8s.io/v1/ipaddresses/{ip}"))[0] == 404
+    assert (await service("b", clusterIP=ip, type="NodePort", ports=[{"port": 80, "nodePort": port}]))[0] == 201
+
+
+async def test_health(api: Api) -> None:
+    assert await api("GET", "/readyz") == (200, b"ok")
+    assert b"[+]etcd ok" in (await api("GET", "/livez?verbose="))[1]
+    assert (await api("GET", "/healthz/nope"))[0] == 404
