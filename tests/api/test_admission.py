@@ -33,6 +33,9 @@ class Cluster:
         self.objects[(resource, ns, name)] = obj
         return obj
 
+    def changed(self, resource: str) -> int:
+        return sum(r == resource for r, _, _ in self.objects)
+
     def get(self, resource: str, namespace: str, name: str) -> Object | None:
         return self.objects.get((resource, namespace, name))
 

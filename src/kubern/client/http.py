@@ -131,10 +131,14 @@ class HttpSender:
     """`send(Request) -> Response` to one server. Close it with `close()`."""
 
     def __init__(self, server: str, ca: bytes | None = None, cert: bytes | None = None, key: bytes | None = None, token: str = "",
-                 insecure: bool = False, server_name: str = "") -> None:
+                 insecure: bool = False, server_name: str = "", address: tuple[str, int] | None = None) -> None:
+        """`address`: where to connect to, if not where the name of the server leads."""
         parts = urlsplit(server)
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        if address is not None:
+            server_name = server_name or self._host
+            self._host, self._port = address
         self._base = parts.path.rstrip("/")
         self._authority = parts.netloc
         self._ssl = tls(ca, cert, key, insecure) if parts.scheme == "https" else None

@@ -36,7 +36,17 @@ GENERIC = "the server rejected our request due to an error in our request"
 
 
 class _Refused(Exception):
-    """A JSON patch that does not apply."""
+    """A JSON patch that does not apply; str() is evanphx/json-patch's text. `test`: because a test failed."""
+
+    test = False
+
+
+class _NoPath(_Refused):
+    """The path leads nowhere."""
+
+
+class _TestFailed(_Refused):
+    test = True
 
 
 class _Marks(dict[int, str]):
@@ -68,13 +78,17 @@ def patched(type_: str, original: Object, patch_body: bytes, schema: Schema, *, 
         raise _invalid(value(), f"json: cannot unmarshal {gojson.kind_of(obj)} into Go value of type {kind}")
     unknown: list[str] = []
     if not custom and schema.raw is None:
-        fault = _converter_fault(obj, schema) if shown is not None else None
-        if fault:
-            raise _invalid(value(), fault)
         try:
-            out, unknown = _tidied(obj, schema, kind)
-        except decode.Fault as e:
-            raise _invalid(value(), str(e)) from None
+            decode._struct(obj, schema)          # what fits at once needs no words
+            out = obj
+        except decode._Odd:
+            fault = _converter_fault(obj, schema) if shown is not None else None
+            if fault:
+                raise _invalid(value(), fault) from None
+            try:
+                out, unknown = decode.typed(obj, schema, root=kind)
+            except decode.Fault as e:
+                raise _invalid(value(), str(e)) from None
     else:
         out, unknown = decode.typed(obj, schema, True)
     errors = strict + unknown
@@ -85,14 +99,6 @@ def patched(type_: str, original: Object, patch_body: bytes, schema: Schema, *, 
     if not custom:
         out["apiVersion"], out["kind"] = api_version, kind
     return out, errors if validation == "Warn" else []
-
-
-def _tidied(obj: Object, schema: Schema, kind: str) -> tuple[Object, list[str]]:
-    try:
-        decode._struct(obj, schema)
-        return obj, []
-    except decode._Odd:
-        return decode.typed(obj, schema, root=kind)
 
 
 def _identity(obj: dict[str, Any], kind: str, api_version: str, value: Callable[[], str]) -> None:
@@ -202,58 +208,72 @@ def _add_strict(strict: list[str], message: str) -> None:
         strict.append(message)
 
 
+def json_patch(doc: Any, operations: list[dict[str, Any]]) -> tuple[Any, str]:
+    """A document changed in place by operations that are known to be such, and why it could not be ("" if it could, "test" if a test failed)."""
+    try:
+        return _json_patch(doc, operations, _Marks()), ""
+    except _Refused as e:
+        return doc, "test" if e.test else str(e) or "invalid operation"
+
+
 def _json_patch(doc: Any, operations: list[dict[str, Any]], marks: _Marks) -> Any:
-    copied = 0
+    copied = [0]
     marks[id(doc)] = "sorted"
     for op in operations:
         kind, path = op.get("op"), op.get("path")
         if path is None:
-            raise _Refused
-        if kind == "add":
-            holder, key = _find(doc, path, marks)
-            _add(holder, key, _raw(op.get("value"), marks))
-        elif kind == "remove":
-            holder, key = _find(doc, path, marks)
-            _take(holder, key)
-        elif kind == "replace" and path == "":
-            value = op.get("value")
-            if not isinstance(value, (dict, list)):
-                raise _Refused
-            doc = _raw(value, marks)
-        elif kind == "test" and path == "":
-            if not _same(doc, op.get("value")):
-                raise _Refused
-        elif kind == "replace":
-            holder, key = _find(doc, path, marks)
-            if isinstance(holder, dict):                 # a missing member is tolerated
-                holder[key] = _raw(op.get("value"), marks)
-            else:
-                holder[_index(holder, key)] = _raw(op.get("value"), marks)
-        elif kind == "move":
-            if op.get("from") is None:
-                raise _Refused
-            holder, key = _find(doc, op["from"], marks)
-            value = _take(holder, key)
-            holder, key = _find(doc, path, marks)
-            _add(holder, key, value)
-        elif kind == "copy":
-            if op.get("from") is None:
-                raise _Refused
-            holder, key = _find(doc, op["from"], marks)
-            value = clone(holder.get(key) if isinstance(holder, dict) else holder[_index(holder, key)])
-            copied += len(orjson.dumps(value))
-            if copied > COPIED_BYTES_MAX:
-                raise _Refused
-            holder, key = _find(doc, path, marks)
-            _add(holder, key, value)
-        elif kind == "test":
-            holder, key = _find(doc, path, marks)
-            value = holder.get(key) if isinstance(holder, dict) else holder[_index(holder, key)]
-            if not _same(value, op.get("value")):
-                raise _Refused
-        else:
-            raise _Refused
+            raise _Refused(f"{kind} operation failed to decode path: missing value")
+        try:
+            _one(doc, op, kind, path, marks, copied)
+        except _NoPath:
+            raise _Refused(f'{kind} operation does not apply: doc is missing path: "{path}": missing value') from None
+        except _Refused as e:
+            if e.test or not e.args or kind not in _OPERATIONS:
+                raise
+            raise _Refused(f"error in {kind} for path: '{path}': {e}") from None
     return doc
+
+
+_OPERATIONS = ("add", "remove", "replace", "move", "copy", "test")
+
+
+def _one(doc: Any, op: dict[str, Any], kind: Any, path: str, marks: _Marks, copied: list[int]) -> None:
+    if kind == "add":
+        holder, key = _find(doc, path, marks)
+        _add(holder, key, _raw(op.get("value"), marks))
+    elif kind == "remove":
+        holder, key = _find(doc, path, marks)
+        _take(holder, key)
+    elif kind == "replace":
+        holder, key = _find(doc, path, marks)
+        if isinstance(holder, dict):                 # a missing member is tolerated
+            holder[key] = _raw(op.get("value"), marks)
+        else:
+            holder[_index(holder, key)] = _raw(op.get("value"), marks)
+    elif kind == "move":
+        if op.get("from") is None:
+            raise _Refused
+        holder, key = _find(doc, op["from"], marks)
+        value = _take(holder, key)
+        holder, key = _find(doc, path, marks)
+        _add(holder, key, value)
+    elif kind == "copy":
+        if op.get("from") is None:
+            raise _Refused
+        holder, key = _find(doc, op["from"], marks)
+        value = clone(holder.get(key) if isinstance(holder, dict) else holder[_index(holder, key)])
+        copied[0] += len(orjson.dumps(value))
+        if copied[0] > COPIED_BYTES_MAX:
+            raise _Refused
+        holder, key = _find(doc, path, marks)
+        _add(holder, key, value)
+    elif kind == "test":
+        holder, key = _find(doc, path, marks)
+        value = holder.get(key) if isinstance(holder, dict) else holder[_index(holder, key)]
+        if not _same(value, op.get("value")):
+            raise _TestFailed(f"testing value {path} failed: test failed")
+    else:
+        raise _Refused(f"Unexpected kind: {kind}")
 
 
 def _raw(value: Any, marks: _Marks) -> Any:
@@ -272,7 +292,7 @@ def _find(doc: Any, pointer: str, marks: _Marks) -> tuple[Any, str]:
     """(the object or list that holds the target, its key). A pointer without a leading slash loses its first part, as upstream's does."""
     parts = pointer.split("/")
     if len(parts) < 2:
-        raise _Refused
+        raise _NoPath
     holder = doc
     for part in parts[1:-1]:
         if isinstance(holder, dict):
@@ -280,7 +300,7 @@ def _find(doc: Any, pointer: str, marks: _Marks) -> tuple[Any, str]:
         else:
             below = holder[_index(holder, _unescape(part))]
         if not isinstance(below, (dict, list)):
-            raise _Refused
+            raise _NoPath
         holder = below
         if isinstance(holder, dict):
             marks[id(holder)] = "sorted"
@@ -294,7 +314,7 @@ def _unescape(part: str) -> str:
 def _number(key: str) -> int:
     digits = key[1:] if key[:1] in ("+", "-") else key
     if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
-        raise _Refused
+        raise _Refused(f'strconv.Atoi: parsing "{key}": invalid syntax')
     return int(key)
 
 
@@ -304,7 +324,7 @@ def _index(items: list[Any], key: str) -> int:
     if i < 0:
         i += len(items)
     if not 0 <= i < len(items):
-        raise _Refused
+        raise _Refused(f"Unable to access invalid index: {key}: invalid index referenced")
     return i
 
 
@@ -318,14 +338,14 @@ def _add(holder: Any, key: str, value: Any) -> None:
         if i < 0:
             i += len(holder) + 1
         if not 0 <= i <= len(holder):
-            raise _Refused
+            raise _Refused(f"Unable to access invalid index: {key}: invalid index referenced")
         holder.insert(i, value)
 
 
 def _take(holder: Any, key: str) -> Any:
     if isinstance(holder, dict):
         if key not in holder:
-            raise _Refused
+            raise _Refused(f"Unable to remove nonexistent key: {key}: missing value")
         return holder.pop(key)
     return holder.pop(_index(holder, key))
 
