@@ -58,9 +58,9 @@ def test_two_containers_of_a_pod_meet_on_localhost(c: Any) -> None:
 
 
 def test_logs_and_streams(c: Any) -> None:
-    make(c, pod("s", shell("echo one; echo two >&2; sleep 1000")))
+    make(c, pod("s", shell("echo one; sleep 0.3; echo two >&2; sleep 1000")))
     c.wait("pod/s")
-    assert c.kubectl("logs", "s") == "one\ntwo\n"
+    c.until(lambda: c.kubectl("logs", "s") == "one\ntwo\n", "the log is not there")
     assert c.kubectl("logs", "s", "--tail=1") == "two\n"
     assert c.kubectl("exec", "-i", "s", "--", "cat", stdin="x" * 100_000) == "x" * 100_000
     done = subprocess.run([c_path(), "exec", "s", "--", "sh", "-c", "exit 7"], env=c.env, capture_output=True, text=True, timeout=30)
