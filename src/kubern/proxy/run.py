@@ -129,7 +129,10 @@ class Proxy:
             fronts = self.udp_fronts(self._udp_changed)
             self._udp_changed = set()
             for family, rows in fronts.items():
-                await asyncio.to_thread(conntrack.forget, rows, family)
+                try:
+                    await asyncio.to_thread(conntrack.forget, rows, family)
+                except OSError as e:
+                    log.warning("conntrack: %s", e)
         if self.health:
             await self.health.set(self.checks())
 
