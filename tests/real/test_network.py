@@ -366,6 +366,24 @@ def test_containerd_and_agent_come_back_and_traffic_goes_on(bed: Bed, loop_: asy
     loop_.run_until_complete(go())
 
 
+def test_the_agent_is_started_anew_on_request(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        unit = bed.units["na"]
+
+        def agent() -> int:
+            me = next(iter(node._children_of(unit.pid)))
+            return next((c for c in node._children_of(me) if b"net_agent" in _cmdline(Path(f"/proc/{c}"))), 0)
+        before = agent()
+        node.restart_agent(unit)
+        async def another() -> bool:
+            return agent() not in (0, before)
+        await until(another, 5)
+        async def answers() -> bool:
+            return bool(await bed.get("c1", "http://web"))
+        await until(answers)
+    loop_.run_until_complete(go())
+
+
 def await_pods(bed: Bed) -> bool:
     """The machine itself reaches the pods while containerd is down."""
     import urllib.request

@@ -252,6 +252,14 @@ def stop_unit(unit: Unit, kill: bool = False) -> None:
         _await_end(unit, STOP_S)
 
 
+def restart_agent(unit: Unit) -> None:
+    """Has the unit's agent started anew, for instance with upgraded code; pods, routes and rules stay."""
+    supervisor = unit.pid if unit.config.host else next(iter(_children_of(unit.pid)), 0)
+    if supervisor:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGHUP)
+
+
 def _await_end(unit: Unit, seconds: float) -> None:
     end = time.monotonic() + seconds
     p = _children.get(unit.pid)

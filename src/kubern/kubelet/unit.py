@@ -1,9 +1,9 @@
 """Unit: the supervisor of a node unit, PID 1 of its pid namespace (`kubern _node CONFIG.json`, a hidden command).
 
 It waits for its network interface, sets it up, then keeps two children alive: containerd, and the agent (kubelet, proxy and
-node-local DNS in one Python process). It reaps orphans (shims of a dead containerd) and ends on SIGTERM. Its death ends
-everything in the unit: that is the pid namespace's work. Only the standard library is imported here: it lives as long as the
-node does. Not how a unit is made or unmade: that is node.py, outside of it.
+node-local DNS in one Python process). It reaps orphans (shims of a dead containerd), starts the agent anew on SIGHUP (after an upgrade)
+and ends on SIGTERM. Its death ends everything in the unit: that is the pid namespace's work. Only the standard library is imported
+here: it lives as long as the node does. Not how a unit is made or unmade: that is node.py, outside of it.
 """
 
 from __future__ import annotations
@@ -159,7 +159,14 @@ def keep(children: list[Child], env: dict[str, str], watched: tuple[signal.Signa
         got = signal.sigtimedwait(watched, max(0.0, min([LOG_CHECK_S, *waiting])))
         if got is None:
             continue
-        if got.si_signo != signal.SIGCHLD:
+        if got.si_signo == signal.SIGHUP:
+            say("SIGHUP: starting the agent anew")
+            for c in children:
+                if c.name == "agent" and c.pid:
+                    c.started_s -= STEADY_S                             # it is not to blame: no backoff
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(c.pid, signal.SIGTERM)
+        elif got.si_signo != signal.SIGCHLD:
             say(f"signal {got.si_signo}: stopping")
             stop(children, watched)
             return 0
