@@ -148,7 +148,10 @@ class Checker:
             for a in node.args:
                 self.check(a)
             return self.error(node.pos, f"undeclared reference to '{node.name}' (in container '')")
-        return self.resolve(node, overloads, [self.check(a) for a in node.args], False)
+        args = [self.check(a) for a in node.args]
+        if len(args) == 2:
+            args = [_filled(node.args[0], args[0], args[1]), _filled(node.args[1], args[1], args[0])]
+        return self.resolve(node, overloads, args, False)
 
     def _method(self, node: Node) -> Type:
         head = dotted(node.args[0])
@@ -177,6 +180,7 @@ class Checker:
 
     def _cond(self, node: Node) -> Type:
         test, then, other = (self.check(a) for a in node.args)
+        then, other = _filled(node.args[1], then, other), _filled(node.args[2], other, then)
         if assignable("bool", test, {}):
             bound: dict[str, Type] = {}
             if assignable(("param", "A"), then, bound) and assignable(("param", "A"), other, bound):
@@ -319,3 +323,10 @@ class Checker:
             return self.error(node.pos, f"found no matching overload for 'hasValue' applied to '{text(t)}.()'")
         made = self._inside(node.args[1], {node.value: inner})
         return made if node.name == "optFlatMap" else ("optional_type", made)
+
+
+def _filled(node: Node, t: Type, other: Type) -> Type:
+    """The type of one of two alternatives: an empty list or map is of whatever type the other one is."""
+    if node.op in ("list", "map") and not node.args and isinstance(t, tuple) and isinstance(other, tuple) and t[0] == other[0]:
+        return other
+    return t
