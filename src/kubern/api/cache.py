@@ -25,8 +25,8 @@ ROOT = "/registry/"
 
 
 def body_of(value: bytes, revision: int) -> bytes:
-    """The stored value as the cache keeps it."""
-    return (_HEAD % revision) + value
+    """The stored value as the cache keeps it; revision 0: of a dry run, which has none."""
+    return (_HEAD % revision) + value if revision else b'"metadata":{' + value
 
 
 def value_of(obj: Object) -> bytes:

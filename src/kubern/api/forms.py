@@ -151,7 +151,7 @@ class TableForm(Form):
         return table.table(s.kind, [s.shown(i) for i in items], meta, self.include, time.time(), headers, self.version)
 
     def one(self, item: Item) -> bytes:
-        return orjson.dumps(self.table([item], {"resourceVersion": str(item.revision)}))
+        return orjson.dumps(self.table([item], {"resourceVersion": str(item.revision)} if item.revision else {}))
 
     def list(self, items: Iterable[Item], meta: bytes) -> list[bytes]:
         return [orjson.dumps(self.table(items, orjson.loads(b'{"resourceVersion":"' + meta))) + b"\n"]
