@@ -33,6 +33,7 @@ NAME = "default-scheduler"
 BINDINGS_MAX = 128
 SLICE_S = 0.004                      # decide for so long before letting others run
 LEFTOVERS_S = 30.0
+REPORTS_PER_S, REPORTS_BURST = 100.0, 200   # refusals told in conditions and events; when thousands wait, telling must not slow placing down
 CLAIM_BIND_S = 600.0                 # how long a placed pod waits for its volumes
 POD = by_kind[("v1", "Pod")]
 READS = ("pods", "nodes", "namespaces", "services", "replicationcontrollers", "replicasets.apps", "statefulsets.apps",
@@ -55,6 +56,8 @@ class Scheduler:
         self.nominated: dict[tuple[str, str], tuple[str, PodInfo]] = {}
         self.promised: dict[str, str] = {}                                  # volume -> uid of the claim it was given to
         self.allocating: dict[str, Any] = {}                                # uid of a claim -> its allocation, on the way to the API
+        self.untold: dict[tuple[str, str], tuple[PodInfo, str]] = {}        # refusals to be told, the newest of each pod
+        self.telling = asyncio.Event()
         self.wake = asyncio.Event()
         self.slots = asyncio.Semaphore(BINDINGS_MAX)
         self.tasks: set[asyncio.Task[None]] = set()
@@ -218,6 +221,7 @@ class Scheduler:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.speaker.run(), name="scheduler events")
             group.create_task(self._leftovers(), name="scheduler leftovers")
+            group.create_task(self._tell(), name="scheduler refusals")
             await self._loop()
 
     async def _leftovers(self) -> None:
@@ -417,10 +421,34 @@ class Scheduler:
             text = rejection.text(tail)
         if not nominate and self.nominated.pop(p.key, None) is not None:
             nominate = "-"
-        self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
         self.queue.park(queued, plugins or {"NodeAdded"}, now)
         self.wake.set()
-        await self._condition(p, text, nominate)
+        if nominate:
+            self.untold.pop(p.key, None)
+            self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
+            await self._condition(p, text, nominate)
+        else:
+            self.untold[p.key] = (p, text)
+            self.telling.set()
+
+    async def _tell(self) -> None:
+        """Write refusals as conditions and events, at a bounded rate."""
+        tokens, at = float(REPORTS_BURST), self.clock()
+        while True:
+            if not self.untold:
+                self.telling.clear()
+                await self.telling.wait()
+            now = self.clock()
+            tokens, at = min(REPORTS_BURST, tokens + max(0.0, now - at) * REPORTS_PER_S), now
+            if tokens < 1:
+                await asyncio.sleep((1 - tokens) / REPORTS_PER_S)
+                continue
+            tokens -= 1
+            key = next(iter(self.untold))
+            p, text = self.untold.pop(key)
+            if key in self.queue.pods:                       # else it has been placed or deleted meanwhile
+                self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
+                await self._condition(p, text, "")
 
     async def _condition(self, p: PodInfo, text: str, nominate: str) -> None:
         status = p.pod.get("status") or {}
