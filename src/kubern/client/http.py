@@ -36,7 +36,7 @@ class _Connection:
         self.parser = httptools.HttpResponseParser(self)
         self.headers: list[tuple[str, str]] = []
         self.chunks: deque[bytes] = deque()
-        self.head_done = self.complete = False
+        self.head_done = self.complete = self.keep = False
         self.rest = b""
 
     # parser callbacks
@@ -51,6 +51,7 @@ class _Connection:
 
     def on_message_complete(self) -> None:
         self.complete = True
+        self.keep = self.parser.should_keep_alive()      # known only here: the parser forgets
 
     async def feed(self) -> None:
         """Reads once from the connection into the parser."""
@@ -153,6 +154,9 @@ class HttpSender:
         if status == 101:
             raw = _Raw(connection)
             return Response(101, headers, upgrade=lambda stream: couple(stream, raw))
+        if request.method == "HEAD":
+            connection.close()                           # the parser would wait for the body
+            return Response(status, headers)
         if connection.complete:
             body = b"".join(connection.chunks)
             self._give_back(connection)
@@ -224,10 +228,9 @@ class HttpSender:
             lines.append(f"authorization: Bearer {self._token}")
         if request.body or request.method in ("POST", "PUT", "PATCH"):
             lines.append(f"content-length: {len(request.body)}")
-        head = "\r\n".join(lines)
-        if "\n" in head.replace("\r\n", ""):
+        if any("\n" in line or "\r" in line for line in lines):
             raise ValueError("a header holds a line break")
-        return head.encode("utf-8") + b"\r\n\r\n" + request.body
+        return "\r\n".join(lines).encode("utf-8") + b"\r\n\r\n" + request.body
 
     async def _stream(self, connection: _Connection) -> AsyncIterator[bytes]:
         """The body as it comes. Leaving it early closes the connection."""
@@ -244,7 +247,7 @@ class HttpSender:
         self._give_back(connection)
 
     def _give_back(self, connection: _Connection) -> None:
-        if self._closed or not connection.parser.should_keep_alive() or len(self._idle) >= IDLE_CONNECTIONS_MAX:
+        if self._closed or not connection.keep or len(self._idle) >= IDLE_CONNECTIONS_MAX:
             connection.close()
             return
         connection.fresh = False

@@ -18,6 +18,7 @@ from kubern.model.status import StatusError
 log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.2, 30.0
+SHORT_WATCH_S = 1.0                     # a watch that ends sooner and brought nothing counts as a failure
 WATCH_MIN_S = 300                       # a watch is asked to end after 1 to 2 times this, so that servers can shed load
 
 Replace = Callable[[list[Object], int], None]           # (all objects, revision)
@@ -27,6 +28,7 @@ Apply = Callable[[str, Object], None]                   # (event type, object); 
 async def follow(client: Client, resource: Resource, replace: Replace, apply: Apply, *, namespace: str = "", labels: str = "",
                  fields: str = "", metadata_only: bool = False, jitter: Callable[[], float] = random.random) -> None:
     """Runs until cancelled. `replace` is called after each list, `apply` for each event after it."""
+    loop = asyncio.get_running_loop()
     revision = ""
     delay = 0.0
     while True:
@@ -37,8 +39,10 @@ async def follow(client: Client, resource: Resource, replace: Replace, apply: Ap
                 replace(items, int(revision or 0))
             events = client.watch(resource, namespace, revision=revision, labels=labels, fields=fields, metadata_only=metadata_only,
                                   timeout_s=int(WATCH_MIN_S * (1 + jitter())))
+            started, empty = loop.time(), True
             try:
                 async for batch in events:
+                    empty = False
                     for type_, obj in batch:
                         if type_ == "ERROR":
                             raise StatusError(int(obj.get("code") or 500), obj.get("reason") or "", obj.get("message") or "")
@@ -47,6 +51,8 @@ async def follow(client: Client, resource: Resource, replace: Replace, apply: Ap
                     delay = 0.0
             finally:
                 await events.aclose()   # type: ignore[attr-defined]
+            if empty and loop.time() - started < SHORT_WATCH_S:
+                raise EOFError("the watch ended at once")
         except StatusError as e:
             if e.code == 410 or e.reason in ("Expired", "Gone") or (e.code == 504 and "Too large resource version" in e.message):
                 revision = ""
