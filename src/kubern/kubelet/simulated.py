@@ -585,6 +585,17 @@ class Hollow:
         self.runtime.end_container(id_, code)
         self._wake(uid)
 
+    async def _write(self, pod: Object, uid: str, status: dict[str, Any], diff: dict[str, Any]) -> Object:
+        """A whole update costs the server half of a patch; when somebody else has written meanwhile it is a patch after all."""
+        meta = pod["metadata"]
+        try:
+            return await self.client.update({**pod, "apiVersion": "v1", "kind": "Pod", "status": status}, "status")
+        except StatusError as e:
+            if e.code != 409:
+                raise
+        return await self.client.patch(PODS, meta["namespace"], meta["name"], {"metadata": {"uid": uid}, "status": diff}, "strategic",
+                                       subresource="status")
+
     def _later(self, one: _Pod, uid: str, seconds: float) -> None:
         if one.timer is not None:
             one.timer.cancel()
@@ -614,8 +625,7 @@ class Hollow:
         if not diff or status == one.reported:
             return
         meta = pod["metadata"]
-        made = await self.client.patch(PODS, meta["namespace"], meta["name"], {"metadata": {"uid": uid}, "status": diff}, "strategic",
-                                       subresource="status")
+        made = await self._write(pod, uid, status, diff)
         one.reported = status
         if status["phase"] in ("Succeeded", "Failed") and not one.ended:
             one.ended = True
