@@ -144,3 +144,9 @@ def test_chains_and_sets_of_affinity_go_when_it_goes() -> None:
 def test_skeleton_names_the_ranges_of_its_family_only() -> None:
     s = Settings(Node("n1"), ("10.244.0.0/16", "fd00:244::/56"), ("10.96.0.0/16",))
     assert "fd00" not in skeleton(s, 4) and "10.244" not in skeleton(s, 6)
+
+
+def test_old_spellings_of_addresses_become_plain() -> None:
+    p = render_service(service(externalIPs=["198.051.100.007", "rubbish"]), [slice_("web", [endpoint("010.244.001.002")])], S)
+    assert set(keys(p, "services")) == {"10.96.0.20 . tcp . 80", "198.51.100.7 . tcp . 80"}
+    assert set(keys(p, "endpoints").values()) == {"10.244.1.2 . 8080"}

@@ -5,10 +5,10 @@ Not the protocol (codec.py) and not the decision what to answer (answer.py). Sou
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from kubern.model.addresses import parse_ip
 from kubern.model.object import Object
 
 SERVICE_LABEL = "kubernetes.io/service-name"
@@ -133,7 +133,7 @@ class Records:
             for e in s.get("endpoints") or ():
                 if (e.get("conditions") or {}).get("ready") is False:
                     continue
-                for ip in e.get("addresses") or ():
+                for ip in (str(a) for a in map(parse_ip, e.get("addresses") or ()) if a):
                     label = (e.get("hostname") or dashed(ip)).lower()
                     have = found.get((label, ip))
                     found[label, ip] = Backend(label, ip, tuple(dict.fromkeys((*have.ports, *ports))) if have else ports)
@@ -153,4 +153,4 @@ def cluster_ips(service: Object) -> list[str]:
     if spec.get("type") == "ExternalName":
         return []
     ips = spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else [])
-    return [str(ipaddress.ip_address(i)) for i in ips if i and i != "None"]
+    return [str(a) for a in (parse_ip(i) for i in ips if i and i != "None") if a]

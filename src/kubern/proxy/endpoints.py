@@ -6,10 +6,12 @@ hints), EndpointSlice API.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kubern.model.addresses import parse_ip
 from kubern.model.object import Object
 
 
@@ -43,6 +45,18 @@ class Node:
     addresses: tuple[str, ...] = ()
 
 
+def plain(text: str, family: int) -> str:
+    """An address as nft takes it, "" if it is none of the family; the common case costs one system-library call."""
+    try:
+        if family == 4:
+            socket.inet_pton(socket.AF_INET, text)
+            return text
+    except OSError:
+        pass
+    address = parse_ip(text)
+    return str(address) if address and address.version == family else ""
+
+
 def collect(slices: Iterable[Object], port: Mapping[str, Any], family: int, node: str) -> list[Endpoint]:
     """The endpoints that slices of one service give for one service port (matched by name and protocol), sorted, no address twice."""
     wanted_type = "IPv6" if family == 6 else "IPv4"
@@ -55,14 +69,14 @@ def collect(slices: Iterable[Object], port: Mapping[str, Any], family: int, node
             if (p.get("name") or "") != name or (p.get("protocol") or "TCP") != protocol or not p.get("port"):
                 continue
             for e in s.get("endpoints") or ():
-                addresses = e.get("addresses") or ()
-                if not addresses:
+                address = plain((e.get("addresses") or ("",))[0], family)
+                if not address:
                     continue
                 c = e.get("conditions") or {}
                 hints = e.get("hints") or {}
                 ready = c.get("ready") is not False
                 serving = c.get("serving")
-                new = Endpoint(addresses[0], p["port"], ready, ready if serving is None else bool(serving), bool(c.get("terminating")),
+                new = Endpoint(address, p["port"], ready, ready if serving is None else bool(serving), bool(c.get("terminating")),
                                e.get("nodeName") == node, tuple(z["name"] for z in hints.get("forZones") or ()),
                                tuple(n["name"] for n in hints.get("forNodes") or ()))
                 key = (new.ip, new.port)

@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from kubern.model.addresses import parse_cidr
 from kubern.model.object import Object
 from kubern.model.selector import from_label_selector
 from kubern.proxy.ruleset import Element, Name, Part
@@ -181,10 +182,13 @@ def _places(out: _Out, world: _World, namespace: str, peer: dict[str, Any], side
     """Matches for one `from`/`to` entry; one a family."""
     block = peer.get("ipBlock")
     if block:
-        ip = "ip6" if ":" in block["cidr"] else "ip"
-        net = ipaddress.ip_network(block["cidr"], strict=False)
+        parsed = parse_cidr(block["cidr"])
+        if parsed is None:
+            return []
+        net = parsed[1]
+        ip = "ip6" if net.version == 6 else "ip"
         match = f"{ip} {side} {net}" if net.prefixlen else f"meta nfproto {'ipv6' if ip == 'ip6' else 'ipv4'}"
-        excepted = sorted({ipaddress.ip_network(e, strict=False) for e in block.get("except") or ()}, key=str)
+        excepted = [p[1] for p in map(parse_cidr, block.get("except") or ()) if p and p[1].version == net.version]
         merged = list(ipaddress.collapse_addresses(excepted))  # type: ignore[type-var]
         return [f"{match} {ip} {side} != {{ {', '.join(map(str, merged))} }}" if merged else match]
     key = [namespace if "namespaceSelector" not in peer else "", peer]

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kubern.model.addresses import parse_cidr, parse_ip
 from kubern.model.object import Object
 from kubern.proxy.endpoints import Chosen, Endpoint, Node, choose, collect
 from kubern.proxy.ruleset import EMPTY, Element, Name, Part
@@ -214,12 +215,15 @@ def affinity_seconds(spec: dict[str, Any]) -> int:
 def addresses(service: Object, family: int) -> tuple[str, list[str], list[str]]:
     """(cluster IP or "", external IPs, load balancer VIPs) of one family."""
     spec = service["spec"]
-    ips = spec.get("clusterIPs") or [spec.get("clusterIP")]
-    cluster = next((i for i in ips if i and i != "None" and family_of(i) == family), "")
-    external = [i for i in spec.get("externalIPs") or () if family_of(i) == family]
     ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
-    vips = [i["ip"] for i in ingress if i.get("ip") and i.get("ipMode", "VIP") != "Proxy" and family_of(i["ip"]) == family]
-    return cluster, external, vips
+    cluster = _of_family(spec.get("clusterIPs") or [spec.get("clusterIP")], family)
+    vips = _of_family((i.get("ip") for i in ingress if i.get("ipMode", "VIP") != "Proxy"), family)
+    return (cluster[0] if cluster else ""), _of_family(spec.get("externalIPs") or (), family), vips
+
+
+def _of_family(texts: Iterable[str | None], family: int) -> list[str]:
+    """Those that are addresses of the family, spelled as nft takes them (old objects may have leading zeros)."""
+    return [str(a) for a in (parse_ip(t) for t in texts if t) if a and a.version == family]
 
 
 def policies(spec: dict[str, Any], external: bool) -> tuple[bool, bool]:
@@ -295,8 +299,8 @@ def _render_port(service: Object, port: dict[str, Any], family: int, slices: lis
 
 def _source_ranges(b: _Builder, spec: dict[str, Any], vips: list[str], key: Any, s: Settings, family: int) -> None:
     """loadBalancerSourceRanges: only the load balancer's addresses are guarded, not node ports or cluster IPs."""
-    ranges = [r.strip() for r in spec.get("loadBalancerSourceRanges") or ()]
-    nets = [ipaddress.ip_network(r, strict=False) for r in ranges if family_of(r) == family]
+    parsed = [parse_cidr(r.strip()) for r in spec.get("loadBalancerSourceRanges") or ()]
+    nets = [p[1] for p in parsed if p and p[1].version == family]
     if not vips or not nets or any(n.prefixlen == 0 for n in nets):
         return
     allowed = [str(n) for n in ipaddress.collapse_addresses(nets)]  # type: ignore[type-var]
