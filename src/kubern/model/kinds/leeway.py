@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 
 from kubern.model.kinds.labels import selector_is_valid
-from kubern.model.kinds.pod_resources import is_huge_page, is_sidecar
 from kubern.model.kinds.placement import REQUIRED, bad_values_in_terms, match_label_keys, pod_affinity_terms, pod_term_selectors
+from kubern.model.kinds.pod_resources import is_huge_page, is_sidecar
 from kubern.model.object import Object
 from kubern.model.quantity import QuantityError, parse
 

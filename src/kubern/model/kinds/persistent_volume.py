@@ -320,11 +320,9 @@ def _claim_changes(new: Object, old: Object) -> Errors:
         resources = spec.get("resources") or {}
         if resources.get("requests") is not None:
             munged["resources"] = {**resources, "requests": {**resources["requests"], "storage": _storage(before, "resources", "requests")}}
-        for field in ("volumeAttributesClassName",):
-            if before.get(field) is not None:
-                munged[field] = before[field]
-            else:
-                munged.pop(field, None)
+        munged.pop("volumeAttributesClassName", None)
+        if before.get("volumeAttributesClassName") is not None:
+            munged["volumeAttributesClassName"] = before["volumeAttributesClassName"]
     if not semantic_equal(munged, was):
         shown = difference(struct("PersistentVolumeClaimSpec", was), struct("PersistentVolumeClaimSpec", munged))
         yield forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n" + shown)

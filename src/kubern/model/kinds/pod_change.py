@@ -14,10 +14,10 @@ from kubern.model.kinds.equal import semantic_equal
 from kubern.model.kinds.internal_form import difference, pod_spec
 from kubern.model.kinds.labels import annotations_of
 from kubern.model.kinds.leeway import FOR_POD, Leeway, leeway
+from kubern.model.kinds.placement import only_added_tolerations, only_tightened_node_affinity
 from kubern.model.kinds.pod_prepare import spec_of
 from kubern.model.kinds.pod_security import APPARMOR_CONTAINER, annotations_match_fields
 from kubern.model.kinds.pod_spec import MIRROR, validate_pod_annotations, validate_pod_spec
-from kubern.model.kinds.placement import only_added_tolerations, only_tightened_node_affinity
 from kubern.model.object import Object, meta
 
 Errors = Iterator[FieldError]

@@ -19,10 +19,10 @@ from kubern.model.kinds.containers import Surroundings, validate_containers
 from kubern.model.kinds.internal_form import struct
 from kubern.model.kinds.labels import messages, validate_annotations, validate_labels
 from kubern.model.kinds.leeway import DELETION_COST, FOR_TEMPLATE, Leeway, deletion_cost_is_bad
+from kubern.model.kinds.placement import validate_affinity, validate_tolerations, validate_topology_spread
 from kubern.model.kinds.pod_resources import is_huge_page, sum_containers
 from kubern.model.kinds.pod_security import annotations_match_fields, containers_with_path, profile_annotations
 from kubern.model.kinds.resource_rules import pod_resource_name, requirements
-from kubern.model.kinds.placement import validate_affinity, validate_tolerations, validate_topology_spread
 from kubern.model.kinds.volumes import validate_volumes
 from kubern.model.object import Object
 from kubern.model.quantity import compare, parse
