@@ -208,8 +208,8 @@ def default_resource_list(amounts: dict[str, Any] | None) -> None:
 
 
 def _requests_from_limits(c: Object) -> None:
-    resources = c.get("resources")
-    limits = resources.get("limits") if resources else None
+    resources = c.get("resources") or {}
+    limits = resources.get("limits")
     if limits:
         requests = resources.get("requests")
         if requests is None:
