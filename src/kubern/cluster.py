@@ -192,13 +192,29 @@ async def nodes(ctx: Context) -> AsyncIterator[None]:
         yield                                                # units go on without us: pods keep serving
 
 
+@asynccontextmanager
+async def metrics(ctx: Context) -> AsyncIterator[None]:
+    """metrics.k8s.io, for kubectl top and the autoscaler."""
+    from kubern.metrics_api import MetricsApi
+
+    assert ctx.server is not None
+    certificate = ctx.pki.clients["apiserver-kubelet-client"]
+    api = MetricsApi(ctx.client(MASTERS, "metrics-server"), certificate.cert_path.read_bytes(), certificate.key_path.read_bytes(), ctx.clock)
+    await api.mount(ctx.server.extra_paths, ctx.server.remote_rows)
+    try:
+        yield
+    finally:
+        await api.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Role:
     name: str
     run: Callable[[Context], Any]
 
 
-ROLES: tuple[Role, ...] = (Role("api", api), Role("controllers", controllers), Role("scheduler", scheduler), Role("nodes", nodes))
+ROLES: tuple[Role, ...] = (Role("api", api), Role("controllers", controllers), Role("scheduler", scheduler), Role("metrics", metrics),
+                           Role("nodes", nodes))
 
 
 # --- parts of roles ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -17,7 +18,8 @@ import orjson
 from kubern.client.client import Client, read_body
 from kubern.client.http import HttpSender
 from kubern.model.object import Object
-from kubern.model.request import Request, Response
+from kubern.model.request import Request, Response, User
+from kubern.model.resource import Resource
 from kubern.model.resources import by_path
 from kubern.model.selector import parse_labels
 from kubern.model.status import StatusError, not_found
@@ -30,14 +32,21 @@ PREFIX = f"/apis/{GROUP}"
 FRESH_S, ASK_TIMEOUT_S, ASK_AT_ONCE = 10.0, 5.0, 16
 WINDOW = "10s"
 NODES, PODS = by_path["", "v1", "nodes"], by_path["", "v1", "pods"]
+API_SERVICES = by_path["apiregistration.k8s.io", "v1", "apiservices"]
 RESOURCES = [
     {"name": "nodes", "singularName": "", "namespaced": False, "kind": "NodeMetrics", "verbs": ["get", "list"]},
     {"name": "pods", "singularName": "", "namespaced": True, "kind": "PodMetrics", "verbs": ["get", "list"]},
 ]
 API_SERVICE: Object = {
     "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": f"{VERSION}.{GROUP}"},
-    "spec": {"group": GROUP, "version": VERSION, "groupPriorityMinimum": 100, "versionPriority": 100},
+    "spec": {"group": GROUP, "version": VERSION, "groupPriorityMinimum": 100, "versionPriority": 100, "insecureSkipTLSVerify": True,
+             "service": {"namespace": "kube-system", "name": "metrics-server", "port": 443}},
 }
+ROWS = [Resource(GROUP, VERSION, "nodes", "NodeMetrics", namespaced=False, verbs=("get", "list"), custom=True),
+        Resource(GROUP, VERSION, "pods", "PodMetrics", verbs=("get", "list"), custom=True)]
+AVAILABLE = {"type": "Available", "status": "True", "reason": "Passed", "message": "all checks passed"}
+
+Path = Callable[[Request, User], Awaitable[Response]]
 
 
 class MetricsApi:
@@ -56,6 +65,27 @@ class MetricsApi:
             return _json(await self._answer(request))
         except StatusError as e:
             return _json(e.status(), e.code)
+
+    async def mount(self, paths: dict[str, Path], rows: dict[tuple[str, str], list[Resource]]) -> None:
+        """Takes its place in an API server's tables of further paths and rows, and makes its APIService, so that discovery lists the group."""
+        others = paths.get("aggregate")
+        rows[GROUP, VERSION] = ROWS
+
+        async def serve(request: Request, user: User) -> Response:
+            if request.path == PREFIX or request.path.startswith(PREFIX + "/") or others is None:
+                return await self.handle(request)
+            return await others(request, user)
+
+        paths["aggregate"] = paths[PREFIX] = paths[f"{PREFIX}/{VERSION}"] = serve
+        try:
+            await self.client.create(API_SERVICE)
+        except StatusError as e:
+            if e.code != 409:
+                log.warning("registering %s: %s", GROUP, e.message)
+                return
+        t = stamp(self.clock())
+        await self.client.patch(API_SERVICES, "", f"{VERSION}.{GROUP}", {"status": {"conditions": [{**AVAILABLE, "lastTransitionTime": t}]}},
+                                "merge", subresource="status")
 
     async def _answer(self, r: Request) -> Object:
         if r.method not in ("GET", "HEAD"):
@@ -165,6 +195,10 @@ def _meta(obj: Object) -> dict[str, Any]:
     m = obj["metadata"]
     out = {k: m[k] for k in ("name", "namespace", "labels") if m.get(k)}
     return {**out, "creationTimestamp": m.get("creationTimestamp")}
+
+
+def stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _usage(figures: dict[str, Any]) -> dict[str, str]:

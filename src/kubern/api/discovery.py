@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,7 @@ def aggregated_resources(rows: list[Resource]) -> list[Object]:
 class Catalog:
     """Groups, versions and rows in order, as of one version of the rows; documents are made once and kept as bytes."""
 
-    def __init__(self, rows: list[Resource], remote: list[Object]) -> None:
+    def __init__(self, rows: list[Resource], remote: list[Object], known: Mapping[tuple[str, str], list[Resource]]) -> None:
         built_in: dict[str, dict[str, list[Resource]]] = {}
         custom: dict[str, dict[str, list[Resource]]] = {}
         for row in rows:
@@ -134,8 +135,9 @@ class Catalog:
                 continue
             if group not in self.groups:
                 late.append((-int(spec.get("groupPriorityMinimum") or 0), group))
-            self.groups.setdefault(group, {}).setdefault(version, [])
-            self.remote.add((group, version))
+            self.groups.setdefault(group, {}).setdefault(version, list(known.get((group, version), ())))
+            if (group, version) not in known:
+                self.remote.add((group, version))
         order = [g for g in self.groups if g in built_in] + [g for _, g in sorted(late)]
         self.groups = {g: self.groups[g] for g in order}
         self.documents: dict[Any, Any] = {}
@@ -167,12 +169,13 @@ def catalog(server: Server) -> Catalog:
     """The server's catalog, made anew when rows or APIServices have changed."""
     services = server.cache.collection("apiregistration.k8s.io", "apiservices").items
     remote = [i.peek() for i in services.values() if i.peek().get("spec", {}).get("service")]
-    key = server.rows.version, tuple((o["spec"].get("group"), o["spec"].get("version"), o["spec"].get("groupPriorityMinimum")) for o in remote)
+    key = server.rows.version, tuple(server.remote_rows), tuple(
+        (o["spec"].get("group"), o["spec"].get("version"), o["spec"].get("groupPriorityMinimum")) for o in remote)
     kept = _kept.get(id(server))
     if kept is None or kept[0] is not server or kept[1] != key:
         if len(_kept) > 64:
             _kept.clear()
-        kept = _kept[id(server)] = (server, key, Catalog(server.rows.resources(), remote))
+        kept = _kept[id(server)] = (server, key, Catalog(server.rows.resources(), remote, server.remote_rows))
     return kept[2]
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from kubern.api import delete, paths, read, write
@@ -35,8 +35,12 @@ from kubern.api.watch import Hub, Watch
 from kubern.client.client import Client
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
+from kubern.model.resource import Resource
 from kubern.model.status import StatusError, internal, too_many_requests
 from kubern.store.protocol import Broken, Conflict, Store
+
+if TYPE_CHECKING:
+    from kubern.api.crd import Definitions
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +127,18 @@ class Server:
         self.authorizer = Authorizer()
         self.authenticator = Authenticator(self.authorizer)
         self.metrics = Metrics()
+        self.definitions: Definitions | None = None
         self.ready = False
         self.stopping = False
         self.begin_create: dict[tuple[str, str], Begin] = {("certificates.k8s.io", "certificatesigningrequests"): approval.asked}
         self.begin_update: dict[tuple[str, str], Begin] = {}
+        self.before_delete: dict[tuple[str, str], Callable[[Call, Object], None]] = {}
         self.on_delete: dict[tuple[str, str], Callable[[Object], Awaitable[None]]] = {}
         self.lists: dict[Any, tuple[int, Any, list[bytes]]] = {}
         self._list_sizes: dict[Any, int] = {}
         self._hubs: dict[int, Hub] = {}
         self._watches: set[Watch] = set()
+        self._built_in_groups: frozenset[str] = frozenset()
         self._in_flight = 0
         self._targets: dict[str, tuple[Served, Attributes]] = {}
         self._unsubscribe: Callable[[], None] | None = None
@@ -141,14 +148,16 @@ class Server:
         self._audit_count = 0
         self.client = Client(self.handle, MASTERS, "kube-apiserver")
         self.extra_paths: dict[str, Callable[[Request, User], Awaitable[Response]]] = {}
+        self.remote_rows: dict[tuple[str, str], list[Resource]] = {}     # (group, version) of APIServices -> what is known to lie there
 
     # --- life ---
 
     async def start(self) -> None:
         """Fills the cache from the store, follows it, and creates what every cluster starts with."""
-        from kubern.api import bootstrap
+        from kubern.api import bootstrap, crd
 
         install_built_in(self.rows)
+        self._built_in_groups = frozenset(self.rows.groups)
         self.rows.changed.append(self._targets.clear)
         pending: list[Any] = []
         self._unsubscribe = self.store.subscribe(pending.extend)
@@ -160,6 +169,7 @@ class Server:
         self._observe()
         allocator = bootstrap.wire(self)
         await allocator.repair()
+        self.definitions = crd.wire(self)
         if self.settings.bootstrap:
             await bootstrap.create_all(self)
         self._tasks = bootstrap.background(self)
@@ -373,6 +383,8 @@ class Server:
         deprecated = DEPRECATED.get((a.group, a.resource))
         if deprecated is not None:
             call.warn(deprecated)
+        elif served.custom is not None and served.custom.deprecation:
+            call.warn(served.custom.deprecation)
         if a.verb == "watch" or a.subresource in LONG_RUNNING or "system:masters" in call.user.groups:
             return await handler(call)
         if self._in_flight >= self.settings.max_in_flight:
@@ -443,7 +455,7 @@ class Server:
 
     async def _unknown(self, request: Request, a: Attributes) -> Response:
         """A resource path nobody serves: aggregated APIs, or one of the two ways of saying so."""
-        if a.group not in self.rows.groups:
+        if a.group not in self._built_in_groups:
             proxied = self.extra_paths.get("aggregate")
             if proxied is not None:
                 return await proxied(request, a.user)

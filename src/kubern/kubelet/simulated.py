@@ -624,7 +624,6 @@ class Hollow:
         diff = changed(pod.get("status") or {}, status)
         if not diff or status == one.reported:
             return
-        meta = pod["metadata"]
         made = await self._write(pod, uid, status, diff)
         one.reported = status
         if status["phase"] in ("Succeeded", "Failed") and not one.ended:
