@@ -154,10 +154,11 @@ def test_control_plane_killed_pods_keep_serving_and_nothing_restarts(web: Any) -
     before = {p["metadata"]["name"]: [s["containerID"] for s in p["status"]["containerStatuses"]] for p in web.pods("app=web")}
     web.kubectl("create", "configmap", "kept", "--from-literal=a=1")
     pid = int((web.home / "kubern.lock").read_text())
-    with Load(node_port(web)) as load:
+    url = node_port(web)
+    with Load(url) as load:
         subprocess.run(["kill", "-9", str(pid)], check=True)
         time.sleep(2)
-        assert "nginx" in fetch(node_port(web))
+        assert "nginx" in fetch(url)
         web.up()
         time.sleep(2)
     assert not load.failed, load.failed[:5]

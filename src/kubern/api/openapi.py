@@ -185,7 +185,7 @@ def document(server: Server, have: Catalog, key: str) -> Doc:
         rows = have.list_of(group, version)
         for row in rows:
             if row.custom:
-                made |= custom_definitions(row, server.rows.by_path[row.group, row.version, row.plural].schema)
+                made |= custom_definitions(row, _schema(server, row))
         table, used = paths.build(group, version, rows, model_name)
     else:
         table, used = _single(key, parts)
@@ -234,6 +234,12 @@ def index_keys(have: Catalog) -> list[str]:
     return sorted(keys)
 
 
+def _schema(server: Any, row: Any) -> Any:
+    """The schema of a custom row; None for one that is answered elsewhere (an aggregated API)."""
+    served = server.rows.by_path.get((row.group, row.version, row.plural))
+    return served.schema if served is not None else None
+
+
 def _hash(server: Server, have: Catalog, key: str) -> str:
     """Of what the document is made from."""
     found = have.documents.get(("hash", key))
@@ -243,7 +249,7 @@ def _hash(server: Server, have: Catalog, key: str) -> str:
         if len(parts) == 3 and parts[0] == "apis":
             for row in have.list_of(parts[1], parts[2]):
                 if row.custom:
-                    schema = server.rows.by_path[row.group, row.version, row.plural].schema
+                    schema = _schema(server, row)
                     h.update(repr(row).encode())
                     h.update(orjson.dumps(schema.raw if schema is not None else None, option=orjson.OPT_SORT_KEYS))
         found = have.documents["hash", key] = h.hexdigest().upper()
@@ -264,7 +270,7 @@ def swagger(server: Server, have: Catalog) -> Doc:
             rows = have.list_of(group, version)
             for row in rows:
                 if row.custom:
-                    made |= custom_definitions(row, server.rows.by_path[row.group, row.version, row.plural].schema)
+                    made |= custom_definitions(row, _schema(server, row))
             some, names = paths.build(group, version, rows, model_name)
             table |= some
             used |= names
