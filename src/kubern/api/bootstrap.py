@@ -191,6 +191,8 @@ def background(server: Server) -> list[asyncio.Task[None]]:
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(_expire_events(server), name="event expiry"), loop.create_task(_identity(server), name="identity lease"),
              loop.create_task(flow_status.run(server), name="flow schemas")]
+    if server.definitions is not None:
+        tasks.append(loop.create_task(server.definitions.run(), name="custom resource definitions"))
     keep = getattr(server.store, "keep", None)
     if keep is not None:
         tasks.append(loop.create_task(_keep(server), name="history"))

@@ -96,6 +96,10 @@ async def remove(call: Call, item: Item, options: DeleteOptions) -> tuple[Item |
             if graceful:
                 metadata.mark_graceful(meta, seconds, call.now_s)
                 changed = True
+        before = server.before_delete.get(row.storage)
+        if before is not None:
+            before(call, live)
+            changed = True
         default = "Unsupported" if row.storage in NO_GARBAGE_COLLECTION else kind.default_propagation
         finalizers = metadata.deletion_finalizers(meta, options.orphan, options.propagation, default)
         if finalizers is not None:

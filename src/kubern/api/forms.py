@@ -33,6 +33,7 @@ class Served:
         self._schema_of, self._schema = schema, None
         self.convert = convert                       # None: the stored shape is the served one
         self.to_storage = to_storage
+        self.convert_before = 0                      # not 0: only what was written before this revision needs converting
         self.has_status = row.subresource("status") is not None
         self.custom = custom                         # what the CRD engine keeps with the row
         self.stored_api_version, self.stored_kind = stored or (row.api_version, row.kind)
@@ -54,11 +55,15 @@ class Served:
     def shown(self, item: Item) -> Object:
         """A fresh object as this row shows it."""
         obj = self.stored(item)
-        return self.convert(obj, self.row) if self.convert else obj
+        return self.convert(obj, self.row) if self.converts(item) and self.convert is not None else obj
+
+    def converts(self, item: Item) -> bool:
+        """Whether this item is shown otherwise than it is stored."""
+        return self.convert is not None and not 0 < self.convert_before <= item.revision
 
     def body(self, item: Item) -> bytes:
         """The bytes after kind and apiVersion, as this row shows them."""
-        if self.convert is None:
+        if self.convert is None or 0 < self.convert_before <= item.revision:
             return item.body
         return b'"metadata":{"resourceVersion":"%d",' % item.revision + value_of(self.shown(item))
 

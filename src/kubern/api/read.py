@@ -79,9 +79,10 @@ def _decode_continue(text: str) -> tuple[int, str]:
         if token["v"] != "meta.k8s.io/v1" or not isinstance(revision, int) or not isinstance(start, str) or revision == 0:
             raise ValueError
     except (binascii.Error, ValueError, KeyError, TypeError, UnicodeError):
-        raise bad_request("continue key is not valid: illegal base64 data or not a continue token") from None
+        at = next((i for i, c in enumerate(text) if not (c.isascii() and (c.isalnum() or c in "-_"))), len(text) // 4 * 4)
+        raise bad_request(f"invalid continue token: continue key is not valid: illegal base64 data at input byte {at}") from None
     if not start:
-        raise bad_request("continue key is not valid: encoded start key empty (version meta.k8s.io/v1)")
+        raise bad_request("invalid continue token: continue key is not valid: encoded start key empty (version meta.k8s.io/v1)")
     return revision, start
 
 

@@ -27,7 +27,7 @@ from kubern.model.kinds.kind import Kind
 from kubern.model.metadata import timestamp
 from kubern.model.object import Object, clone
 from kubern.model.request import Response
-from kubern.model.status import MODIFIED, StatusError, already_exists, bad_request, conflict, invalid, not_found
+from kubern.model.status import MODIFIED, StatusError, already_exists, bad_request, conflict, forbidden, invalid, not_found
 from kubern.store.protocol import Conflict
 
 GENERATED_NAME_ATTEMPTS = 8
@@ -207,6 +207,8 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
     server, served = call.server, call.served
     kind, row, collection = served.kind, served.row, served.collection
     meta = obj["metadata"]
+    if served.custom is not None and served.custom.terminating:
+        raise forbidden(row.group, row.plural, meta.get("name") or "", "create not allowed while custom resource definition is terminating")
     meta["creationTimestamp"] = timestamp(call.now_s)
     meta["uid"] = metadata.uid(_random.getrandbits(128))
     if generated:
@@ -317,14 +319,16 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             value, revision = await create_object(call, obj, options, tracked=tracked)
             return value, revision, True
         live = served.stored(item)
-        if served.convert is not None:
+        if served.to_storage is not None and served.convert is not None:
             shown = served.convert(served.stored(item), row)
             new = build(shown)
             if not tracked:
                 _fields_update(call, shown, new, options, sub)
-            new = served.to_storage(new, row) if served.to_storage else new
+            new = served.to_storage(new, row)
             kind.defaults(new)
         else:
+            if served.custom is not None:
+                live = served.shown(item)      # another version's, or an older schema's, as this one reads it
             new = build(live)
             kind.defaults(new)
             if not tracked:
@@ -368,7 +372,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                     continue
                 await server.after_delete(call, live)
                 return value, revision, False
-            if new == live:
+            if new == live and not served.converts(item):
                 if taken is not None:
                     taken.undo()
                 return item.value, item.revision, False

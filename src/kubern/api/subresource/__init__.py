@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kubern.model.request import Response
-from kubern.model.status import StatusError
+from kubern.model.status import StatusError, not_found
 
 if TYPE_CHECKING:
     from kubern.api.call import Call
@@ -66,6 +66,8 @@ class _Subresources:
         a, row = call.attributes, call.served.row
         sub = row.subresource(a.subresource)
         deeper = len(parts) > (3 if not a.group else 4) + (2 if row.namespaced else 0) + 2
+        if sub is None and row.custom and not deeper:
+            raise not_found(row.group, row.plural, a.name)
         if sub is None or (deeper and a.subresource != "proxy") or (row.namespaced and not a.namespace):
             raise StatusError(404, "NotFound", "the server could not find the requested resource", {})
         method = call.request.method

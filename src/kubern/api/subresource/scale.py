@@ -53,6 +53,8 @@ def scale_of(call: Call, obj: Object) -> Object:
     meta = obj["metadata"]
     out_meta = {k: meta[k] for k in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp") if meta.get(k)}
     replicas = _at(obj, spec_path)
+    if replicas is None and call.served.custom is not None:
+        raise bad_request(f'the spec replicas field "{spec_path}" does not exist')
     status: Object = {"replicas": _at(obj, status_path) or 0}
     text = ""
     if call.served.custom is not None:
@@ -126,7 +128,7 @@ async def handle(call: Call) -> Response:
             raise conflict(row.group, row.plural, call.attributes.name,
                            f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {live['metadata'].get('uid')}")
         replicas = (after.get("spec") or {}).get("replicas") or 0
-        if replicas < 0:
+        if replicas < 0 and call.served.custom is None:
             raise invalid_status("autoscaling", KIND, call.attributes.name,
                                  [invalid.invalid("spec.replicas", replicas, "must be greater than or equal to 0")])
         entries = after["metadata"].get("managedFields") if type_ == "apply" else fields.update(
