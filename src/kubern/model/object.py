@@ -39,7 +39,7 @@ def labels(obj: Object) -> dict[str, str]:
     return meta(obj).get("labels") or {}
 
 
-def annotations(obj: Object) -> dict[str, str]:
+def annotations(obj: Object) -> dict[str, str]:  # type: ignore[no-redef]
     return meta(obj).get("annotations") or {}
 
 
