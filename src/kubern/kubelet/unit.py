@@ -104,7 +104,8 @@ def supervise(args: list[str]) -> int:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     logs = Path(config.data_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "TMPDIR": f"{config.run_dir}/tmp", "KUBERN_NODE_CONFIG": args[0]}
+    env = {**os.environ, "TMPDIR": f"{config.run_dir}/tmp", "KUBERN_NODE_CONFIG": args[0],
+           "GRPC_ENABLE_FORK_SUPPORT": "0"}                             # the agent forks only to exec; grpc need not watch that
     Path(env["TMPDIR"]).mkdir(exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(config.socket)                                        # of the unit's last life
