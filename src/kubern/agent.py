@@ -41,7 +41,8 @@ def kubelet_settings(c: UnitConfig) -> KubeletSettings:
         name=c.name, addresses=tuple(a for a in (c.address, c.address6.partition("/")[0]) if a), socket=c.socket,
         root=f"{c.data_dir}/kubelet", log_root=f"{c.data_dir}/pods", cgroup_root=c.cgroup_root, cluster_dns=(c.cluster_dns,),
         cluster_domain=c.cluster_domain, labels=c.labels, taints=tuple(taints), version=KUBERNETES_VERSION,
-        resolv_conf=f"{c.run_dir}/resolv.conf" if not c.host else "/etc/resolv.conf", client_ca=str(ca) if ca.exists() else "")
+        resolv_conf=f"{c.run_dir}/resolv.conf" if not c.host else "/etc/resolv.conf", client_ca=str(ca) if ca.exists() else "",
+        static_pods=f"{c.data_dir}/manifests")
 
 
 async def run(config: UnitConfig) -> None:

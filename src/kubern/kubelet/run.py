@@ -329,6 +329,9 @@ class Kubelet:
                 log.info("removing %s: %s", pods.describe(w.pod), e)
                 await asyncio.sleep(RETRY_S)
         await self.actor.remove_logs(w.pod)
+        if w.mirror is not None:
+            m = w.mirror["metadata"]
+            await self._delete_mirror(m["namespace"], m["name"], m["uid"])
         self.puller.forget(uid)
         self.workers.pop(uid, None)
         self._sent.pop(uid, None)

@@ -37,6 +37,7 @@ RESYNC_S = 60.0
 RETRY_FIRST_S, RETRY_LAST_S = 0.5, 122.0
 VOLUMES_PATIENCE_S = 123.0
 CLEAN_RETRY_S = 1.0
+PATIENCE_S = 0.5                # what a deletion grants a round that is under way
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Worker:
     kubelet: Kubelet
     pod: Object
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)   # it is being deleted, or is gone
     memory: Memory = field(default_factory=lambda: Memory(backoff=Backoff()))
     waiting: dict[str, tuple[str, str]] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)          # as last generated
@@ -67,6 +69,8 @@ class Worker:
 
     def notify(self) -> None:
         self.wake.set()
+        if self.gone or self.pod["metadata"].get("deletionTimestamp"):
+            self.ended.set()
 
     # --- the task ---
 
@@ -79,7 +83,7 @@ class Worker:
                 if self.ending():
                     await self._terminate()
                     return
-                again = await self._sync()
+                again = await self._sync_unless_ending()
                 self.delay = 0.0
             except (RuntimeFailure, StatusError, VolumeFailure, OSError) as e:
                 again = self.delay = min(max(self.delay * 2, RETRY_FIRST_S), RETRY_LAST_S)
@@ -93,6 +97,24 @@ class Worker:
                     await self.wake.wait()
             except TimeoutError:
                 pass
+
+    async def _sync_unless_ending(self) -> float:
+        """A round may take long (an image, a hook); a deletion does not wait for it."""
+        task = asyncio.create_task(self._sync())
+        try:
+            while not task.done():
+                waiter = asyncio.create_task(self.ended.wait())
+                await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
+                waiter.cancel()
+                if self.ended.is_set() and not task.done():
+                    await asyncio.wait([task], timeout=PATIENCE_S)
+                    if not task.done():
+                        task.cancel()
+                        await asyncio.gather(task, return_exceptions=True)
+                        return 0.001
+            return task.result()
+        finally:
+            task.cancel()
 
     def ending(self) -> bool:
         finished = (self.pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") and not pods.is_static(self.pod)
@@ -369,7 +391,7 @@ class Worker:
     def changed_pod(self, pod: Object) -> None:
         """A newer form of the object."""
         self.pod = pod
-        self.wake.set()
+        self.notify()
 
 
 Report = Callable[[Worker], None]
