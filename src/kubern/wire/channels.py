@@ -13,7 +13,7 @@ import base64
 import binascii
 import contextlib
 import struct
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from kubern.model.request import Stream
@@ -24,6 +24,7 @@ STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSED = 0, 1, 2, 3, 4, 255
 V5, V4 = "v5.channel.k8s.io", "v4.channel.k8s.io"
 COMMAND_PROTOCOLS = (V5, V4, "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io", "v4.base64.channel.k8s.io", "base64.channel.k8s.io")
 FORWARD_PROTOCOLS = ("v4.channel.k8s.io", "v4.base64.channel.k8s.io")
+READER_PROTOCOLS = ("binary.k8s.io", "base64.binary.k8s.io")
 TUNNEL = "SPDY/3.1+portforward.k8s.io"
 SPDY_COMMAND_PROTOCOLS = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
 CHUNK_BYTES = 32 * 1024
@@ -150,6 +151,33 @@ async def forward(client: Channels, runtime: Session, ports: Sequence[int]) -> N
             t.cancel()
         await asyncio.gather(*jobs, reading, return_exceptions=True)
         await runtime.close()
+
+
+async def read_out(source: AsyncIterator[bytes], raw: Stream, protocol: str) -> None:
+    """A log over WebSocket: its bytes as messages, binary or base64 text, then the end. Upstream: wsstream Reader."""
+    socket = websocket.WebSocket(raw)
+    listening = asyncio.create_task(_drain(socket))
+    try:
+        async for chunk in source:
+            if listening.done():
+                return
+            for at in range(0, len(chunk), CHUNK_BYTES):
+                part = chunk[at:at + CHUNK_BYTES]
+                if protocol.startswith("base64"):
+                    await socket.send(base64.b64encode(part), websocket.TEXT)
+                else:
+                    await socket.send(part)
+        await socket.close()
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await raw.close()
+
+
+async def _drain(socket: websocket.WebSocket) -> None:
+    """Until the client goes away."""
+    while await socket.receive() is not None:
+        pass
 
 
 def as_bytes(socket: websocket.WebSocket) -> Stream:

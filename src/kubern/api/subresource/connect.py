@@ -30,6 +30,7 @@ from kubern.model.object import Object
 from kubern.model.request import Request, Response, Stream
 from kubern.model.status import StatusError, bad_request, internal, not_found, unavailable
 from kubern.model.status import invalid as invalid_status
+from kubern.wire import channels, websocket
 from kubern.wire import stream as wire
 
 if TYPE_CHECKING:
@@ -299,6 +300,13 @@ async def log(call: Call) -> Response:
     if answer.status >= 400:
         text = (await answer.whole(ERROR_BODY_MAX_BYTES)).decode("utf-8", "replace").rstrip("\n")
         raise _from_backend(answer.status, text, name)
+    if websocket.is_upgrade(request):
+        protocol = websocket.choose(request, channels.READER_PROTOCOLS)
+        if protocol is None:
+            raise bad_request("unable to negotiate a protocol")
+        chosen = protocol
+        return Response(101, websocket.answer_headers(request, chosen), b"",
+                        lambda raw: channels.read_out(answer.body(), raw, chosen))
     return Response(200, [("Content-Type", "text/plain")], answer.body())
 
 
