@@ -113,6 +113,15 @@ def demo(data_dir: DataDir = None, config: Config = "") -> None:
 
 
 @app.command()
+def why(what: Annotated[str, typer.Argument(help="pod/NAME.")], namespace: Annotated[str, typer.Option("--namespace", "-n")] = "default",
+        data_dir: DataDir = None, config: Config = "") -> None:
+    """Why a pod is not placed: per node and plugin the verdict, and the nearest fix."""
+    from kubern import daemon
+
+    sys.exit(daemon.why(settings_of(config, data_dir=data_dir), what, namespace))
+
+
+@app.command()
 def kubeconfig(data_dir: DataDir = None, config: Config = "",
                merge: Annotated[bool, typer.Option("--merge", help="Add a context to your own kubeconfig instead of printing.")] = False) -> None:
     """Print the admin kubeconfig, or merge it into your own."""

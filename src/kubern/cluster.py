@@ -148,13 +148,25 @@ def means(ctx: Context) -> Any:
 
 @asynccontextmanager
 async def scheduler(ctx: Context) -> AsyncIterator[None]:
-    from kubern.scheduler.run import run
+    from kubern.api.call import Call
+    from kubern.model.request import Response
+    from kubern.model.status import not_found
+    from kubern.scheduler.run import Scheduler
 
     ready = asyncio.Event()
     client = ctx.client(User("system:kube-scheduler", ("system:authenticated",)), f"kube-scheduler/{KUBERNETES_VERSION}")
     mirrors = Mirrors(client)
-    task = ctx.spawn(run(client, mirrors, ctx.clock, ready.set), "scheduler")
+    at_work = Scheduler(client, mirrors, ctx.clock)
+    task = ctx.spawn(at_work.run(ready.set), "scheduler")
     await ready.wait()
+
+    async def why(call: Call) -> Response:
+        found = at_work.why(call.attributes.namespace, call.attributes.name)
+        if found is None:
+            raise not_found("", "pods", call.attributes.name)
+        return Response(200, [("Content-Type", "application/json")], json.dumps(found).encode())
+    assert ctx.server is not None
+    ctx.server.unlisted["", "pods", "why"] = why
     ctx.tell("scheduler")
     try:
         yield

@@ -307,7 +307,21 @@ def status(s: Settings) -> int:
         say("no nodes; add one with: kubern node add")
     waiting = sum(not (p.get("spec") or {}).get("nodeName") for p in pods)
     if waiting:
-        say(f"{waiting} pods wait for a node; ask why with: kubern kubectl describe pod NAME")
+        say(f"{waiting} pods wait for a node; ask why with: kubern why pod/NAME")
+    return 0
+
+
+def why(s: Settings, what: str, namespace: str) -> int:
+    """Print why a pod is not placed."""
+    kind, _, name = what.rpartition("/")
+    if kind not in ("", "pod", "pods", "po"):
+        say(f"kubern: why answers for pods, not {what!r}; for example: kubern why pod/web")
+        return 1
+    found = ask(s, lambda client: client.call("GET", f"/api/v1/namespaces/{namespace}/pods/{name}/why"))
+    if not found:
+        say(f"kubern: there is no pod {name} in namespace {namespace}, or no cluster is running in {s.data_dir}")
+        return 1
+    say(found["text"])
     return 0
 
 

@@ -147,6 +147,7 @@ class Server:
         self._audit_prefix = os.urandom(10).hex()
         self._audit_count = 0
         self.client = Client(self.handle, MASTERS, "kube-apiserver")
+        self.unlisted: dict[tuple[str, str, str], Handler] = {}          # our own GET-only subresources, not in discovery: it is upstream's
         self.extra_paths: dict[str, Callable[[Request, User], Awaitable[Response]]] = {}
         self.remote_rows: dict[tuple[str, str], list[Resource]] = {}     # (group, version) of APIServices -> what is known to lie there
 
@@ -412,8 +413,12 @@ class Server:
         row = served.row
         parts = call.request.path.strip("/").split("/")
         by_prefix = a.verb == "watch" and "watch" in parts[2:4] and parts[3 if a.group else 2] == "watch"
+        at = (3 if a.group else 2) + by_prefix           # where the collection stands in the path
+        if parts[at] == "namespaces" and len(parts) > at + 2 and row.storage != ("", "namespaces"):
+            at += 2
+        named = len(parts) > at + 1
         if row.namespaced:
-            if not a.namespace and (a.name and not by_prefix and parts[-1] != row.plural):
+            if not a.namespace and named and not by_prefix:
                 raise no_resource()
         elif a.namespace and row.storage != ("", "namespaces"):
             raise no_resource()
@@ -424,7 +429,6 @@ class Server:
         if a.subresource:
             return SUBRESOURCES.find(call, parts)
         virtual = VIRTUAL.get((row.group, row.plural))
-        named = parts[-1] != row.plural or (row.storage == ("", "namespaces") and bool(a.namespace))
         if virtual is not None:
             return virtual(call, named)
         if not named:

@@ -26,6 +26,7 @@ from kubern.scheduler.pod import PodInfo, Spread, default_spreads, pod_info
 from kubern.scheduler.preempt import NoHelp, Victims, preempt
 from kubern.scheduler.queue import Queue, Queued
 from kubern.scheduler.table import NodeTable
+from kubern.scheduler.why import why
 
 log = logging.getLogger(__name__)
 
@@ -297,6 +298,20 @@ class Scheduler:
             return ()
         return default_spreads(p, {"matchLabels": match, "matchExpressions": expressions} if expressions else {"matchLabels": match})
 
+    def why(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """What keeps a pod from being placed, in detail (why.py); None if there is no such pod."""
+        pod = self.mirrors.get("pods", namespace, name)
+        if pod is None:
+            return None
+        node = (pod.get("spec") or {}).get("nodeName")
+        if node:
+            return {"nodes": self.table.count, "fits": [node], "reasons": [], "fixes": [], "text": f"{namespace}/{name} runs on {node}"}
+        gates = [g.get("name") for g in (pod.get("spec") or {}).get("schedulingGates") or ()]
+        if gates:
+            return {"nodes": self.table.count, "fits": [], "reasons": [], "fixes": [],
+                    "text": f"{namespace}/{name} is held back by its scheduling gates {', '.join(gates)}"}
+        return why(pod_info(pod), self.table, self.extra_for)
+
     def schedule(self, queued: Queued) -> Any:
         """Decide one pod; the coroutine that carries the decision out, or None."""
         p = queued.info
@@ -512,8 +527,3 @@ def _node_differs(old: Object, new: Object) -> bool:
     a, b = old.get("status") or {}, new.get("status") or {}
     return (meta(old).get("labels") != meta(new).get("labels") or _taints(old) != _taints(new)
             or a.get("allocatable") != b.get("allocatable") or a.get("images") != b.get("images"))
-
-
-async def run(client: Client, mirrors: Mirrors, clock: Callable[[], float], ready: Callable[[], Any] | None = None) -> None:
-    """The role: schedules until cancelled."""
-    await Scheduler(client, mirrors, clock).run(ready)

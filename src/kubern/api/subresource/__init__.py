@@ -64,6 +64,9 @@ class _Subresources:
     def find(self, call: Call, parts: list[str]) -> Handler:
         """The handler of a subresource; raises 404 for one the row has not, 405 for a verb it has not."""
         a, row = call.attributes, call.served.row
+        own = call.server.unlisted.get((row.group, row.plural, a.subresource))
+        if own is not None and call.request.method == "GET":
+            return own
         sub = row.subresource(a.subresource)
         deeper = len(parts) > (3 if not a.group else 4) + (2 if row.namespaced else 0) + 2
         if sub is None and row.custom and not deeper:
