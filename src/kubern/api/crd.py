@@ -130,8 +130,8 @@ def kind_of(version: Object, schema: Object, row: Resource, info: Custom) -> Kin
 
     def judge(obj: Object, old: Object | None) -> list[FieldError]:
         errors = values.validate(obj, schema, old) + scale_errors(obj)
-        if rules is not None and not errors:
-            errors += rules(obj, old)
+        if rules is not None:
+            errors += values.blocking(errors) or rules(obj, old)
         return errors
 
     base = table.custom(version.get("additionalPrinterColumns") or [])
@@ -155,11 +155,9 @@ def _rules(schema: Object) -> Rules | None:
 
     if not any(n.get("x-kubernetes-validations") for n in walk(schema)):
         return None
-    try:
-        from kubern.model.cel import schema_rules  # type: ignore[attr-defined]
-    except ImportError:
-        return None
-    compiled: Rules = schema_rules(schema)
+    from kubern.model.cel import schema_rules
+
+    compiled: Rules | None = schema_rules(schema)
     return compiled
 
 

@@ -220,7 +220,7 @@ def matches(pattern: str, text: str) -> bool:
 def _numeric(r: _Result, v: Any, s: Object, wanted: tuple[str, ...], format_: str, path: str) -> None:
     if wanted == ("integer",):
         bits = _INT32 if format_ == "int32" else _INT64
-        if isinstance(v, float) and not v.is_integer() or not -bits <= v < bits:
+        if (isinstance(v, float) and not v.is_integer()) or not -bits <= v < bits:
             shown = f"with format {format_}" if format_ in ("int32", "int64") else "(default format)"
             r.add(_message(f"Checked value must be of type integer {shown} in {path}"))
     elif wanted == ("number",) and format_ == "float" and abs(v) > 3.4028234663852886e38:
@@ -328,7 +328,7 @@ _HEX = re.compile(r"#?([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 _RGB = re.compile(r"rgb\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)")
 _DATETIME = re.compile(r"(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})([.,]\d+)?([Zz]|[+-]\d{2}:?\d{2})")
 _DATE = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
-_DURATION = re.compile(r"(-?[0-9]+(\.[0-9]*)?\s*(ns|nano(s|sec|secs|second|seconds)?|us|µs|micro(s|sec|secs|second|seconds)?|ms|milli(s|sec|secs|second|seconds)?"
+_DURATION = re.compile(r"(-?[0-9]+(\.[0-9]*)?\s*(ns|us|µs|ms|(nano|micro|milli)(s|sec|secs|second|seconds)?"
                        r"|s|sec(s)?|second(s)?|m|min(s)?|minute(s)?|h|hr(s)?|hour(s)?|d|day(s)?|w|wk(s)?|week(s)?)\s*)+")
 _UUID = re.compile(r"[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}")
 _HOST = re.compile(r"([a-zA-Z0-9\u00A1-\uFFFF]([a-zA-Z0-9\u00A1-\uFFFF-]{0,61}[a-zA-Z0-9\u00A1-\uFFFF])?)"
@@ -433,6 +433,15 @@ def value_errors(value: Any, schema: Object, path: str = "", old: Any = MISSING)
     return out
 
 
+def validate(obj: Object, schema: Object, old: Object | None) -> list[FieldError]:
+    """What is wrong with a custom resource. Its metadata is everybody's and not looked at; `old`: the object before an update."""
+    errors = value_errors(obj, schema, "", MISSING if old is None else old)
+    errors += embedded(obj, schema)
+    if old is None or not any(True for _ in duplicates(old, schema)):
+        errors += duplicates(obj, schema)
+    return errors
+
+
 def blocking(errors: Iterable[FieldError]) -> list[FieldError]:
     """[why rules are not run], where errors are of a kind that keeps them from running; else []."""
     if any(e.type in _BLOCKING for e in errors):
@@ -505,7 +514,7 @@ def _embedded(value: Object, path: str) -> Iterator[FieldError]:
             yield FieldError(e.type, f"{path}.{e.field}", e.value, e.detail)
 
 
-def set_defaults(value: Any, s: Object) -> None:
+def apply_defaults(value: Any, s: Object) -> None:
     """Fills in what the schema gives by default; a null that may not be one is dropped for the default, or for good."""
     if isinstance(value, dict):
         properties, more = s.get("properties") or {}, s.get("additionalProperties")
@@ -521,19 +530,19 @@ def set_defaults(value: Any, s: Object) -> None:
             elif default is not None:
                 value[name] = clone(default)
             if name in value:
-                set_defaults(value[name], part)
+                apply_defaults(value[name], part)
         if isinstance(more, dict):
             for k in list(value):
                 if k not in properties:
                     if value[k] is None and not more.get("nullable") and more.get("default") is not None:
                         value[k] = clone(more["default"])
-                    set_defaults(value[k], more)
+                    apply_defaults(value[k], more)
     elif isinstance(value, list) and isinstance(s.get("items"), dict):
         items = s["items"]
         for i, x in enumerate(value):
             if x is None and not items.get("nullable") and items.get("default") is not None:
                 value[i] = clone(items["default"])
-            set_defaults(value[i], items)
+            apply_defaults(value[i], items)
 
 
 def _prunes_null(part: Object) -> bool:

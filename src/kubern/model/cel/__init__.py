@@ -160,3 +160,17 @@ def compile_error(expression: str, returns: str, *, params: bool = False, author
     except CelProblem as e:
         return str(e)
     return ""
+
+
+def schema_errors(schema: Mapping[str, Any], path: str) -> Any:
+    """What does not compile in the rules of a CRD's schema, as field errors."""
+    from kubern.model.cel.schemas import schema_errors as errors
+    return errors(schema, path)
+
+
+def schema_rules(schema: Mapping[str, Any]) -> Any:
+    """The rules of a CRD's schema as (object, old object or None) -> field errors; None where there are none."""
+    from kubern.model.cel.schemas import rules
+    from kubern.model.custom import MISSING
+    found = rules(schema)
+    return None if found is None else lambda obj, old: found.errors(obj, MISSING if old is None else old)

@@ -324,10 +324,8 @@ def _rule_errors(schema: Object, path: str) -> list[FieldError]:
     """What the CEL engine says of the rules, where there is one."""
     if not any(n.get("x-kubernetes-validations") for n in walk(schema)):
         return []
-    try:
-        from kubern.model.cel import schema_errors
-    except ImportError:
-        return []
+    from kubern.model.cel import schema_errors
+
     return list(schema_errors(schema, path))
 
 
@@ -349,11 +347,9 @@ def _defaults(s: Object, root: Object, path: str, in_metadata: bool, pruned: boo
 
 
 def _value_errors(value: Any, schema: Object, path: str) -> list[FieldError]:
-    try:
-        from kubern.model.custom import value_errors
-    except ImportError:
-        return []
-    return list(value_errors(value, schema, path))
+    from kubern.model.custom import value_errors
+
+    return value_errors(value, schema, path)
 
 
 def _unpruned(s: Object) -> bool:

@@ -1,0 +1,303 @@
+"""Rules of schemas: x-kubernetes-validations of CustomResourceDefinitions, compiled against types made from the schema and run over objects.
+
+In: a CRD's schema as JSON. Out: `schema_errors` (what does not compile), and `rules(schema)`, whose `errors(new, old)` are the broken ones.
+A rule that names oldSelf is a transition rule: it runs where an old value can be compared. A rule broken before and not touched since is let be.
+Upstream: apiextensions-apiserver pkg/apiserver/schema/cel, apiserver pkg/cel/common; KEP-2876, KEP-4008.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kubern.model import invalid as field
+from kubern.model.cel import CelError, CelProblem, Program, compile_
+from kubern.model.cel.run import BUDGET, STEPS_MAX, _converter
+from kubern.model.cel.types import DYN, TIMESTAMP, Object, Type, read
+from kubern.model.cel.values import Optional
+from kubern.model.custom import MISSING, NOWHERE, _equal, _old_items
+from kubern.model.invalid import FieldError, Struct
+
+MESSAGE_MAX_BYTES = 5 * 1024
+_NAME = re.compile(r"[a-zA-Z_./-][a-zA-Z0-9_./-]*")
+_RESERVED = frozenset(("true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop",
+                       "package", "namespace", "return", "var", "void", "while"))
+_ERRORS: dict[str, Callable[[str, Any, str], FieldError]] = {
+    "FieldValueForbidden": lambda p, v, d: field.forbidden(p, d), "FieldValueRequired": lambda p, v, d: field.required(p, d),
+    "FieldValueDuplicate": lambda p, v, d: field.duplicate(p, v)}
+_META = Object("object.metadata", {"name": "string", "generateName": "string"})
+
+
+def escape(name: str) -> str | None:
+    """A property's name as expressions write it, None where they cannot."""
+    if name in _RESERVED:
+        return f"__{name}__"
+    if not _NAME.fullmatch(name):
+        return None
+    return name.replace("__", "__underscores__").replace(".", "__dot__").replace("-", "__dash__").replace("/", "__slash__")
+
+
+class SchemaObject(Object):
+    """The type of an object with properties; expressions name those by their escaped names."""
+
+    __slots__ = ("json_names",)
+
+    def __init__(self, name: str, fields: Mapping[str, Type], json_names: Mapping[str, str]) -> None:
+        super().__init__(name, fields)
+        self.json_names = json_names
+
+
+def type_of(s: Mapping[str, Any], root: bool = False, name: str = "object") -> Type:
+    """The type of what a schema describes, None where expressions cannot see it. `root`: has apiVersion, kind and metadata."""
+    if s.get("x-kubernetes-int-or-string"):
+        return DYN
+    kind = s.get("type")
+    if kind == "array":
+        items = s.get("items")
+        item = type_of(items, bool(items.get("x-kubernetes-embedded-resource")), f"{name}.@idx") if isinstance(items, dict) else None
+        return None if item is None else ("list", item)
+    if kind == "object":
+        more = s.get("additionalProperties")
+        if isinstance(more, dict):
+            value = type_of(more, bool(more.get("x-kubernetes-embedded-resource")), f"{name}.@elem")
+            return None if value is None else ("map", "string", value)
+        fields: dict[str, Type] = {}
+        json_names: dict[str, str] = {}
+        for key, part in (s.get("properties") or {}).items():
+            t = type_of(part, bool(part.get("x-kubernetes-embedded-resource")), f"{name}.{key}")
+            escaped = escape(key)
+            if t is not None and escaped is not None:
+                fields[escaped] = t
+                if escaped != key:
+                    json_names[escaped] = key
+        if root or s.get("x-kubernetes-embedded-resource"):
+            fields.update({"apiVersion": "string", "kind": "string", "metadata": _META})
+        return SchemaObject(name, fields, json_names)
+    if kind == "string":
+        return {"byte": "bytes", "duration": read("duration"), "date": TIMESTAMP, "date-time": TIMESTAMP}.get(s.get("format") or "", "string")
+    return {"boolean": "bool", "number": "double", "integer": "int"}.get(kind or "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    spec: Mapping[str, Any]
+    program: Program
+    message: Program | None
+    transition: bool              # names oldSelf
+    optional_old: bool
+
+
+def _uses_old(program: Program) -> bool:
+    return re.search(r"\boldSelf\b", program.source) is not None
+
+
+def _compile(spec: Mapping[str, Any], t: Type) -> tuple[_Rule | None, str, str]:
+    """(the rule, what is wrong with it, what is wrong with its message expression)."""
+    optional = bool(spec.get("optionalOldSelf"))
+    variables: dict[str, Type] = {"self": t, "oldSelf": ("optional_type", t) if optional else t}
+    source = spec.get("rule") or ""
+    try:
+        program = compile_(source, variables)
+    except CelProblem as e:
+        return None, f"compilation failed: {e}", ""
+    if program.type != "bool":
+        return None, "cel expression must evaluate to a bool", ""
+    message = None
+    if spec.get("messageExpression"):
+        try:
+            message = compile_(spec["messageExpression"], variables)
+        except CelProblem as e:
+            return None, "", f"messageExpression compilation failed: {e}"
+        if message.type != "string":
+            return None, "", "messageExpression must evaluate to a string"
+    return _Rule(spec, program, message, _uses_old(program), optional), "", ""
+
+
+# --- validation of schemas ---
+
+def schema_errors(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
+    """What does not compile in the rules of a CRD's schema."""
+    yield from _schema_errors(schema, path, True, True)
+
+
+def _schema_errors(s: Mapping[str, Any], path: str, root: bool, comparable: bool) -> Iterator[FieldError]:
+    rules = s.get("x-kubernetes-validations") or ()
+    if rules:
+        t = type_of(s, root)
+        for i, spec in enumerate(rules):
+            if not (spec.get("rule") or "").strip():
+                continue
+            where = f"{path}.x-kubernetes-validations[{i}]"
+            rule, why, message_why = _compile(spec, t)
+            shown = Struct(Rule=spec.get("rule") or "", Message=spec.get("message") or "", MessageExpression=spec.get("messageExpression") or "",
+                           Reason=spec.get("reason"), FieldPath=spec.get("fieldPath") or "", OptionalOldSelf=spec.get("optionalOldSelf"))
+            if why:
+                yield field.invalid(f"{where}.rule", shown, why)
+            elif message_why:
+                yield field.invalid(f"{where}.messageExpression", shown, message_why)
+            elif rule is not None and rule.transition and not comparable:
+                yield field.invalid(f"{where}.rule", spec["rule"], "oldSelf cannot be used on the uncorrelatable portion of the schema within " + path)
+            elif rule is not None and spec.get("optionalOldSelf") is not None and not rule.transition:
+                yield field.invalid(f"{where}.optionalOldSelf", spec["optionalOldSelf"], "may not be set if oldSelf is not used in rule")
+    for name in sorted(s.get("properties") or {}):
+        part = s["properties"][name]
+        yield from _schema_errors(part, f"{path}.properties[{name}]", bool(part.get("x-kubernetes-embedded-resource")), comparable)
+    more, items = s.get("additionalProperties"), s.get("items")
+    if isinstance(more, dict):
+        yield from _schema_errors(more, f"{path}.additionalProperties", bool(more.get("x-kubernetes-embedded-resource")), comparable)
+    if isinstance(items, dict):
+        yield from _schema_errors(items, f"{path}.items", bool(items.get("x-kubernetes-embedded-resource")),
+                                  comparable and s.get("x-kubernetes-list-type") == "map")
+
+
+# --- running ---
+
+class Rules:
+    """The rules of one node of a schema and of what is below it. None stands for a node without any."""
+
+    __slots__ = ("_all_of", "_convert", "_items", "_more", "_own", "_properties", "_schema", "_type")
+
+    def __init__(self, schema: Mapping[str, Any], own: list[tuple[Mapping[str, Any], _Rule | None, str]], properties: dict[str, Rules],
+                 items: Rules | None, more: Rules | None, all_of: list[Rules], t: Type) -> None:
+        self._schema, self._own, self._properties, self._items, self._more, self._all_of = schema, own, properties, items, more, all_of
+        self._type = schema.get("type") or ""
+        self._convert = _converter(t)
+
+    def errors(self, value: Any, old: Any = MISSING, warn: Callable[[str], None] | None = None) -> list[FieldError]:
+        """What is broken. `old`: the object before an update; `warn` hears of what is let be."""
+        out: list[FieldError] = []
+        try:
+            self._run(value, old, old, "", out, {BUDGET: [STEPS_MAX]}, warn or _silent)
+        except _Exhausted:
+            pass
+        return out
+
+    def _run(self, value: Any, old: Any, nearest: Any, path: str, out: list[FieldError], shared: dict[Any, Any], warn: Callable[[str], None],
+             same: bool | None = None) -> None:
+        """`old` is MISSING where nothing can be compared; then `same` says whether the nearest ancestor that can be is unchanged."""
+        if value is None:
+            return
+        if self._own:
+            unchanged = same if old is MISSING else _equal(value, old)
+            self._check(value, old, bool(unchanged), path, out, shared, warn)
+        for part in self._all_of:
+            part._run(value, old, nearest, path, out, shared, warn, False)
+        if isinstance(value, dict):
+            before = old if isinstance(old, dict) else {}
+            below = same if old is MISSING else None
+            for k, x in value.items():
+                node = self._properties.get(k)
+                where = f"{path}.{k}" if path else k
+                if node is None and k not in (self._schema.get("properties") or {}):
+                    node, where = self._more, f"{path}[{k}]"
+                if node is not None:
+                    was = before.get(k, MISSING)
+                    node._run(x, was, old, where, out, shared, warn, (below if old is MISSING else _equal(value, old)) if was is MISSING else None)
+        elif isinstance(value, list) and self._items is not None:
+            find = _old_items(dict(self._schema), old)
+            whole = same if old is MISSING else _equal(value, old)
+            for i, x in enumerate(value):
+                was = find(x)
+                self._items._run(x, was, old, f"{path}[{i}]", out, shared, warn, whole if was is MISSING else None)
+
+    def _check(self, value: Any, old: Any, unchanged: bool, path: str, out: list[FieldError], shared: dict[Any, Any],
+               warn: Callable[[str], None]) -> None:
+        where = path or NOWHERE
+        convert = self._convert or _same
+        has_old = old is not MISSING and old is not None
+        v: dict[Any, Any] = {**shared, "self": convert(value)}
+        for spec, rule, problem in self._own:
+            if rule is None:
+                if problem:
+                    out.append(field.invalid(where, self._type, f"rule compile error: {problem}"))
+                continue
+            if rule.transition and not has_old and not rule.optional_old:
+                continue
+            if has_old or rule.optional_old:
+                was = convert(old) if has_old else None
+                v["oldSelf"] = (Optional(was, has_old) if rule.optional_old else was)
+            try:
+                if rule.program.run(v) is True:
+                    continue
+            except CelError as e:
+                out.append(field.invalid(where, self._type, _failed(str(e), spec)))
+                if str(e).startswith("operation cancelled"):
+                    raise _Exhausted from None
+                continue
+            at = where + (_below(spec["fieldPath"], path) if spec.get("fieldPath") else "")
+            shown = field._OMIT if self._type in ("object", "array") else value
+            make = _ERRORS.get(spec.get("reason") or "", field.invalid)
+            error = make(at.removeprefix(NOWHERE + "."), shown, _message(rule, v))
+            if not rule.transition and unchanged:
+                warn(error.text())
+            else:
+                out.append(error)
+
+
+class _Exhausted(Exception):
+    """The budget of an object is used up."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _silent(text: str) -> None:
+    return None
+
+
+def _below(field_path: str, path: str) -> str:
+    return field_path if field_path.startswith((".", "[")) else f".{field_path}"
+
+
+def _failed(why: str, spec: Mapping[str, Any]) -> str:
+    rule = (spec.get("message") or spec.get("rule") or "").strip()
+    if why.startswith("no such overload"):
+        return f"'{why}': call arguments did not match a supported operator, function or macro signature for rule: {rule}"
+    if why.startswith("operation cancelled"):
+        return f"'{why}': no further validation rules will be run due to call cost exceeds limit for rule: {rule}"
+    return f"{why} evaluating rule: {rule}"
+
+
+def _message(rule: _Rule, v: dict[Any, Any]) -> str:
+    if rule.message is not None:
+        try:
+            text = rule.message.run(v)
+        except CelError:
+            text = ""
+        text = text.strip() if isinstance(text, str) else ""
+        if text and "\n" not in text and len(text.encode()) <= MESSAGE_MAX_BYTES:
+            return text
+    return (rule.spec.get("message") or "").strip() or f"failed rule: {(rule.spec.get('rule') or '').strip()}"
+
+
+def rules(schema: Mapping[str, Any], root: bool = True, typed_by: Mapping[str, Any] | None = None) -> Rules | None:
+    """The rules of a schema, None where there are none. `typed_by`: the schema that says the types, where this one is part of a junctor."""
+    types = typed_by or schema
+    t = type_of(types, root)
+    own: list[tuple[Mapping[str, Any], _Rule | None, str]] = []
+    for spec in schema.get("x-kubernetes-validations") or ():
+        if (spec.get("rule") or "").strip():
+            rule, why, message_why = _compile(spec, t)
+            own.append((spec, rule, why or message_why))
+    properties = {}
+    for name, part in (schema.get("properties") or {}).items():
+        by = (types.get("properties") or {}).get(name)
+        if by is not None:
+            node = rules(part, bool(by.get("x-kubernetes-embedded-resource")), by)
+            if node is not None:
+                properties[name] = node
+    items, more = _child(schema, types, "items"), _child(schema, types, "additionalProperties")
+    all_of = [node for part in schema.get("allOf") or () if (node := rules(part, root, types)) is not None]
+    if own or properties or items is not None or more is not None or all_of:
+        return Rules(types, own, properties, items, more, all_of, t)
+    return None
+
+
+def _child(schema: Mapping[str, Any], types: Mapping[str, Any], name: str) -> Rules | None:
+    part, by = schema.get(name), types.get(name)
+    if isinstance(part, dict) and isinstance(by, dict):
+        return rules(part, bool(by.get("x-kubernetes-embedded-resource")), by)
+    return None
