@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 from kubern.model import names
 from kubern.model.invalid import FieldError, Struct, duplicate, forbidden, invalid, not_supported, quote, required, too_many
 from kubern.model.kinds.checks import IMMUTABLE, Errors, immutable, keep_spec, keep_status, listed, messages, same
+from kubern.model.kinds.crd_form import schema_form
 from kubern.model.kinds.crd_schema import STRICT, Leniency, field_at, leniency_of, validate_schema, walk
+from kubern.model.kinds.internal_form import struct
 from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.webhook_client import client_config, default_service_port
 from kubern.model.object import Object
@@ -96,9 +98,13 @@ def _versions_form(s: _Spec) -> list[Struct] | None:
     raw = s.spec.get("versions")
     if raw is None:
         return None
-    return [Struct(Name=v.get("name") or "", Served=bool(v.get("served")), Storage=bool(v.get("storage")), Deprecated=bool(v.get("deprecated")),
-                   DeprecationWarning=v.get("deprecationWarning"), Schema=s.of(v, "schema"), Subresources=s.of(v, "subresources"),
-                   AdditionalPrinterColumns=s.of(v, "additionalPrinterColumns"), SelectableFields=s.of(v, "selectableFields")) for v in raw]
+    out = []
+    for v in raw:
+        own = struct("apiextensions.CustomResourceDefinitionVersion", v | {f: s.of(v, f) for f in _LIFTED}) or Struct()
+        if own["Schema"] is not None:
+            own["Schema"] = Struct(OpenAPIV3Schema=schema_form(own["Schema"].get("openAPIV3Schema")))
+        out.append(own)
+    return out
 
 
 def _schemas(spec: Object) -> list[Object]:

@@ -5,11 +5,9 @@ Upstream: pkg/apis/resource/{v1/defaults.go,validation/validation.go}, pkg/regis
 
 from __future__ import annotations
 
-from typing import Any
-
 from kubern.model import names
 from kubern.model.addresses import parse_cidr
-from kubern.model.invalid import forbidden, invalid, not_supported, quote, required, too_long, too_many
+from kubern.model.invalid import Struct, forbidden, invalid, not_supported, quote, required, too_long, too_many
 from kubern.model.kinds.checks import Errors, conditions, immutable, messages, same
 from kubern.model.kinds.claim_spec import validate_template_metadata
 from kubern.model.kinds.device_rules import (
@@ -169,9 +167,9 @@ def _allocated(claim: Object) -> set[DeviceId]:
     return {_device_id(r) for r in (allocation.get("devices") or {}).get("results") or ()}
 
 
-def _shown(d: Object) -> Any:
-    """A device's identity as its Go type prints: a struct without exported fields in messages of values, its text where a key."""
-    return "/".join(p for p in _device_id(d) if p)
+def _shown(d: Object) -> Struct:
+    """A device's identity as its Go type prints."""
+    return Struct(zip(("Driver", "Pool", "Device", "ShareID"), _device_id(d), strict=True))
 
 
 def validate_claim_status(new: Object, old: Object) -> Errors:

@@ -16,7 +16,7 @@ from typing import Any
 
 from kubern.model.invalid import Struct
 
-_FIELD = re.compile(r"(\w+?)(?:=(\w+))?(?:(['#?q])|([*\[:])([\w.]+))?\Z")
+_FIELD = re.compile(r"(\w+?)(?:=([\w$-]+))?(?:(['#?q])|([*\[:])([\w.]+))?\Z")
 _EMPTY = {"'": "", "#": 0, "?": False, "q": "0", None: None}
 _HOST_FLAGS = {"HostNetwork": "hostNetwork", "HostPID": "hostPID", "HostIPC": "hostIPC",
                "ShareProcessNamespace": "shareProcessNamespace", "HostUsers": "hostUsers"}
