@@ -62,6 +62,23 @@ def admit(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[s
     return None
 
 
+def resize(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[str, str] | None:
+    """Why a pod that runs cannot have the resources its spec asks for now: (Infeasible | Deferred, message), or None. KEP-1287."""
+    room = ((node or {}).get("status") or {}).get("allocatable") or {}
+    asked = pod_resources(pod["spec"], "requests")
+    there = [p for p in others if p["metadata"].get("uid") != pod["metadata"].get("uid")]
+    for resource, measure in (("cpu", quantity.milli), ("memory", quantity.value)):
+        if resource not in asked or resource not in room:
+            continue
+        want, have = measure(asked[resource]), measure(str(room[resource]))
+        if want > have:
+            return "Infeasible", f"Node didn't have enough capacity: {resource}, requested: {want}, capacity: {have}"
+        used = sum(measure(r[resource]) for p in there if resource in (r := pod_resources(p["spec"], "requests")))
+        if want + used > have:
+            return "Deferred", f"Node didn't have enough resource: {resource}, requested: {want}, used: {used}, capacity: {have}"
+    return None
+
+
 def forbidden_sysctl(spec: Mapping[str, Any]) -> str:
     """What is wrong with the pod's sysctls, "" if nothing."""
     for s in (spec.get("securityContext") or {}).get("sysctls") or ():

@@ -40,6 +40,7 @@ class Facts:
     resize: tuple[tuple[str, str, str], ...] = ()                          # (condition type, reason, message) of a resize under way
     actuated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)   # container -> resources it runs with
     began_s: float = 0.0                                                   # when this kubelet began
+    pending: bool = False                                                  # a resize is not granted: allocated is what runs
 
 
 def stamp(seconds: float) -> str:
@@ -304,8 +305,9 @@ def _converted(seen: Container, c: Mapping[str, Any], before: Mapping[str, Any] 
         out["resources"] = dict(facts.actuated[c["name"]])
     else:
         out["resources"] = dict(asked)
-    if asked.get("requests"):
-        out["allocatedResources"] = asked["requests"]
+    granted = facts.actuated.get(c["name"], asked) if facts.pending and seen.state == RUNNING else asked
+    if granted.get("requests"):
+        out["allocatedResources"] = granted["requests"]
     if seen.user:
         out["user"] = {"linux": dict(seen.user)}
     return out

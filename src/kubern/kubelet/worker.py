@@ -59,6 +59,7 @@ class Worker:
     grace_s: int | None = None                                    # overrides the pod's
     actuated: dict[str, Any] = field(default_factory=dict)        # container -> resources it was started or resized with
     volumes_since: float = 0.0
+    pending: tuple[str, str] | None = None                        # (reason, message) of a resize the node does not grant
     retry_at: dict[str, float] = field(default_factory=dict)      # container -> when a start that failed is tried again
     mirror: Object | None = None                                  # of a static pod: its image in the API
     stopping: asyncio.Task[None] | None = None
@@ -130,8 +131,9 @@ class Worker:
     def facts(self) -> Facts:
         k = self.kubelet
         r = k.prober.results
-        resize: tuple[tuple[str, str, str], ...] = ()
-        return Facts(self.waiting, r.startup, r.readiness, k.host_ips, k.runtime.name, self.failed, resize, self.actuated, k.began_s)
+        resize = (("PodResizePending", *self.pending),) if self.pending else ()
+        return Facts(self.waiting, r.startup, r.readiness, k.host_ips, k.runtime.name, self.failed, resize, self.actuated, k.began_s,
+                     self.pending is not None)
 
     def generate(self, seen: Observed, terminal: bool = False) -> dict[str, Any]:
         base = self.mirror or self.pod
@@ -188,6 +190,8 @@ class Worker:
                     self.waiting[name] = why
                     if why[0] != "CrashLoopBackOff":
                         self.retry_at[name] = k.clock() + (out.again_s or 1.0)
+            if out.resized:
+                k.tell(self.pod, "", "Normal", "ResizeCompleted", f"Pod resize completed: {self._resources_told()}")
             for name in out.resized:
                 self._remember(name)
                 last = seen.latest(name)
@@ -257,7 +261,34 @@ class Worker:
                 self.actuated[name] = self._reported_resources(name) or spec.get("resources") or {}
             if self.actuated[name] != (spec.get("resources") or {}):
                 resized.add(name)
-        m.resized, m.actuated = frozenset(resized), self.actuated
+        self._weigh(bool(resized))
+        m.resized, m.actuated = frozenset(() if self.pending else resized), self.actuated
+
+    def _weigh(self, wanted: bool) -> None:
+        """Whether the node can grant other resources; tells when the answer changes."""
+        k = self.kubelet
+        answer = admit.resize(self.pod, k.node_object, k.active_pods()) if wanted else None
+        if answer == self.pending:
+            return
+        self.pending = answer
+        if answer:
+            k.tell(self.pod, "", "Warning", f"Resize{answer[0]}", f"Pod resize {answer[0]}: {self._resources_told(answer[1])}")
+        self.wake.set()
+
+    def _resources_told(self, error: str = "") -> str:
+        """The resources of the spec as resize events tell them."""
+        import json
+
+        doc: dict[str, Any] = {}
+        for key in ("initContainers", "containers"):
+            every = [{"name": c["name"], "resources": c.get("resources") or {}} for c in self.pod["spec"].get(key) or ()
+                     if key == "containers" or pods.is_sidecar(c)]
+            if every:
+                doc[key] = every
+        doc["generation"] = self.pod["metadata"].get("generation") or 0
+        if error:
+            doc["error"] = error
+        return json.dumps(doc, separators=(",", ":"), sort_keys=False)
 
     def _reported_resources(self, name: str) -> dict[str, Any] | None:
         for key in ("containerStatuses", "initContainerStatuses"):
