@@ -13,7 +13,7 @@ from kubern.model.resources import RESOURCES
 from kubern.model.schema import from_openapi
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-HAVE = Catalog(list(RESOURCES), [])
+HAVE = Catalog(list(RESOURCES), [], {})
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no published documents at {DATA}")
 
 
@@ -60,7 +60,7 @@ def test_legacy_documents():
 
 def test_custom_rows():
     rows = [Resource("example.com", v, "foos", "Foo", custom=True) for v in ("v1beta1", "v2", "v1", "v1alpha1")]
-    have = Catalog([*RESOURCES, *rows], [{"spec": {"group": "metrics.k8s.io", "version": "v1beta1", "groupPriorityMinimum": 100, "service": {}}}])
+    have = Catalog([*RESOURCES, *rows], [{"spec": {"group": "metrics.k8s.io", "version": "v1beta1", "groupPriorityMinimum": 100, "service": {}}}], {})
     assert list(have.groups)[-2:] == ["example.com", "metrics.k8s.io"]
     assert list(have.groups["example.com"]) == ["v2", "v1", "v1beta1", "v1alpha1"]
     assert legacy_resources(have.list_of("example.com", "v1"))[0]["verbs"][0] == "delete"
