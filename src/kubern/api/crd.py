@@ -18,8 +18,9 @@ from kubern.api.cache import Change, Item
 from kubern.api.call import Call
 from kubern.model import custom as values
 from kubern.model import table
-from kubern.model.invalid import FieldError
+from kubern.model.invalid import FieldError, quote
 from kubern.model.kinds.kind import Kind
+from kubern.model.names import is_qualified_name
 from kubern.model.object import Object, condition
 from kubern.model.resource import ALL_VERBS, Resource, Subresource
 from kubern.model.schema import from_openapi
@@ -92,6 +93,7 @@ def kind_of(version: Object, schema: Object, row: Resource, info: Custom) -> Kin
     """The rules of a custom kind."""
     has_status = row.subresource("status") is not None
     rules = _rules(schema)
+    let_be: list[str] = []                    # rules that were broken before the update already: asked for right after `judge`
     defaulting = values.has_defaults(schema)
 
     def defaults(obj: Object) -> None:
@@ -130,15 +132,37 @@ def kind_of(version: Object, schema: Object, row: Resource, info: Custom) -> Kin
 
     def judge(obj: Object, old: Object | None) -> list[FieldError]:
         errors = values.validate(obj, schema, old) + scale_errors(obj)
+        let_be.clear()
         if rules is not None:
-            errors += values.blocking(errors) or rules(obj, old)
+            errors += values.blocking(errors) or rules(obj, old, let_be.append)
         return errors
+
+    def warnings(obj: Object, old: Object | None) -> list[str]:
+        return finalizer_warnings(obj, old) + let_be
 
     base = table.custom(version.get("additionalPrinterColumns") or [])
     return replace(
         base, defaults=defaults if defaulting or _nulls(schema) else base.defaults, prepare_create=prepare_create, prepare_update=prepare_update,
-        validate=lambda obj: judge(obj, None), validate_update=judge, validate_status=judge, unconditional_update=False, has_generation=True,
-        generation_changed=changed, status_subresource=has_status)
+        warnings=warnings, validate=lambda obj: judge(obj, None), validate_update=judge, validate_status=judge, unconditional_update=False,
+        has_generation=True, generation_changed=changed, status_subresource=has_status)
+
+
+_STANDARD_FINALIZERS = ("orphan", "foregroundDeletion", "kubernetes")
+
+
+def finalizer_warnings(new: Object, old: Object | None) -> list[str]:
+    """About new finalizers that are not qualified by a domain."""
+    had = set(((old or {}).get("metadata") or {}).get("finalizers") or ())
+    out: list[str] = []
+    for f in (new.get("metadata") or {}).get("finalizers") or ():
+        if f in had:
+            continue
+        out += [f"metadata.finalizers: {quote(f)}: {why}" for why in is_qualified_name(f)]
+        if "/" not in f and f not in _STANDARD_FINALIZERS:
+            more = " including a path (/)" if "." in f else ""
+            out.append(f"metadata.finalizers: {quote(f)}: prefer a domain-qualified finalizer name{more} to avoid accidental conflicts "
+                       "with other finalizer writers")
+    return out
 
 
 def _nulls(schema: Object) -> bool:
@@ -146,7 +170,7 @@ def _nulls(schema: Object) -> bool:
     return bool(schema.get("properties"))
 
 
-Rules = Callable[[Object, "Object | None"], list[FieldError]]
+Rules = Callable[[Object, "Object | None", Callable[[str], None]], list[FieldError]]
 
 
 def _rules(schema: Object) -> Rules | None:

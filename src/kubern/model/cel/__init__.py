@@ -169,8 +169,8 @@ def schema_errors(schema: Mapping[str, Any], path: str) -> Any:
 
 
 def schema_rules(schema: Mapping[str, Any]) -> Any:
-    """The rules of a CRD's schema as (object, old object or None) -> field errors; None where there are none."""
+    """The rules of a CRD's schema as (object, old object or None, who hears of what is let be) -> field errors; None where there are none."""
     from kubern.model.cel.schemas import rules
     from kubern.model.custom import MISSING
     found = rules(schema)
-    return None if found is None else lambda obj, old: found.errors(obj, MISSING if old is None else old)
+    return None if found is None else lambda obj, old, warn: found.errors(obj, MISSING if old is None else old, warn)
