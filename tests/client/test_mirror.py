@@ -165,3 +165,18 @@ async def test_one_leads_and_hands_over(client: Client, monkeypatch: pytest.Monk
     await second
     lease = await client.get(BUILT_IN["leases.coordination.k8s.io"], "kube-system", "boss")
     assert leading == ["one", "two"] and lease["spec"]["leaseTransitions"] == 1 and lease["spec"].get("holderIdentity", "") == ""
+
+
+async def test_a_bad_handler_stops_nobody(client: Client) -> None:
+    mirrors = Mirrors(client)
+    mirror = mirrors.start("configmaps")
+    await mirrors.synced(["configmaps"])
+    seen: list[Object | None] = []
+
+    def bad(old: Object | None, new: Object | None) -> None:
+        raise ZeroDivisionError
+    mirror.handlers += [bad, lambda old, new: seen.append(new)]
+    for name in "ab":
+        last = await client.create(config_map(name))
+    assert await mirror.reached(int(last["metadata"]["resourceVersion"]), 2.0) and len(seen) == 2
+    await mirrors.close()

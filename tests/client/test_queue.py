@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import uvloop
+
 from kubern.client.queue import BACKOFF_LAST_S, Queue
 
 
@@ -37,6 +39,11 @@ async def test_the_earliest_date_wins() -> None:
         assert [await q.get(), await q.get()] == ["b", "a"]
     await asyncio.sleep(0.05)
     assert len(q) == 0
+
+
+def test_dates_on_uvloop() -> None:
+    """Its timers tell no dates."""
+    uvloop.run(test_the_earliest_date_wins())
 
 
 async def test_backoff_doubles_and_is_forgotten() -> None:

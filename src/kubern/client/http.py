@@ -6,6 +6,7 @@ Not HTTP/2 and not a proxy. Parsing: httptools. A connection goes back to the po
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import tempfile
 from collections import deque
@@ -23,6 +24,8 @@ IDLE_CONNECTIONS_MAX = 64
 CONNECT_TIMEOUT_S = 10.0
 HEADER_TIMEOUT_S = 75.0
 READ_BYTES = 1 << 18
+KEEPALIVE = (((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1), ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 30),
+             ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 10), ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3))
 
 
 class _Connection:
@@ -190,6 +193,9 @@ class HttpSender:
         extra: dict[str, Any] = {"server_hostname": self._server_name or self._host} if self._ssl else {}
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._ssl, limit=1 << 20, **extra)
+        sock = writer.get_extra_info("socket")
+        for option, value in KEEPALIVE:                  # a server that vanished is noticed though a watch is silent
+            sock.setsockopt(*option, value)
         return _Connection(reader, writer)
 
     async def _exchange(self, request: Request) -> _Connection:

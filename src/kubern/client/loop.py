@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 AGENT = "kube-controller-manager/v1.36.2"
 BATCH_CALLS_MAX = 64                # of a list of intents, so many are under way at once
 STEPS_MAX = 100_000                 # intents of one pass; more is a mistake
+MIRROR_WAITS_MAX = 10               # of 30 s each: client-go lets its expectations expire after five minutes
 
 
 def acting(row: Controller) -> User:
@@ -156,10 +157,12 @@ class Worker:
                 self.queue.done(key)
 
     async def _rest(self, writes: _Writes) -> None:
-        """Waits until the mirrors show what the pass wrote."""
+        """Waits until the mirrors show what the pass wrote: on older news the next pass would do it again."""
         for resource, revision in writes.revisions.items():
             mirror = self.mirrors.mirrors.get(resource)
-            if mirror is not None and not await mirror.reached(revision):
+            for _ in range(MIRROR_WAITS_MAX):
+                if mirror is None or await mirror.reached(revision):
+                    break
                 log.warning("%s: the mirror of %s is behind revision %d", self.row.name, resource, revision)
         for resource, namespace, name, uid in writes.deleted:
             mirror = self.mirrors.mirrors.get(resource)

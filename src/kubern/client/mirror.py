@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from kubern.client.client import Client
@@ -15,6 +16,8 @@ from kubern.client.watch import follow
 from kubern.model.object import Key, Object
 from kubern.model.resource import Resource
 from kubern.model.status import qualified
+
+log = logging.getLogger(__name__)
 
 Objects = list[Object]
 Handler = Callable[[Object | None, Object | None], None]      # (old, new)
@@ -221,7 +224,10 @@ class Mirror:
                 for v in fn(new):
                     table.setdefault(v, {})[key] = new
         for handler in self.handlers:
-            handler(old if last is None else last, new)
+            try:
+                handler(old if last is None else last, new)
+            except Exception:                # one consumer's mistake must not stop everybody's news
+                log.exception("a handler of %s %s/%s", self.resource.plural, *key)
         if key in self._key_waiters:
             rest = []
             for uid, future in self._key_waiters[key]:

@@ -25,7 +25,8 @@ class Queue(Generic[K]):
         self._heap: list[tuple[float, int, K]] = []
         self._count = 0
         self._failures: dict[K, int] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_due = 0.0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._first, self._last = backoff_first_s, backoff_last_s
 
@@ -101,9 +102,10 @@ class Queue(Generic[K]):
             return
         due = self._heap[0][0]
         if self._timer is not None:
-            if self._timer.when() <= due and not self._timer.cancelled():
+            if self._timer_due <= due:
                 return
             self._timer.cancel()
+        self._timer_due = due
         self._timer = asyncio.get_running_loop().call_at(due, self._ring)
 
     def _ring(self) -> None:

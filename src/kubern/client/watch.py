@@ -62,6 +62,9 @@ async def follow(client: Client, resource: Resource, replace: Replace, apply: Ap
         except (OSError, EOFError) as e:
             delay = min(max(delay * 2, BACKOFF_FIRST_S), BACKOFF_LAST_S)
             log.info("following %s: %s", resource.plural, e)
+        except Exception:                    # a follower that dies would leave its consumers with old news for ever
+            log.exception("following %s", resource.plural)
+            revision, delay = "", BACKOFF_LAST_S / 3
         if delay:
             await asyncio.sleep(delay * (1 + jitter()))
         else:
