@@ -72,8 +72,10 @@ class MetricsApi:
         rows[GROUP, VERSION] = ROWS
 
         async def serve(request: Request, user: User) -> Response:
-            if request.path == PREFIX or request.path.startswith(PREFIX + "/") or others is None:
+            if request.path == PREFIX or request.path.startswith(PREFIX + "/"):
                 return await self.handle(request)
+            if others is None:
+                return Response(404, [("Content-Type", "text/plain; charset=utf-8")], b"404 page not found\n")
             return await others(request, user)
 
         paths["aggregate"] = paths[PREFIX] = paths[f"{PREFIX}/{VERSION}"] = serve

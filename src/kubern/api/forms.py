@@ -82,7 +82,7 @@ class Form:
     def list(self, items: Iterable[Item], meta: bytes) -> list[bytes]:
         """Pieces of the list object; `meta` is what follows resourceVersion's opening quote in the metadata."""
         s = self.served
-        head = s.list_head + meta
+        head = self.list_start(meta)
         if s.convert is None:
             joined = (b"," + s.item_head).join([i.body for i in items])
         else:
@@ -90,6 +90,12 @@ class Form:
         if not joined:
             return [head + b',"items":[]}\n']
         return [head + b',"items":[' + s.item_head, joined, b"]}\n"]
+
+    def list_start(self, meta: bytes) -> bytes:
+        """Kind, version and metadata of the list. Lists of custom resources show their continue token even where it is empty."""
+        if self.served.row.custom and b'"continue"' not in meta:
+            meta = meta[:-1] + b',"continue":""}'
+        return self.served.list_head + meta
 
     def event(self, type_: str, item: Item) -> bytes:
         """One line of a watch."""

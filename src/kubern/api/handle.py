@@ -324,7 +324,7 @@ class Server:
             collection = served.collection
             kept = self.lists.get((collection.prefix, served.row.api_version, a.namespace))
             if kept is not None and kept[0] == collection.changed and kept[1] is served:
-                body = [served.list_head + b'%d"}' % self.cache.revision, *kept[2]]
+                body = [Form(served).list_start(b'%d"}' % self.cache.revision), *kept[2]]
             elif len(collection.order) < 200:
                 body = Form(served).list(collection.range(a.namespace), b'%d"}' % self.cache.revision)
             else:

@@ -163,7 +163,7 @@ def _whole(call: Call, form: Form, namespace: str, revision: int) -> list[bytes]
         return form.list(collection.range(namespace), meta)
     key = (call.served.row.api_version, namespace)
     kept = call.server.lists.get((collection.prefix, *key))
-    head = call.served.list_head + meta
+    head = form.list_start(meta)
     if kept is not None and kept[0] == collection.changed and kept[1] is call.served:
         return [head, *kept[2]]
     pieces = form.list(collection.range(namespace), meta)
