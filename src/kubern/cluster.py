@@ -183,7 +183,7 @@ async def nodes(ctx: Context) -> AsyncIterator[None]:
         yield
         return
     if s.runtime == "simulated":
-        from kubern.kubelet.simulated import run_simulated
+        from kubern.kubelet.hollow import run_simulated
 
         client = ctx.client(User("system:simulated-nodes", ("system:masters", "system:authenticated")), "kubelet/simulated")
         task = ctx.spawn(run_simulated(client, s.nodes, prefix=s.node_prefix, version=KUBERNETES_VERSION), "simulated nodes")

@@ -10,7 +10,8 @@ import pytest
 
 from kubern.api.handle import Server
 from kubern.client.client import Client
-from kubern.kubelet.simulated import Hollow, Shape, SimulatedRuntime, behaviour, shapes
+from kubern.kubelet.hollow import Hollow, Shape, shapes
+from kubern.kubelet.simulated import SimulatedRuntime, behaviour
 from kubern.model.request import User
 from kubern.model.resources import by_path
 from kubern.model.status import StatusError

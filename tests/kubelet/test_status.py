@@ -155,6 +155,12 @@ def test_patch_holds_only_what_changed() -> None:
     assert [x["type"] for x in patch["conditions"]] == ["Ready", "ContainersReady"]
 
 
+def test_an_address_that_changed_replaces_the_old_one() -> None:
+    assert changed({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]}, {"podIP": "10.0.0.2", "podIPs": [{"ip": "10.0.0.2"}]}) == {
+        "podIP": "10.0.0.2", "podIPs": [{"$patch": "delete", "ip": "10.0.0.1"}, {"ip": "10.0.0.2"}],
+        "$setElementOrder/podIPs": [{"ip": "10.0.0.2"}]}
+
+
 def test_the_address_of_an_ended_pod_stays_on_record() -> None:
     p = pod(restartPolicy="Never")
     old = {"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]}

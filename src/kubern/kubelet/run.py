@@ -13,25 +13,26 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from kubern.client.client import Client
 from kubern.client.events import Recorder
-from kubern.client.lease import micro_time
 from kubern.client.mirror import Mirror
 from kubern.client.watch import follow
-from kubern.kubelet import collect, identity, pods, registration
+from kubern.kubelet import collect, identity, pods, report
 from kubern.kubelet import container as config
 from kubern.kubelet.act import Actor
 from kubern.kubelet.cgroups import Cgroups
 from kubern.kubelet.logs import ROTATE_CHECK_S, rotate
 from kubern.kubelet.objects import Objects
 from kubern.kubelet.observe import Observer
+from kubern.kubelet.presence import Presence
 from kubern.kubelet.probes import Prober
 from kubern.kubelet.pull import Puller
+from kubern.kubelet.report import Reporter
 from kubern.kubelet.runtime import RUNNING, Runtime, RuntimeFailure
-from kubern.kubelet.status import changed
+from kubern.kubelet.static import StaticPods
 from kubern.kubelet.volumes import Needs, Volumes
 from kubern.kubelet.worker import Worker
 from kubern.model.intent import Emit
@@ -41,11 +42,8 @@ from kubern.model.status import StatusError
 
 log = logging.getLogger(__name__)
 
-PODS, NODES, LEASES = by_path["", "v1", "pods"], by_path["", "v1", "nodes"], by_path["coordination.k8s.io", "v1", "leases"]
+PODS = by_path["", "v1", "pods"]
 RUNTIME_CLASSES, SERVICES = by_path["node.k8s.io", "v1", "runtimeclasses"], by_path["", "v1", "services"]
-LEASE_S, RENEW_S = 40, 10.0
-STATUS_CHECK_S, STATUS_EVERY_S = 10.0, 300.0
-STATUS_WRITERS = 4
 HOUSEKEEPING_S = 2.0
 RETRY_S = 1.0
 VOLUME_REFRESH_S = 60.0
@@ -89,13 +87,9 @@ class Kubelet:
         self.began_s = clock()
         self.workers: dict[str, Worker] = {}
         self.host_ips = s.addresses
-        self.machine = registration.facts_of_machine(s.root if os.path.isdir(s.root) else "/")
-        self.node_settings = registration.NodeSettings(s.name, s.addresses, s.port, s.pods_max, s.labels, s.taints, s.reserved, s.version,
-                                                       "", s.capacity)
-        self.allocatable = registration.allocatable(registration.capacity(self.machine, self.node_settings), self.node_settings)
-        self.node_object: Object | None = None
-        self.network_ready, self.network_problem = False, "not checked yet"
-        self.runtime_problem = ""
+        self.presence = Presence(self)
+        self.reporter = Reporter(self)
+        self.statics = StaticPods(self)
         self.cgroups = Cgroups(s.cgroup_root) if s.cgroup_root else None
         self.recorder = Recorder(client, clock, s.name) if client else None
         self.observer = Observer(runtime, self.wake)
@@ -105,19 +99,12 @@ class Kubelet:
         self.puller = Puller(runtime, clock)
         self.services = Mirror(client, SERVICES) if client else None
         node = config.Node(s.name, s.cgroup_root, s.log_root, s.cluster_domain, s.cluster_dns, _resolver(s.resolv_conf),
-                           self.machine.memory_bytes, f"{s.root}/seccomp", s.pod_pids_max)
+                           self.presence.machine.memory_bytes, f"{s.root}/seccomp", s.pod_pids_max)
         self.actor = Actor(runtime, node, s.root, self.volumes, self.objects, self.puller, self.tell, clock, self._services_of, self.cgroups,
                            _node_hosts, self._handler)
         self.sourced = asyncio.Event()                  # the API's (or the directory's) pods were read once
-        self.registered = asyncio.Event()
         self.ready = asyncio.Event()
-        self._dirty: asyncio.Queue[str] = asyncio.Queue()
-        self._queued: set[str] = set()
-        self._writing: set[str] = set()
-        self._sent: dict[str, Any] = {}                 # uid -> status last sent
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._lease: Object | None = None
-        self._cidrs: list[str] = []
         self.started_pods = 0
 
     # --- shared by workers ---
@@ -144,6 +131,14 @@ class Kubelet:
         w = self.workers.get(uid)
         if w is not None:
             w.notify()
+
+    def report(self, w: Worker) -> None:
+        """The worker's status is to be written, if it says something new."""
+        self.reporter.report(w)
+
+    @property
+    def allocatable(self) -> Mapping[str, str]:
+        return self.presence.allocatable
 
     def active_pods(self) -> list[Object]:
         """Those that hold resources of this node."""
@@ -185,7 +180,7 @@ class Kubelet:
         w = self.workers.get(uid)
         if w is not None and not w.terminated:
             w.retry_at.clear()
-            self._spawn(self._refresh_volumes(w))
+            self.spawn(self._refresh_volumes(w))
 
     async def _refresh_volumes(self, w: Worker) -> None:
         try:
@@ -194,7 +189,7 @@ class Kubelet:
             log.info("volumes of %s: %s", pods.describe(w.pod), e)
         w.notify()
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -206,21 +201,21 @@ class Kubelet:
         os.makedirs(f"{s.root}/pods", exist_ok=True)
         os.makedirs(s.log_root, exist_ok=True)
         name, version = await self._until_answered(self.runtime.version)
-        self.node_settings = replace(self.node_settings, runtime_version=f"{name}://{version}")
+        self.presence.runtime_is(name, version)
         if self.cgroups is not None:
             await asyncio.to_thread(self.cgroups.setup)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.observer.run(), name="observer")
-                group.create_task(self._conditions(), name="conditions")
+                group.create_task(self.presence.watch_runtime(), name="conditions")
                 if self.client is not None:
                     assert self.recorder is not None and self.services is not None
                     group.create_task(self.recorder.run(), name="events")
                     group.create_task(self.services.run(), name="services")
-                    group.create_task(self._node(), name="node")
-                    group.create_task(self._heartbeat(), name="lease")
-                    for i in range(STATUS_WRITERS):
-                        group.create_task(self._write(), name=f"status-{i}")
+                    group.create_task(self.presence.keep(), name="node")
+                    group.create_task(self.presence.beat(), name="lease")
+                    for i in range(report.WRITERS):
+                        group.create_task(self.reporter.write(), name=f"status-{i}")
                     await self.services.synced.wait()
                 await self.observer.relisted.wait()
                 if s.port:
@@ -229,9 +224,9 @@ class Kubelet:
                     group.create_task(serve(self), name="server")
                 if self.client is not None:
                     group.create_task(follow(self.client, PODS, self._pods_listed, self._pod_event, fields=f"spec.nodeName={s.name}"), name="pods")
-                    group.create_task(self._watch_node(), name="node watch")
+                    group.create_task(self.presence.follow(), name="node watch")
                 if s.static_pods:
-                    group.create_task(self._static_pods(), name="static pods")
+                    group.create_task(self.statics.run(), name="static pods")
                 elif self.client is None:
                     self.sourced.set()
                 group.create_task(self._housekeeping(), name="housekeeping")
@@ -269,7 +264,7 @@ class Kubelet:
             self._pod_event("MODIFIED", p)
         for uid, w in list(self.workers.items()):
             if uid not in uids and not pods.is_static(w.pod):
-                self._lost(w)
+                self.lost(w)
         self.sourced.set()
 
     def _pod_event(self, type_: str, pod: Object) -> None:
@@ -277,7 +272,7 @@ class Kubelet:
             return
         notes = pod["metadata"].get("annotations") or {}
         if pods.MIRROR in notes:
-            self._mirror_event(type_, pod)
+            self.statics.mirror_event(type_, pod)
             return
         pod.setdefault("apiVersion", "v1")
         pod.setdefault("kind", "Pod")
@@ -286,17 +281,17 @@ class Kubelet:
         if type_ == "DELETED":
             if w is not None:
                 w.pod = pod
-                self._lost(w)
+                self.lost(w)
             return
         if w is None:
-            self._begin(pod)
+            self.begin(pod)
         else:
             before = w.pod
             w.changed_pod(pod)
             if _shown(before) != _shown(pod):
                 self._refresh(uid)
 
-    def _begin(self, pod: Object) -> Worker:
+    def begin(self, pod: Object) -> Worker:
         uid = pod["metadata"]["uid"]
         w = self.workers[uid] = Worker(self, pod)
         w.admitted = bool(self.observer.seen(uid).containers)
@@ -304,7 +299,7 @@ class Kubelet:
         self.started_pods += 1
         return w
 
-    def _lost(self, w: Worker) -> None:
+    def lost(self, w: Worker) -> None:
         """Its API object is gone: end what is left of it."""
         w.gone = True
         w.notify()
@@ -331,10 +326,10 @@ class Kubelet:
         await self.actor.remove_logs(w.pod)
         if w.mirror is not None:
             m = w.mirror["metadata"]
-            await self._delete_mirror(m["namespace"], m["name"], m["uid"])
+            await self.statics.delete_mirror(m["namespace"], m["name"], m["uid"])
         self.puller.forget(uid)
         self.workers.pop(uid, None)
-        self._sent.pop(uid, None)
+        self.reporter.forget(uid)
 
     async def _housekeeping(self) -> None:
         """Pods of the runtime, cgroups and directories that belong to nobody; volumes that follow the clock (tokens)."""
@@ -346,7 +341,7 @@ class Kubelet:
                 for uid in self.observer.pods():
                     if uid and uid not in self.workers and uid not in doomed:
                         doomed.add(uid)
-                        self._spawn(self._end_orphan(uid, doomed))
+                        self.spawn(self._end_orphan(uid, doomed))
                 known = set(self.workers) | set(self.observer.pods())
                 for uid in self.volumes.left_over():
                     if uid not in known:
@@ -400,284 +395,6 @@ class Kubelet:
             except (OSError, RuntimeFailure) as e:
                 log.info("rotating logs: %s", e)
 
-    # --- statuses ---
-
-    def report(self, w: Worker) -> None:
-        """The worker's status is to be written, if it says something new."""
-        if self.client is None or w.uid in self._queued:
-            return
-        self._queued.add(w.uid)
-        self._dirty.put_nowait(w.uid)
-
-    async def _write(self) -> None:
-        while True:
-            uid = await self._dirty.get()
-            if uid in self._writing:                       # another writer has it: come back when it is done
-                await asyncio.sleep(0.01)
-                self._dirty.put_nowait(uid)
-                continue
-            self._queued.discard(uid)
-            w = self.workers.get(uid)
-            if w is None:
-                continue
-            self._writing.add(uid)
-            try:
-                await self._write_one(w)
-            except StatusError as e:
-                if e.code == 404:
-                    if not pods.is_static(w.pod):
-                        self._lost(w)
-                elif e.code == 409 and "uid" in e.message.lower():
-                    self._lost(w)
-                else:
-                    log.info("status of %s: %s", pods.describe(w.pod), e.message)
-                    asyncio.get_running_loop().call_later(RETRY_S, self.report, w)
-            except Exception:
-                log.exception("status of %s", pods.describe(w.pod))
-                asyncio.get_running_loop().call_later(RETRY_S, self.report, w)
-            finally:
-                self._writing.discard(uid)
-
-    async def _write_one(self, w: Worker) -> None:
-        assert self.client is not None
-        target = w.mirror if pods.is_static(w.pod) else w.pod
-        if target is None:
-            return
-        api = target.get("status") or {}
-        status = w.status
-        done = ("Succeeded", "Failed")
-        if not status or w.gone:
-            return
-        if status.get("phase") in done and api.get("phase") not in done and not w.terminated:
-            # what could still run is not over
-            status = {**status, "phase": api.get("phase") or "Pending"}
-            for key in ("reason", "message"):
-                if key in api:
-                    status[key] = api[key]
-                else:
-                    status.pop(key, None)
-        diff = changed(api, status)
-        m = target["metadata"]
-        if diff:
-            made = await self.client.patch(PODS, m["namespace"], m["name"], {"metadata": {"uid": m["uid"]}, "status": diff}, "strategic",
-                                           subresource="status")
-            if made.get("metadata", {}).get("uid") == m["uid"]:
-                made.setdefault("apiVersion", "v1")
-                made.setdefault("kind", "Pod")
-                made["metadata"].pop("managedFields", None)
-                if pods.is_static(w.pod):
-                    w.mirror = made
-                elif int(made["metadata"]["resourceVersion"]) > int(w.pod["metadata"].get("resourceVersion") or 0):
-                    w.pod = made
-                api = made.get("status") or {}
-        if w.terminated and w.pod["metadata"].get("deletionTimestamp") and api.get("phase") in done and not pods.is_static(w.pod) \
-                and self._sent.get(w.uid) != "deleted":
-            self._sent[w.uid] = "deleted"
-            try:
-                await self.client.delete(PODS, m["namespace"], m["name"], uid=m["uid"], grace_s=0)
-            except StatusError as e:
-                if e.code != 404:
-                    self._sent.pop(w.uid, None)
-                raise
-
-    # --- the node ---
-
-    async def _conditions(self) -> None:
-        """The runtime's own health."""
-        while True:
-            try:
-                c = await self.runtime.conditions()
-                ok, reason, message = c.get("RuntimeReady", (True, "", ""))
-                self.runtime_problem = "" if ok else f"container runtime not ready: RuntimeReady=false reason:{reason} message:{message}"
-                ok, reason, message = c.get("NetworkReady", (True, "", ""))
-                self.network_problem = "" if ok else f"container runtime network not ready: NetworkReady=false reason:{reason} message:{message}"
-                was, self.network_ready = self.network_ready, ok
-                if ok and not was:
-                    for w in self.workers.values():
-                        w.notify()
-            except RuntimeFailure as e:
-                self.runtime_problem = f"container runtime status check may not have completed yet: {e}"
-            await asyncio.sleep(5.0 if self.network_ready and not self.runtime_problem else 0.2)
-
-    def health(self) -> registration.Health:
-        problem = self.runtime_problem or self.network_problem
-        if not problem and self.observer.healthy_at and asyncio.get_running_loop().time() - self.observer.healthy_at > 180:
-            problem = "PLEG is not healthy"
-        pressure = pressures(self.settings.root)
-        return registration.Health(not problem, problem, *pressure)
-
-    async def _node(self) -> None:
-        """Registers the node, then keeps its status: at once when it changes, every five minutes anyway."""
-        assert self.client is not None
-        s = self.settings
-        posted = 0.0
-        first = True
-        while True:
-            try:
-                if self.node_object is None:
-                    self.node_object = await self._register()
-                    self._took_cidrs(self.node_object)
-                now = self.clock()
-                found = await self.runtime.images()
-                before = self.node_object.get("status") or {}
-                status = registration.node_status(self.machine, self.node_settings, self.health(), found, before, now)
-                self.allocatable = status["allocatable"]
-                patch = registration.status_patch(before, status, now - posted > STATUS_EVERY_S)
-                if patch:
-                    was_ready = _ready(before)
-                    self._node_took(await self.client.patch(NODES, "", s.name, {"status": patch}, "strategic", subresource="status"))
-                    posted = now
-                    if _ready(status) != was_ready:
-                        self.tell_node("Normal", "NodeReady" if _ready(status) else "NodeNotReady",
-                                       f"Node {s.name} status is now: {'NodeReady' if _ready(status) else 'NodeNotReady'}")
-                if first:
-                    first = False
-                    self.tell_node("Normal", "Starting", "Starting kubelet.")
-                self.registered.set()
-                ready = _ready(status)
-            except StatusError as e:
-                log.info("node status: %s", e.message)
-                ready = False
-                if e.code == 404:
-                    self.node_object = None
-            except RuntimeFailure as e:
-                log.info("node status: %s", e)
-                ready = False
-            await asyncio.sleep(STATUS_CHECK_S if ready else 0.3)
-
-    def _node_took(self, node: Object) -> None:
-        if self.node_object is None or int(node["metadata"]["resourceVersion"]) >= int(self.node_object["metadata"].get("resourceVersion") or 0):
-            self.node_object = node
-
-    async def _register(self) -> Object:
-        assert self.client is not None
-        wanted = registration.node_object(self.machine, self.node_settings)
-        try:
-            status = registration.node_status(self.machine, self.node_settings, self.health(), [], {}, self.clock())
-            return await self.client.create({**wanted, "status": status})
-        except StatusError as e:
-            if e.code != 409:
-                raise
-        have = await self.client.get(NODES, "", self.settings.name)
-        labels = have["metadata"].get("labels") or {}
-        missing = {k: v for k, v in wanted["metadata"]["labels"].items() if labels.get(k) != v}
-        if missing:
-            have = await self.client.patch(NODES, "", self.settings.name, {"metadata": {"labels": missing}}, "merge")
-        return have
-
-    async def _watch_node(self) -> None:
-        assert self.client is not None
-
-        def replaced(items: list[Object], _revision: int) -> None:
-            for n in items:
-                self._node_took(n)
-                self._took_cidrs(n)
-
-        def event(type_: str, node: Object) -> None:
-            if type_ in ("ADDED", "MODIFIED"):
-                self._node_took(node)
-                self._took_cidrs(node)
-
-        await follow(self.client, NODES, replaced, event, fields=f"metadata.name={self.settings.name}")
-
-    def _took_cidrs(self, node: Object) -> None:
-        spec = node.get("spec") or {}
-        cidrs = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
-        if cidrs and cidrs != self._cidrs:
-            self._cidrs = list(cidrs)
-            if self.on_pod_cidrs is not None:
-                self.on_pod_cidrs(self._cidrs)
-
-    async def _heartbeat(self) -> None:
-        assert self.client is not None
-        await self.registered.wait()
-        while True:
-            began = asyncio.get_running_loop().time()
-            try:
-                self._lease = await self._renew()
-                wait = RENEW_S
-            except StatusError as e:
-                log.info("lease: %s", e.message)
-                self._lease = None
-                wait = 0.5 if e.code == 409 else 2.0
-            await asyncio.sleep(max(0.1, wait - (asyncio.get_running_loop().time() - began)))
-
-    async def _renew(self) -> Object:
-        assert self.client is not None and self.node_object is not None
-        s = self.settings
-        spec = {"holderIdentity": s.name, "leaseDurationSeconds": LEASE_S, "renewTime": micro_time(self.clock())}
-        if self._lease is None:
-            owner = {"apiVersion": "v1", "kind": "Node", "name": s.name, "uid": self.node_object["metadata"]["uid"]}
-            try:
-                self._lease = await self.client.get(LEASES, "kube-node-lease", s.name)
-            except StatusError as e:
-                if e.code != 404:
-                    raise
-                return await self.client.create({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {
-                    "name": s.name, "namespace": "kube-node-lease", "ownerReferences": [owner]}, "spec": spec})
-        return await self.client.update({**self._lease, "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec})
-
-    # --- static pods ---
-
-    async def _static_pods(self) -> None:
-        from kubern.kubelet.static import read_manifests
-
-        last: dict[str, Object] = {}
-        while True:
-            now = await asyncio.to_thread(read_manifests, self.settings.static_pods, self.settings.name)
-            for uid, pod in now.items():
-                if uid not in self.workers:
-                    self._begin(pod)
-            for uid in last.keys() - now.keys():
-                w = self.workers.get(uid)
-                if w is not None:
-                    self._lost(w)
-            last = now
-            if self.client is None:
-                self.sourced.set()
-            else:
-                await self._make_mirrors()
-            await asyncio.sleep(STATUS_CHECK_S / 2)
-
-    async def _make_mirrors(self) -> None:
-        from kubern.kubelet.static import mirror_of
-
-        assert self.client is not None
-        if self.node_object is None or not self.sourced.is_set():
-            return
-        for w in list(self.workers.values()):
-            if pods.is_static(w.pod) and w.mirror is None and not w.gone:
-                try:
-                    w.mirror = await self.client.create(mirror_of(w.pod, self.node_object))
-                    self.report(w)
-                except StatusError as e:
-                    log.info("mirror of %s: %s", pods.describe(w.pod), e.message)
-
-    def _mirror_event(self, type_: str, mirror: Object) -> None:
-        notes = mirror["metadata"].get("annotations") or {}
-        static = next((w for w in self.workers.values() if pods.is_static(w.pod)
-                       and (w.pod["metadata"].get("annotations") or {}).get("kubernetes.io/config.hash") == notes.get(pods.MIRROR)
-                       and w.pod["metadata"]["name"] == mirror["metadata"]["name"]), None)
-        if type_ == "DELETED":
-            if static is not None:
-                static.mirror = None
-            return
-        if static is not None and not mirror["metadata"].get("deletionTimestamp"):
-            static.mirror = mirror
-        elif self.client is not None:
-            m = mirror["metadata"]
-            self._spawn(self._delete_mirror(m["namespace"], m["name"], m["uid"]))
-
-    async def _delete_mirror(self, namespace: str, name: str, uid: str) -> None:
-        assert self.client is not None
-        with contextlib.suppress(StatusError):
-            await self.client.delete(PODS, namespace, name, uid=uid, grace_s=0)
-
-
-def _ready(status: Mapping[str, Any]) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
-
-
 def _shown(pod: Object) -> tuple[Any, Any]:
     """What the downward API shows and can change."""
     return pod["metadata"].get("labels"), pod["metadata"].get("annotations")
@@ -697,19 +414,6 @@ def _node_hosts() -> str:
             return f.read()
     except OSError:
         return ""
-
-
-def pressures(root: str) -> tuple[bool, bool, bool]:
-    """(memory, disk, processes) are short, by the default hard thresholds."""
-    from kubern.kubelet.cgroups import node_memory
-
-    memory = node_memory()["available"] < registration.MEMORY_EVICTION
-    try:
-        st = os.statvfs(root)
-        disk = st.f_bavail < st.f_blocks * registration.DISK_EVICTION or (st.f_files > 0 and st.f_favail < st.f_files * 0.05)
-    except OSError:
-        disk = False
-    return memory, disk, False
 
 
 async def run(settings: KubeletSettings, client: Client | None, *, runtime: Runtime | None = None, clock: Callable[[], float] = time.time,

@@ -558,6 +558,10 @@ def changed(old: Mapping[str, Any], new: Status) -> dict[str, Any]:
                 out["conditions"] = [*({"$patch": "delete", "type": t} for t in gone), *diff]
         elif old.get(key) != value:
             out[key] = value
+            if key in ("podIPs", "hostIPs"):              # merged by ip: what is gone has to be named
+                now = {e["ip"] for e in value}
+                out[key] = [*({"$patch": "delete", "ip": e["ip"]} for e in old.get(key) or () if e["ip"] not in now), *value]
+                out[f"$setElementOrder/{key}"] = value
     for key in ("reason", "message", "podIP", "podIPs"):
         if key in old and key not in new:
             out[key] = None

@@ -148,7 +148,7 @@ class Worker:
         k = self.kubelet
         seen = k.observer.seen(self.uid)
         if not self.admitted:
-            self.failed = admit.admit(self.pod, k.node_object, k.active_pods()) if not seen.containers else None
+            self.failed = admit.admit(self.pod, k.presence.node_object, k.active_pods()) if not seen.containers else None
             if self.failed:
                 self.rejected = True
                 k.tell(self.pod, "", "Warning", self.failed[0], self.failed[1].removeprefix(admit.REJECTED))
@@ -165,8 +165,8 @@ class Worker:
             await self._terminate_finished(seen)
             return 0.0
         k.report(self)
-        if not k.network_ready and not pods.host_network(self.pod) and not seen.sandboxes:
-            k.tell(self.pod, "", "Warning", "NetworkNotReady", f"network is not ready: {k.network_problem}")
+        if not k.presence.network_ready and not pods.host_network(self.pod) and not seen.sandboxes:
+            k.tell(self.pod, "", "Warning", "NetworkNotReady", f"network is not ready: {k.presence.network_problem}")
             return 1.0
         await k.objects.ensure(self.pod)
         await self._cgroups()
@@ -267,7 +267,7 @@ class Worker:
     def _weigh(self, wanted: bool) -> None:
         """Whether the node can grant other resources; tells when the answer changes."""
         k = self.kubelet
-        answer = admit.resize(self.pod, k.node_object, k.active_pods()) if wanted else None
+        answer = admit.resize(self.pod, k.presence.node_object, k.active_pods()) if wanted else None
         if answer == self.pending:
             return
         self.pending = answer
