@@ -13,7 +13,7 @@ from typing import Any
 from kubern.model.cel.check import Overload
 from kubern.model.cel.parse import Node
 from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, Object, Type, text
-from kubern.model.cel.values import NOTHING, CelError, Message, Optional, TypeValue, UInt, duration, equal, is_kind, timestamp
+from kubern.model.cel.values import NOTHING, PLAIN, CelError, Message, Optional, TypeValue, UInt, duration, equal, is_kind, timestamp
 
 Run = Callable[[dict[Any, Any]], Any]
 BUDGET = 0                  # the key under which `variables` holds the steps left, as a list of one
@@ -234,12 +234,29 @@ def _call(node: Node) -> Run:
             return lambda v: call(one(v), two(v))
         return lambda v: call(*[a(v) for a in args])
 
-    def run(v: dict[Any, Any]) -> Any:
-        values = [a(v) for a in args]
+    known: dict[Any, Callable[..., Any]] = {}            # what was chosen for plain JSON before, by the arguments' types
+
+    def choose(values: list[Any], key: Any) -> Callable[..., Any]:
         for o in overloads:
             if all(is_kind(x, p) for x, p in zip(values, o.params, strict=True)):
-                return o.call(*values)
+                if all(type(x) in PLAIN for x in values):
+                    known[key] = o.call
+                return o.call
         raise CelError("no such overload")
+
+    if len(args) == 2:
+        first, second = args
+
+        def run_two(v: dict[Any, Any]) -> Any:
+            a, b = first(v), second(v)
+            key = (type(a), type(b))
+            return (known.get(key) or choose([a, b], key))(a, b)
+        return run_two
+
+    def run(v: dict[Any, Any]) -> Any:
+        values = [a(v) for a in args]
+        key = tuple([type(x) for x in values])
+        return (known.get(key) or choose(values, key))(*values)
     return run
 
 

@@ -110,6 +110,9 @@ _KINDS: dict[type, str] = {bool: "bool", int: "int", UInt: "uint", float: "doubl
                            type(None): NULL}
 
 
+PLAIN = frozenset(_KINDS)             # types that say the kind of all their values
+
+
 def kind_of(value: Any) -> str:
     """The name of a value's type."""
     return _KINDS.get(type(value)) or str(getattr(value, "kind", "map"))
