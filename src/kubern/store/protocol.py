@@ -20,11 +20,27 @@ class Entry(NamedTuple):
     revision: int          # revision of its newest write
 
 
+class Previous(Protocol):
+    """An Entry, or what has its fields and reads the value when asked: ask in the callback, or never."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def value(self) -> bytes: ...
+
+    @property
+    def create_revision(self) -> int: ...
+
+    @property
+    def revision(self) -> int: ...
+
+
 class Event(NamedTuple):
     revision: int
     key: str
-    value: bytes | None    # None: deleted
-    previous: Entry | None # what it was before; None: created
+    value: bytes | None       # None: deleted
+    previous: Previous | None # what it was before; None: created
 
 
 Batch = list[Event]          # in revision order
@@ -54,7 +70,18 @@ class Broken(Exception):
     """The disk refused a write, or the store is closed. What is acknowledged is safe; nothing more is accepted: the process must stop."""
 
 
+class Unavailable(Exception):
+    """The store cannot be asked at the moment. Whether a write that ends so has happened is unknown."""
+
+
+class TooLarge(Exception):
+    """The store does not take values of this size."""
+
+
 class Store(Protocol):
+    """A driver whose state others may write too has one more: `async caught_up()` returns when everything that was acknowledged to anybody
+    when it was called has been delivered here."""
+
     @property
     def revision(self) -> int:
         """The newest acknowledged (delivered) revision."""
