@@ -345,6 +345,8 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
         if begin is not None:
             taken = begin(call, new, live, options.dry_run)
         try:
+            if served.custom is not None:
+                _same_kind(served, new)
             _prepare(served, new, live, sub, prepare)
             meta = new["metadata"]
             errors = meta_update_errors(served, meta, old_meta)
@@ -356,6 +358,9 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                 errors += kind.validate_status(new, live)
             else:
                 errors += kind.validate_update(new, live)
+            if errors and served.custom is not None:
+                for w in kind.warnings(new, live):
+                    call.warn(w)
             raise_invalid(served, meta.get("name") or "", errors)
             for w in kind.warnings(new, live) if not sub else kind.status_warnings(new) if sub == "status" else ():
                 call.warn(w)
@@ -395,6 +400,14 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                 taken.undo()
             raise
     raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
+
+
+def _same_kind(served: Served, new: Object) -> None:
+    """A patch may not make another kind of a custom resource."""
+    row = served.row
+    errors = [field_error.invalid(field, new.get(field) or "", f"must be {want}")
+              for field, want in (("kind", row.kind), ("apiVersion", row.api_version)) if new.get(field) != want]
+    raise_invalid(served, new["metadata"].get("name") or "", errors)
 
 
 def _may_create(call: Call) -> None:
@@ -595,7 +608,8 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
             call.warn(w)
         return new
 
-    value, revision, created = await modify(call, build, options, create_ok=not a.subresource, tracked=True, prepare=prepare, check=check)
+    may_create = not a.subresource or row.storage == ("", "services")
+    value, revision, created = await modify(call, build, options, create_ok=may_create, tracked=True, prepare=prepare, check=check)
     return respond(call, accept, value, revision, 201 if created else 200)
 
 

@@ -83,6 +83,9 @@ async def handle(call: Call) -> Response:
         type_ = write.PATCH_TYPES.get(header, "")
         if not type_:
             raise router_unsupported_media_type()
+    if type_ == "apply" and call.served.custom is not None:
+        raise bad_request(f"failed to convert new object ({call.attributes.namespace}/{call.attributes.name}; {API_VERSION}, Kind={KIND}) to proper "
+                          f"version: request to convert CR to an invalid group/version: {API_VERSION}")
     options = write_options(call.request, "PatchOptions" if patching else "UpdateOptions", type_)
     given: Object | None = None
     if not patching:
