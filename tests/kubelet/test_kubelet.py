@@ -114,7 +114,7 @@ async def test_a_life(world: World) -> None:
     await world.client.delete(PODS, "default", "a")
     await world.gone("a")
     async with asyncio.timeout(5):
-        while await world.runtime.sandboxes() or list((world.home / "logs").iterdir()):  # noqa: ASYNC110, ASYNC240
+        while await world.runtime.sandboxes() or list((world.home / "logs").iterdir()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert (await world.reasons("a"))[:4] == ["Pulled", "Created", "Started", "Killing"]
 
