@@ -78,6 +78,7 @@ class KubeletSettings:
     tls_key: str = ""
     pod_pids_max: int = -1
     anonymous: bool = False
+    serving_csr: bool = False                      # have the server's certificate signed by the cluster
 
 
 class Kubelet:
@@ -139,6 +140,11 @@ class Kubelet:
     @property
     def allocatable(self) -> Mapping[str, str]:
         return self.presence.allocatable
+
+    @property
+    def registered(self) -> asyncio.Event:
+        """The Node exists."""
+        return self.presence.registered
 
     def active_pods(self) -> list[Object]:
         """Those that hold resources of this node."""
