@@ -37,7 +37,7 @@ from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
 from kubern.model.resource import Resource
 from kubern.model.status import StatusError, internal, too_many_requests
-from kubern.store.protocol import Broken, Conflict, Store
+from kubern.store.protocol import Broken, Conflict, Store, TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from kubern.api.crd import Definitions
@@ -122,6 +122,7 @@ class Server:
 
     def __init__(self, store: Store, *, settings: ApiSettings | None = None, clock: Callable[[], float] = time.time) -> None:
         self.store, self.settings, self.clock = store, settings or ApiSettings(), clock
+        self._caught_up: Callable[[], Awaitable[None]] | None = getattr(store, "caught_up", None)    # others write there too
         self.cache = Cache()
         self.rows = Rows(self.cache)
         self.authorizer = Authorizer()
@@ -290,7 +291,7 @@ class Server:
 
     def fast(self, request: Request) -> Response | None:
         """The answer to a plain GET of an object or a list, or None: then `handle` must be asked."""
-        if request.query or request.method != "GET":
+        if request.query or request.method != "GET" or self._caught_up is not None:
             return None
         target = self._targets.get(request.path)
         if target is None:
@@ -363,6 +364,11 @@ class Server:
             response = failure(e, request)
         except Broken:
             response = failure(StatusError(503, "ServiceUnavailable", "the store accepts no more writes"), request)
+        except Unavailable as e:
+            response = failure(StatusError(503, "ServiceUnavailable", f"the store cannot be reached: {e}", {"retryAfterSeconds": 1},
+                                           [("Retry-After", "1")]), request)
+        except TooLarge as e:
+            response = failure(StatusError(413, "RequestEntityTooLarge", str(e), {}), request)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -381,6 +387,8 @@ class Server:
     async def _resource(self, call: Call) -> Response:
         a, served, request = call.attributes, call.served, call.request
         handler = self._handler(call)
+        if self._caught_up is not None:
+            await self._see_others(request)
         deprecated = DEPRECATED.get((a.group, a.resource))
         if deprecated is not None:
             call.warn(deprecated)
@@ -399,6 +407,16 @@ class Server:
                 and served.row.storage not in VIRTUAL_READS:
             self._remember(request.path, served, a)
         return response
+
+    async def _see_others(self, request: Request) -> None:
+        """Waits until what other servers have written is here, unless the client is content with what there is (resourceVersion=0, or one that
+        is here already)."""
+        version = request.param("resourceVersion")
+        if version and version.isascii() and version.isdigit() and int(version) <= self.cache.revision and request.method == "GET":
+            return
+        assert self._caught_up is not None
+        await self._caught_up()
+        self.cache.revision = max(self.cache.revision, self.store.revision)      # a revision may be none of our keys
 
     def _remember(self, path: str, served: Served, a: Attributes) -> None:
         if len(self._targets) >= TARGETS_MAX:
