@@ -93,7 +93,7 @@ class Recorder:
         try:
             self._queue.put_nowait((client or self.client, component, event, self.clock()))
         except asyncio.QueueFull:
-            log.warning("event dropped: %s %s", event.reason, event.message)
+            log.debug("event dropped: %s %s", event.reason, event.message)
 
     async def run(self) -> None:
         while True:
