@@ -26,6 +26,7 @@ from kubern.api.authz import ALLOWED, Authorizer, Decision, forbid, from_request
 from kubern.api.authz.attributes import Attributes
 from kubern.api.cache import ROOT, Cache, Change, Collection
 from kubern.api.call import Call, failure, warning_headers
+from kubern.api.fairness import Fairness
 from kubern.api.forms import Form, Served
 from kubern.api.metrics import Metrics
 from kubern.api.rows import Rows, install_built_in
@@ -128,6 +129,7 @@ class Server:
         self.authorizer = Authorizer()
         self.authenticator = Authenticator(self.authorizer)
         self.metrics = Metrics()
+        self.fairness = Fairness(self.cache)
         self.definitions: Definitions | None = None
         self.ready = False
         self.stopping = False
@@ -332,7 +334,8 @@ class Server:
                 return None
         self._audit_count += 1
         self.metrics.count(a.verb, a.group, a.version, a.resource, "", 200)
-        return Response(200, [("Audit-Id", self._audit_id()), CACHE_CONTROL, ("Content-Type", "application/json")], body)
+        return Response(200, [("Audit-Id", self._audit_id()), CACHE_CONTROL, ("Content-Type", "application/json"),
+                              *self.fairness.headers(user, a)], body)
 
     def _audit_id(self) -> str:
         p, n = self._audit_prefix, self._audit_count
@@ -375,7 +378,9 @@ class Server:
             log.exception("%s %s", request.method, request.path)
             response = failure(internal("an unexpected error; the server's log has it"), request)
         self._audit_count += 1
-        response.headers += [("Audit-Id", request.headers.get("audit-id") or self._audit_id()), CACHE_CONTROL]
+        response.headers += [("Audit-Id", request.headers.get("audit-id", "")[:64] or self._audit_id()), CACHE_CONTROL]
+        if a is not None and not request.user:
+            response.headers += self.fairness.headers(a.user, a)
         if call is not None and call.warnings:
             response.headers += warning_headers(call.warnings)
         if request.method == "HEAD":
