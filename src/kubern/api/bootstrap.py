@@ -14,7 +14,7 @@ import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kubern.api import allocate, flow_status
+from kubern.api import aggregate, allocate, flow_status
 from kubern.api.allocate import Allocator
 from kubern.api.authn import Authenticator, Keys
 from kubern.model.intent import Create, Delete, Update
@@ -121,6 +121,8 @@ async def create_all(server: Server) -> None:
         await _ensure(server, obj)
     for obj in _endpoints(server):
         await _ensure(server, obj, replace=True)
+    if server.settings.client_ca:
+        await _ensure(server, aggregate.authentication_config(server.settings.client_ca, server.settings.front_proxy_ca), replace=True)
     await _roles(server)
     await _more(server)
 
@@ -191,6 +193,9 @@ def background(server: Server) -> list[asyncio.Task[None]]:
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(_expire_events(server), name="event expiry"), loop.create_task(_identity(server), name="identity lease"),
              loop.create_task(flow_status.run(server), name="flow schemas")]
+    aggregator = aggregate.Aggregator(server)
+    server.extra_paths["aggregate"] = aggregator.serve
+    tasks.append(loop.create_task(aggregator.run(), name="aggregated APIs"))
     if server.definitions is not None:
         tasks.append(loop.create_task(server.definitions.run(), name="custom resource definitions"))
     keep = getattr(server.store, "keep", None)

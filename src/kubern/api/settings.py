@@ -23,6 +23,8 @@ class ApiSettings:
     kubelet_client_key: str = ""
     kubelet_ca: str = ""                         # "": kubelets' serving certificates are not verified, as upstream's default
     kubelet_port: int = 10250
+    proxy_client_cert: str = ""                  # file names: the certificate shown to servers of aggregated APIs
+    proxy_client_key: str = ""
     anonymous: bool = True
     authorization: bool = True                   # False: everything is allowed (tests of other parts)
     admission: bool = True

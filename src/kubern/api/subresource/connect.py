@@ -55,6 +55,7 @@ class Backend:
     path: str                                     # with query
     tls: ssl.SSLContext | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
+    server_name: str = ""                         # what the certificate must be for, where that is not the host
 
     @property
     def authority(self) -> str:
@@ -194,7 +195,7 @@ class _Answer:
 async def _dial(backend: Backend) -> wire.SocketStream:
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
-            return await wire.dial(backend.host, backend.port, backend.tls)
+            return await wire.dial(backend.host, backend.port, backend.tls, backend.server_name or None)
     except (OSError, TimeoutError, ssl.SSLError) as e:
         why = str(e) or "timeout"
         raise unavailable(f"error trying to reach service: dial tcp {backend.authority}: {why}") from None
@@ -221,7 +222,7 @@ async def send(backend: Backend, method: str, headers: list[tuple[str, str]], bo
         raise unavailable(f"error trying to reach service: {e}") from None
 
 
-def _forwarded(request: Request, upgrading: bool = False) -> list[tuple[str, str]]:
+def forwarded(request: Request, upgrading: bool = False) -> list[tuple[str, str]]:
     """The client's headers without those of its connection and its identity."""
     out: list[tuple[str, str]] = []
     for k, v in request.headers.items():
@@ -240,7 +241,7 @@ def _forwarded(request: Request, upgrading: bool = False) -> list[tuple[str, str
 async def tunnel(backend: Backend, request: Request) -> Response:
     """Passes an upgrade on; if the backend does not upgrade, its answer."""
     connection = await _dial(backend)
-    headers = [("Host", backend.authority), *_forwarded(request, True), *backend.headers]
+    headers = [("Host", backend.authority), *forwarded(request, True), *backend.headers]
     if request.body or request.method == "POST":
         headers.append(("Content-Length", str(len(request.body))))
     try:
@@ -421,7 +422,7 @@ async def proxy(call: Call) -> Response:
     backend.path = quote_path(rest or "/", safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
     if request.headers.get("upgrade") and "upgrade" in request.headers.get("connection", "").lower():
         return await tunnel(backend, request)
-    headers = [(k, v) for k, v in _forwarded(request) if k != "accept-encoding"]
+    headers = [(k, v) for k, v in forwarded(request) if k != "accept-encoding"]
     headers.append(("X-Forwarded-Uri", request.path))
     answer = await send(backend, request.method, headers, request.body)
     kept = [(k, _own_location(v, base) if k.lower() == "location" else v) for k, v in answer.headers
