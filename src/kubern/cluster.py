@@ -95,7 +95,8 @@ async def api(ctx: Context) -> AsyncIterator[None]:
         service_cidr=s.service_cidr, node_ports=(int(low), int(high)), advertise_address=ctx.address, advertise_port=s.port,
         cluster_domain=s.cluster_domain, client_ca=p.ca.cert, front_proxy_ca=p.front_proxy_ca.cert,
         service_account_issuer=issuer(s), service_account_public_keys=(p.service_account_public,),
-        service_account_signing_key=p.service_account_key, kubelet_client_cert=str(kubelet.cert_path), kubelet_client_key=str(kubelet.key_path)))
+        service_account_signing_key=p.service_account_key, kubelet_client_cert=str(kubelet.cert_path), kubelet_client_key=str(kubelet.key_path),
+        proxy_client_cert=str(p.front_proxy_client.cert_path), proxy_client_key=str(p.front_proxy_client.key_path)))
     await server.start()
     ctx.server = server
     listening = await http.serve(server.handle, s.bind, s.port, http.ssl_context(str(p.apiserver.cert_path), str(p.apiserver.key_path),
