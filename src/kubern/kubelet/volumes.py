@@ -155,7 +155,8 @@ class Volumes:
             mount("nodev", path, "hugetlbfs", 0, f"pagesize={quantity.value(page) // 1024}K")
             fresh = True
         if fresh:
-            os.chmod(path, 0o777)
+            if stat.S_IMODE(os.stat(path).st_mode) & 0o777 != 0o777:
+                os.chmod(path, 0o777)
             self._own(pod, path)
         return path
 
@@ -184,7 +185,7 @@ class Volumes:
     def _write(path: str, files: Payload, group: int | None, user: int | None, owned: dict[str, int]) -> None:
         os.makedirs(path, exist_ok=True)
         if not os.path.ismount(path):
-            mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0777")
+            mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV)
             if group is not None:
                 os.chown(path, -1, int(group))
                 os.chmod(path, 0o3777)
