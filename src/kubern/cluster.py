@@ -114,17 +114,10 @@ async def api(ctx: Context) -> AsyncIterator[None]:
 @asynccontextmanager
 async def controllers(ctx: Context) -> AsyncIterator[None]:
     """Every controller of CONTROLLERS in the one loop."""
-    from kubern.api.authn.tokens import Keys, legacy_token
     from kubern.client.loop import run_controllers
     from kubern.controllers import controllers as table
-    from kubern.controllers.context import Context as Means
 
-    p, s = ctx.pki, ctx.settings
-    keys = Keys(p.service_account_key, (p.service_account_public,), issuer(s))
-    rows = table(Means(
-        root_ca=p.ca.cert.decode(), sign=lambda signer, csr, usages, seconds: pki.sign_request(p.ca, csr, usages, seconds),
-        token=lambda account, secret: legacy_token(keys, account, secret), pod_cidr=s.pod_cidr, service_cidr=s.service_cidr,
-        node_grace_s=s.node_grace_s, started_s=ctx.clock()))
+    rows = table(means(ctx))
     ready = asyncio.Event()
     task = ctx.spawn(run_controllers(rows, ctx.client, clock=ctx.clock, ready=ready.set), "controllers")
     await ready.wait()
@@ -144,7 +137,7 @@ def means(ctx: Context) -> Any:
     keys = Keys(p.service_account_key, (p.service_account_public,), issuer(s))
     return Means(root_ca=p.ca.cert.decode(), sign=lambda signer, csr, usages, seconds: pki.sign_request(p.ca, csr, usages, seconds),
                  token=lambda account, secret: legacy_token(keys, account, secret), pod_cidr=s.pod_cidr, service_cidr=s.service_cidr,
-                 node_grace_s=s.node_grace_s, started_s=ctx.clock())
+                 node_grace_s=s.node_grace_s, started_s=ctx.clock(), real_nodes=s.runtime == "containerd")
 
 
 @asynccontextmanager
@@ -180,6 +173,8 @@ async def scheduler(ctx: Context) -> AsyncIterator[None]:
 async def nodes(ctx: Context) -> AsyncIterator[None]:
     """The nodes this machine holds: real ones in units of their own, or simulated ones in this process."""
     s = ctx.settings
+    if s.runtime == "containerd":
+        await open_to_nodes(ctx)
     if s.runtime == "none" or not s.nodes:
         yield
         return
@@ -195,10 +190,7 @@ async def nodes(ctx: Context) -> AsyncIterator[None]:
         finally:
             await end(task)
         return
-    from kubern.kubelet import network
-
     async with registry(ctx), routes(ctx), names_of_the_world(ctx):
-        await network.ensure_access(ctx.client(MASTERS))
         names = await asyncio.to_thread(start_units, ctx)
         await nodes_ready(ctx, names)
         ctx.tell(f"nodes ready: {', '.join(names)}")
@@ -231,6 +223,15 @@ ROLES: tuple[Role, ...] = (Role("api", api), Role("controllers", controllers), R
 
 
 # --- parts of roles ---------------------------------------------------------------------------------------------------
+
+async def open_to_nodes(ctx: Context) -> None:
+    """What real nodes find in the cluster: access for their proxies and DNS, and what lets other machines join."""
+    from kubern import join
+    from kubern.kubelet import network
+
+    await network.ensure_access(ctx.client(MASTERS))
+    await join.ensure(ctx, f"http://{ctx.fabric.gateway}:{REGISTRY_PORT}" if ctx.fabric else "")
+
 
 def issuer(s: Settings) -> str:
     """Who signs service-account tokens: a name every pod resolves by its search path, and the serving certificate carries."""
@@ -388,6 +389,7 @@ def run(s: Settings, tell: Tell) -> int:
     os.chmod(s.home, 0o700)
     pki.write_private(s.home / "cluster.json", json.dumps({**asdict(s), "pid": os.getpid()}).encode())
     gc.set_threshold(50_000, 20, 100)
+    sys.setswitchinterval(0.0005)          # the store's writer must not wait long for the interpreter when its sync is done
     try:
         import uvloop
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from kubern.store.protocol import Event, Store
+from kubern.store.protocol import Entry, Event, Store
 
 BACKLOG_EVENTS_MAX = 10_000
 PAGE_EVENTS_MAX = 1_000
@@ -52,7 +52,9 @@ class _Live:
         self.reached = batch[-1].revision
         if self.overflow:
             return
-        mine = [e for e in batch if e.key.startswith(self.prefix)]
+        mine = [e for e in batch if e.key.startswith(self.prefix)]     # they may wait here: what they replaced is read while it is there
+        mine = [e if e.previous is None else e._replace(previous=Entry(e.key, e.previous.value, e.previous.create_revision, e.previous.revision))
+                for e in mine]
         if not mine:
             return
         if len(self.events) + len(mine) > BACKLOG_EVENTS_MAX:

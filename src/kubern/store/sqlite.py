@@ -25,6 +25,7 @@ from kubern.store.feed import Feed, keep, upper
 from kubern.store.protocol import Batch, Broken, Compacted, Conflict, Entry, Event, Future
 
 BATCH_ROWS_MAX = 1_000
+ROWS_A_STATEMENT = 64             # each statement is one wait for the interpreter lock; a transaction of one is one in all
 COMPACT_ROWS_MAX = 2_000          # rows forgotten in one transaction, so that writers never wait long
 
 _SCHEMA = """
@@ -32,7 +33,7 @@ CREATE TABLE IF NOT EXISTS log (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value
 CREATE INDEX IF NOT EXISTS log_key ON log (key, id);
 CREATE TABLE IF NOT EXISTS mark (name TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
 """
-_INSERT = "INSERT INTO log (id, key, value, created, previous) VALUES (?, ?, ?, ?, ?)"
+_INSERT = "INSERT INTO log (id, key, value, created, previous) VALUES "
 _LIST = """
 SELECT l.key, l.value, l.created, l.id FROM
   (SELECT key, max(id) AS id FROM log INDEXED BY log_key WHERE key >= ? AND key < ? AND id <= ? GROUP BY key ORDER BY key) AS newest
@@ -43,6 +44,20 @@ SELECT l.id, l.key, l.value, p.value, p.created, p.id FROM log AS l LEFT JOIN lo
 WHERE l.id > ? AND l.id <= ? ORDER BY l.id LIMIT ?
 """
 _END = "\U0010ffff"
+
+
+class _Past:
+    """The entry a write replaced: an Entry whose value is read when somebody asks for it."""
+
+    __slots__ = ("_con", "create_revision", "key", "revision")
+
+    def __init__(self, con: apsw.Connection, key: str, create_revision: int, revision: int) -> None:
+        self._con, self.key, self.create_revision, self.revision = con, key, create_revision, revision
+
+    @property
+    def value(self) -> bytes:
+        value: bytes = self._con.execute("SELECT value FROM log WHERE id = ?", (self.revision,)).get
+        return value
 
 
 class _Write(NamedTuple):
@@ -62,7 +77,7 @@ _Futures = list[asyncio.Future[Any]]
 
 
 def _connect(path: Path) -> apsw.Connection:
-    con = apsw.Connection(str(path))
+    con = apsw.Connection(str(path), statementcachesize=2 * ROWS_A_STATEMENT)
     con.set_busy_timeout(10_000)
     con.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=4000; PRAGMA journal_size_limit=67108864")
     return con
@@ -208,10 +223,10 @@ class SqliteStore:
         return done
 
     async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
-        return await asyncio.shield(self._submit(key, value, expect))
+        return await self._submit(key, value, expect)      # a caller that goes away cancels its waiting, not the write
 
     async def delete(self, key: str, *, expect: int | None = None) -> int:
-        return await asyncio.shield(self._submit(key, None, expect))
+        return await self._submit(key, None, expect)
 
     async def compact(self, revision: int) -> None:
         self._check(revision if revision > self._revision else 0)
@@ -248,9 +263,10 @@ class SqliteStore:
         while (work := self._work.get()) is not None:
             batch, jobs = work
             try:
-                events = self._commit(con, batch) if batch else []
+                if batch:
+                    _commit(con, batch)
                 results = [(done, job(con)) for job, done in jobs]
-                self._loop.call_soon_threadsafe(self._finish, batch, events, results)
+                self._loop.call_soon_threadsafe(self._finish, batch, results)
             except Exception as e:
                 try:
                     if con.in_transaction:
@@ -263,35 +279,18 @@ class SqliteStore:
                     return
                 return
 
-    def _commit(self, con: apsw.Connection, batch: _Writes) -> Batch:
-        """One transaction; returns the events it makes. Runs in the writer thread."""
-        con.execute("BEGIN IMMEDIATE")
-        con.executemany(_INSERT, [(w.revision, w.key, w.value, w.created, w.previous) for w in batch])
-        con.execute("COMMIT")
-        first = batch[0].revision
-        events = []
-        for w in batch:
-            previous: Entry | None = None
-            if w.previous >= first:
-                before = batch[w.previous - first]
-                assert before.value is not None
-                previous = Entry(w.key, before.value, w.previous_created, w.previous)
-            elif w.previous:
-                previous = self._fetch(con, w.previous)
-            events.append(Event(w.revision, w.key, w.value, previous))
-        return events
-
-    def _finish(self, batch: _Writes, events: Batch, results: _Results) -> None:
+    def _finish(self, batch: _Writes, results: _Results) -> None:
         if self._broken is not None:                     # closed meanwhile: the rows are on disk, nobody is told
             return
         self._busy = False
         if self._pending or self._jobs:
             self._kick()
-        if events:
-            self._revision = events[-1].revision
+        if batch:
+            self._revision = batch[-1].revision
             for w in batch:
                 self._values.pop(w.revision, None)
-            self._feed.deliver(events)
+            self._feed.deliver([Event(w.revision, w.key, w.value, _Past(self._con, w.key, w.previous_created, w.previous) if w.previous else None)
+                                for w in batch])
             for w in batch:
                 if not w.done.done():
                     w.done.set_result(w.revision)
@@ -333,6 +332,18 @@ class SqliteStore:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _commit(con: apsw.Connection, batch: _Writes) -> None:
+    """One transaction of all rows. Runs in the writer thread."""
+    whole = len(batch) <= ROWS_A_STATEMENT
+    if not whole:
+        con.execute("BEGIN IMMEDIATE")
+    for at in range(0, len(batch), ROWS_A_STATEMENT):
+        some = batch[at:at + ROWS_A_STATEMENT]
+        con.execute(_INSERT + ",".join(["(?,?,?,?,?)"] * len(some)), [v for w in some for v in w[:5]])
+    if not whole:
+        con.execute("COMMIT")
 
 
 def _forget(old: int, revision: int) -> Callable[[apsw.Connection], None]:
