@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kubern.api.cache import Change, Item
 from kubern.api.call import Call
+from kubern.api.conversion import Webhook
 from kubern.model import custom as values
 from kubern.model import table
 from kubern.model.invalid import FieldError, quote
@@ -198,6 +199,18 @@ def _reader(schema: Object, api_version: str) -> Callable[[Object, Resource], Ob
     return read
 
 
+Read = Callable[[Object, Resource], Object]
+
+
+def _by_webhook(webhook: Webhook, read: Read, api_version: str) -> Read:
+    """How to read a version that only the definition's webhook knows to convert."""
+    return lambda obj, row: read(webhook.convert(obj, api_version), row)
+
+
+def _back(webhook: Webhook, stored: str, obj: Object, row: Resource) -> Object:
+    return webhook.convert(obj, stored)
+
+
 class Definitions:
     """The engine: rows in step with the definitions, their status, and the end of those deleted."""
 
@@ -244,7 +257,13 @@ class Definitions:
             wanted[key] = made_of
             if have.get(key) == made_of:
                 continue
-            served = rows.install(row, kind, schema=partial(from_openapi, schema), custom=info, convert=_reader(schema, row.api_version))
+            stored, read = f"{row.group}/{row.storage_version}", _reader(schema, row.api_version)
+            webhook = Webhook(self.server.cache, info.conversion, row.kind) if info.conversion is not None and row.api_version != stored else None
+            served = rows.install(row, kind, schema=partial(from_openapi, schema), custom=info, stored=(stored, row.kind) if webhook else None,
+                                  convert=_by_webhook(webhook, read, row.api_version) if webhook else read)
+            if webhook is not None:
+                served.encode = partial(_back, webhook, stored)
+                served.warm = partial(webhook.convert_all, to=row.api_version)
             if row.version == row.storage_version:
                 if key not in have or have[key][1] != schema:
                     self._schema_revision[key] = item.revision

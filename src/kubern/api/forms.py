@@ -33,6 +33,8 @@ class Served:
         self._schema_of, self._schema = schema, None
         self.convert = convert                       # None: the stored shape is the served one
         self.to_storage = to_storage
+        self.encode: Converter | None = None         # like to_storage, but the last thing before the store: everything else sees the row's shape
+        self.warm: Callable[[list[Object]], object] | None = None    # told what a list is about to convert
         self.convert_before = 0                      # not 0: only what was written before this revision needs converting
         self.has_status = row.subresource("status") is not None
         self.custom = custom                         # what the CRD engine keeps with the row
@@ -51,6 +53,10 @@ class Served:
     def stored(self, item: Item) -> Object:
         """A fresh object in the storage version's shape, with kind and apiVersion."""
         return {"kind": self.stored_kind, "apiVersion": self.stored_api_version, **item.parse()}
+
+    def kept(self, obj: Object) -> Object:
+        """An object of this row as the store keeps it."""
+        return obj if self.encode is None else self.encode(obj, self.row)
 
     def shown(self, item: Item) -> Object:
         """A fresh object as this row shows it."""
@@ -83,6 +89,9 @@ class Form:
         """Pieces of the list object; `meta` is what follows resourceVersion's opening quote in the metadata."""
         s = self.served
         head = self.list_start(meta)
+        if s.warm is not None:
+            items = tuple(items)
+            s.warm([s.stored(i) for i in items])
         if s.convert is None:
             joined = (b"," + s.item_head).join([i.body for i in items])
         else:
@@ -108,6 +117,16 @@ class Form:
         if data is None:
             data = change.encoded[key] = self.event(type_, item)
         return data
+
+    def shared(self, change: Change, item: Item) -> Object:
+        """The object of an event for readers in this process, the same one for all: reading only. Without managedFields."""
+        s = self.served
+        if s.converts(item):
+            obj = s.shown(item)
+        else:
+            obj = {"kind": s.stored_kind, "apiVersion": s.stored_api_version, **change.object(item)}
+        obj["metadata"].pop("managedFields", None)
+        return obj
 
     def bookmark(self, revision: int, initial_end: bool) -> bytes:
         s = self.served
@@ -140,6 +159,11 @@ class MetadataForm(Form):
 
     def event(self, type_: str, item: Item) -> bytes:
         return b'{"type":"%s","object":' % type_.encode() + orjson.dumps(self._partial(item)) + b"}\n"
+
+    def shared(self, change: Change, item: Item) -> Object:
+        row, m = self.served.row, change.object(item)["metadata"]
+        m.pop("managedFields", None)
+        return {"kind": row.kind, "apiVersion": row.api_version, "metadata": m}
 
     def bookmark(self, revision: int, initial_end: bool) -> bytes:
         meta: Object = {"resourceVersion": str(revision)}

@@ -232,7 +232,7 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
         admission.obj, admission.name = obj, name
         await admission.validate()
         key = f"{meta['namespace']}/{name}" if row.namespaced else name
-        value = value_of(obj)
+        value = value_of(served.kept(obj))
         if options.dry_run:
             if key in collection.items:
                 raise _exists(call, key, name)
@@ -368,7 +368,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             admission.obj = new
             await admission.validate()
             if _emptied(call, meta, old_meta, new):
-                value = value_of(new)
+                value = value_of(served.kept(new))
                 if options.dry_run:
                     return value, item.revision, False
                 try:
@@ -377,11 +377,12 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                     continue
                 await server.after_delete(call, live)
                 return value, revision, False
-            if new == live and not served.converts(item):
+            kept = served.kept(new)
+            if kept == (live if served.custom is None else served.stored(item)):
                 if taken is not None:
                     taken.undo()
                 return item.value, item.revision, False
-            value = value_of(new)
+            value = value_of(kept)
             if options.dry_run:
                 if taken is not None:
                     taken.undo()
