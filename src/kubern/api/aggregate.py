@@ -28,7 +28,7 @@ from kubern.model.invalid import quote
 from kubern.model.metadata import timestamp
 from kubern.model.object import Object, condition
 from kubern.model.request import Request, Response, User
-from kubern.model.resource import Resource
+from kubern.model.resource import Resource, Subresource
 from kubern.model.status import StatusError
 
 if TYPE_CHECKING:
@@ -262,13 +262,18 @@ class Aggregator:
 
 def rows_of(document: Any, group: str, version: str) -> list[Resource]:
     """Rows from another server's APIResourceList; whatever is malformed in it is left out."""
-    out = []
-    for r in (document.get("resources") if isinstance(document, dict) else None) or ():
-        if not isinstance(r, dict) or not isinstance(r.get("name"), str) or not isinstance(r.get("kind"), str) or "/" in r["name"]:
-            continue
-        verbs = tuple(v for v in r.get("verbs") or () if isinstance(v, str))
-        names = tuple(v for v in r.get("shortNames") or () if isinstance(v, str))
-        categories = tuple(v for v in r.get("categories") or () if isinstance(v, str))
-        out.append(Resource(group, version, r["name"], r["kind"], str(r.get("singularName") or ""), bool(r.get("namespaced")), verbs, names,
-                            categories, custom=True))
-    return out
+    entries = [r for r in (document.get("resources") if isinstance(document, dict) else None) or ()
+               if isinstance(r, dict) and isinstance(r.get("name"), str) and isinstance(r.get("kind"), str)]
+    below: dict[str, list[Subresource]] = {}
+    for r in entries:
+        name, slash, sub = r["name"].partition("/")
+        if slash:
+            below.setdefault(name, []).append(Subresource(sub, _texts(r.get("verbs")), r["kind"], str(r.get("group") or ""),
+                                                          str(r.get("version") or "")))
+    return [Resource(group, version, r["name"], r["kind"], str(r.get("singularName") or ""), bool(r.get("namespaced")), _texts(r.get("verbs")),
+                     _texts(r.get("shortNames")), _texts(r.get("categories")), tuple(below.get(r["name"], ())), custom=True)
+            for r in entries if "/" not in r["name"]]
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(v for v in values if isinstance(v, str)) if isinstance(values, list) else ()

@@ -227,7 +227,7 @@ async def respond(server: Server, request: Request) -> Response | None:
     if len(parts) == 3:
         if parts[2] not in versions:
             raise no_such_version()
-        if (parts[1], parts[2]) in have.remote:
+        if (parts[1], parts[2]) in have.remote or request.path in server.extra_paths:
             return None
         return _resource_list(have, request, parts[1], parts[2], reads)
     return None

@@ -1,0 +1,157 @@
+"""Aggregated APIs against a real TLS server that believes only the front proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from kubern import pki
+from kubern.api.aggregate import RECHECK_S, endpoints_of, rows_of
+from kubern.api.handle import Server
+from kubern.api.settings import ApiSettings
+from kubern.model.request import Request, User
+from kubern.store.memory import MemoryStore
+
+MASTERS = User("admin", ("system:masters", "system:authenticated"), extra={"a/b": ("1",)})
+LIST = {"kind": "APIResourceList", "groupVersion": "x.example.com/v1", "resources": [
+    {"name": "things", "singularName": "thing", "namespaced": True, "kind": "Thing", "verbs": ["get", "list"], "shortNames": ["th"]},
+    {"name": "things/status", "singularName": "", "namespaced": True, "kind": "Thing", "verbs": ["get"]}]}
+
+
+class Backend:
+    """Answers its discovery document, and to anything else what it was asked."""
+
+    def __init__(self) -> None:
+        self.port, self.broken = 0, False
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        method, target, _ = head[0].split(" ")
+        headers = [tuple(h.split(": ", 1)) for h in head[1:] if h]
+        length = int({k.lower(): v for k, v in headers}.get("content-length", 0))
+        body = await reader.readexactly(length)
+        document = LIST if target == "/apis/x.example.com/v1" else {"method": method, "target": target, "headers": headers, "body": body.decode()}
+        out = orjson.dumps(document)
+        status = "500 no" if self.broken else "200 OK"
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(out)}\r\n\r\n".encode() + out)
+        await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[tuple[Server, Backend, bytes]]:
+    front, ca = pki.authority(tmp_path, "front", "front"), pki.authority(tmp_path, "other", "other")
+    client = pki.client(tmp_path, "front-proxy-client", "front-proxy-client", (), front)
+    serving = pki.serving(tmp_path, "serving", "s", ["s.default.svc"], [], ca)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=front.cert.decode())
+    context.load_cert_chain(serving.cert_path, serving.key_path)
+    context.verify_mode = ssl.CERT_REQUIRED
+    backend = Backend()
+    listening = await asyncio.start_server(backend.answer, "127.0.0.1", 0, ssl=context)
+    backend.port = listening.sockets[0].getsockname()[1]
+    server = Server(MemoryStore(), settings=ApiSettings(
+        bootstrap=False, proxy_client_cert=str(client.cert_path), proxy_client_key=str(client.key_path)))
+    await server.start()
+    await ask(server, "POST", "/api/v1/namespaces", {"metadata": {"name": "default"}})
+    yield server, backend, ca.cert
+    await server.stop()
+    listening.close()
+
+
+async def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    path, _, text = path.partition("?")
+    query = {k: [v] for k, _, v in (p.partition("=") for p in text.split("&") if p)}
+    r = await server.handle(Request(method, path, query, {"content-type": "application/json", "accept": "application/json", **headers},
+                                    b"" if body is None else orjson.dumps(body), user=MASTERS))
+    if isinstance(r.body, bytes):
+        raw = r.body
+    elif isinstance(r.body, list):
+        raw = b"".join(r.body)
+    else:
+        raw = b"".join([c async for c in r.body])
+    return r.status, orjson.loads(raw) if raw[:1] == b"{" else raw
+
+
+async def register(server: Server, port: int, ca: bytes) -> None:
+    status, made = await ask(server, "POST", "/apis/apiregistration.k8s.io/v1/apiservices", {
+        "metadata": {"name": "v1.x.example.com"}, "spec": {
+            "group": "x.example.com", "version": "v1", "groupPriorityMinimum": 10, "versionPriority": 10,
+            "caBundle": base64.b64encode(ca).decode(), "service": {"name": "s", "namespace": "default", "port": port}}})
+    assert status == 201, made
+
+
+async def available(server: Server, reason: str) -> str:
+    """The message of the condition once it has this reason."""
+    async with asyncio.timeout(10):
+        while True:
+            got = (await ask(server, "GET", "/apis/apiregistration.k8s.io/v1/apiservices/v1.x.example.com"))[1]
+            found = got["status"].get("conditions") or [{}]
+            if found[0].get("reason") == reason:
+                return str(found[0]["message"])
+            await asyncio.sleep(0.02)
+
+
+async def test_a_server_behind_an_api_service(parts: tuple[Server, Backend, bytes]) -> None:
+    server, backend, ca = parts
+    await register(server, backend.port, ca)
+    assert await available(server, "ServiceNotFound") == 'service/s in "default" is not present'
+    assert await ask(server, "GET", "/apis/x.example.com/v1/things") == (503, b"service unavailable\n")
+    assert await ask(server, "GET", "/apis/x.example.com/v1") == (503, b"service unavailable\n")
+
+    service = {"metadata": {"name": "s"}, "spec": {"type": "ExternalName", "externalName": "localhost"}}
+    assert (await ask(server, "POST", "/api/v1/namespaces/default/services", service))[0] == 201
+    assert await available(server, "Passed") == "all checks passed"
+
+    status, got = await ask(server, "POST", "/apis/x.example.com/v1/namespaces/n/things?dryRun=All", {"a": 1},
+                            authorization="Bearer secret", **{"x-remote-user": "root"})
+    assert (status, got["method"], got["target"], got["body"]) == (200, "POST", "/apis/x.example.com/v1/namespaces/n/things?dryRun=All", '{"a":1}')
+    headers = [(k.lower(), v) for k, v in got["headers"]]
+    assert [v for k, v in headers if k == "x-remote-user"] == ["admin"]
+    assert [v for k, v in headers if k == "x-remote-group"] == ["system:masters", "system:authenticated"]
+    assert ("x-remote-extra-a%2fb", "1") in headers
+    assert not [k for k, _ in headers if k == "authorization"]
+
+    assert (await ask(server, "GET", "/apis/x.example.com/v1"))[1] == LIST
+    found = await server.handle(Request("GET", "/apis", {}, {"accept": "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"},
+                                        b"", user=MASTERS))
+    assert b'"things"' in (found.body if isinstance(found.body, bytes) else b"".join(found.body))      # type: ignore[arg-type]
+
+    assert (await ask(server, "DELETE", "/apis/apiregistration.k8s.io/v1/apiservices/v1.x.example.com"))[0] == 200
+    assert await ask(server, "GET", "/apis/x.example.com/v1/things") == (404, b"404 page not found\n")
+
+
+async def test_a_server_that_fails_or_is_another(parts: tuple[Server, Backend, bytes], tmp_path: Path) -> None:
+    server, backend, ca = parts
+    service = {"metadata": {"name": "s"}, "spec": {"type": "ExternalName", "externalName": "localhost"}}
+    await ask(server, "POST", "/api/v1/namespaces/default/services", service)
+    backend.broken = True
+    await register(server, backend.port, ca)
+    assert "bad status from https://localhost" in await available(server, "FailedDiscoveryCheck")
+    assert (await ask(server, "GET", "/apis/x.example.com/v1/things"))[0] == 503
+
+    backend.broken = False
+    await ask(server, "DELETE", "/apis/apiregistration.k8s.io/v1/apiservices/v1.x.example.com")
+    await register(server, backend.port, pki.authority(tmp_path, "stranger", "stranger").cert)
+    assert "failing or missing response" in await available(server, "FailedDiscoveryCheck")
+    assert RECHECK_S <= 30
+
+
+def test_endpoints_by_the_port_s_name() -> None:
+    slices = [{"metadata": {"labels": {"kubernetes.io/service-name": "s"}}, "ports": [{"name": "a", "port": 1}, {"name": "b", "port": 2}], "endpoints": [
+        {"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"], "conditions": {"ready": False}}]}]
+    assert endpoints_of(slices, "s", "b") == (True, [("10.0.0.1", 2)])
+    assert endpoints_of(slices, "s", "c") == (True, [])
+    assert endpoints_of(slices, "t", "b") == (False, [])
+
+
+def test_what_another_server_says_is_not_believed_blindly() -> None:
+    assert [r.plural for r in rows_of(LIST, "x.example.com", "v1")] == ["things"]
+    for odd in (None, [], {"resources": [None, {"name": 5}, {"name": "a/b", "kind": "K"}, {"name": "a", "kind": None}]}):
+        assert rows_of(odd, "g", "v1") == []
