@@ -95,7 +95,7 @@ class Change:
         self.type, self.item, self.old, self.revision = type_, item, old, revision
         self.encoded: dict[Any, bytes] = {}    # form -> the line of the watch, made once for everybody
         self.left: Item | None = None          # the old state with the new revision, for selectors the object has left
-        self.seen: dict[int, Object] = {}      # what selectors parsed: id(item) -> object, dropped after delivery
+        self.seen: dict[int, Object] = {}      # what selectors and readers parsed: id(item) -> object, dropped after delivery
 
     def object(self, item: Item) -> Object:
         obj = self.seen.get(id(item))
@@ -200,6 +200,7 @@ class Cache:
         self._by_prefix: dict[str, Collection] = {}
         self.revision = 0
         self._next: asyncio.Future[None] | None = None
+        self._parsed: list[Change] = []                     # the last batch, whose objects are still kept
         self._unclaimed: dict[str, list[Entry]] = {}        # entries of collections nobody asked for yet (CRDs come later)
 
     def collection(self, group: str, plural: str) -> Collection:
@@ -229,6 +230,9 @@ class Cache:
     def feed(self, batch: Iterable[Event]) -> None:
         """A batch of the store's events, in order."""
         touched: dict[int, tuple[Collection, list[Change]]] = {}
+        for change in self._parsed:
+            change.seen.clear()
+        self._parsed = []
         for event in batch:
             if event.revision <= self.revision:
                 continue          # already in what was loaded
@@ -244,8 +248,7 @@ class Cache:
         for c, changes in touched.values():
             for listener in tuple(c.listeners):
                 listener(changes)
-            for change in changes:
-                change.seen.clear()
+            self._parsed += changes          # whoever reads objects does so at the end of this turn of the loop
         if self._next is not None:
             self._next.set_result(None)
             self._next = None

@@ -74,6 +74,10 @@ class Served:
         return b'"metadata":{"resourceVersion":"%d",' % item.revision + value_of(self.shown(item))
 
 
+def _unmanaged(meta: Object) -> Object:
+    return {k: v for k, v in meta.items() if k != "managedFields"}
+
+
 class Form:
     """The plain form."""
 
@@ -123,9 +127,10 @@ class Form:
         s = self.served
         if s.converts(item):
             obj = s.shown(item)
-        else:
-            obj = {"kind": s.stored_kind, "apiVersion": s.stored_api_version, **change.object(item)}
-        obj["metadata"].pop("managedFields", None)
+            obj["metadata"].pop("managedFields", None)
+            return obj
+        obj = {"kind": s.stored_kind, "apiVersion": s.stored_api_version, **change.object(item)}
+        obj["metadata"] = _unmanaged(obj["metadata"])
         return obj
 
     def bookmark(self, revision: int, initial_end: bool) -> bytes:
@@ -161,9 +166,8 @@ class MetadataForm(Form):
         return b'{"type":"%s","object":' % type_.encode() + orjson.dumps(self._partial(item)) + b"}\n"
 
     def shared(self, change: Change, item: Item) -> Object:
-        row, m = self.served.row, change.object(item)["metadata"]
-        m.pop("managedFields", None)
-        return {"kind": row.kind, "apiVersion": row.api_version, "metadata": m}
+        row = self.served.row
+        return {"kind": row.kind, "apiVersion": row.api_version, "metadata": _unmanaged(change.object(item)["metadata"])}
 
     def bookmark(self, revision: int, initial_end: bool) -> bytes:
         meta: Object = {"resourceVersion": str(revision)}

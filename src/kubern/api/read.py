@@ -239,5 +239,6 @@ def watch(call: Call, o: ListOptions) -> Response:
     if timeout_s <= 0:
         timeout_s = settings.watch_timeout_s * (1 + random.random())
     body = Watch(server.hub(served.collection), form, call.namespace, o, version, timeout_s, server.watch_ended)
+    body.objects = call.request.objects and not body.headers_due
     server.watch_started(body)
     return Response(200, [("Content-Type", JSON)], body)

@@ -20,11 +20,13 @@ import orjson
 from kubern.api.cache import Cache, Change, Collection, Item, body_of
 from kubern.api.forms import Form, TableForm
 from kubern.api.options import ListOptions
+from kubern.model.object import Object
 from kubern.model.resources import field_value
 from kubern.model.status import gone
 from kubern.store.protocol import Compacted, Store
 
 QUEUE_BYTES_MAX = 64 * 1024 * 1024     # what waits for an in-process watcher, or behind the opening of any, before it is cut off
+OBJECT_BYTES = 2000                    # what an event waiting as an object is counted as
 INITIAL_CHUNK_ITEMS = 500
 SYNC_ITEMS_MAX = 200                   # openings up to this size are written at once, without a task
 BOOKMARK_EVERY_S = 60.0
@@ -32,6 +34,8 @@ COALESCE_MEMBERS = 16                  # from so many members on, changes wait a
 COALESCE_MEMBER_S = 0.00006            # because each flush costs a record and a system call a member
 COALESCE_MAX_S = 0.02
 INDEXED = ("metadata.name", "spec.nodeName")   # exact field terms by which channels are found without asking each
+
+Events = list[tuple[str, Object]]
 
 
 class Sink(Protocol):
@@ -49,13 +53,13 @@ def frame(payload: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
-def _index_value(item: Item, path: str) -> str:
+def _index_value(change: Change, item: Item, path: str) -> str:
     if path == "metadata.name":
         return item.name
     obj = item.index
     value = obj.get(path)
     if value is None:
-        value = obj[path] = field_value(item._parsed or item.parse(), path)
+        value = obj[path] = field_value(change.object(item), path)
     return value
 
 
@@ -112,10 +116,19 @@ class Channel:
         if not entries or not self.members:
             return
         form = self.form
-        payload = b"".join([form.line(*e) for e in entries])
-        framed = frame(payload)
+        payload = framed = b""
+        objects: list[tuple[str, Object]] = []
         self.hub.delivered += len(entries) * len(self.members)
         for member in tuple(self.members):
+            if member.objects:
+                if not objects:
+                    objects = [(type_, form.shared(change, item)) for change, type_, item in entries]
+                member.push_objects(objects if member.after <= entries[0][0].revision else
+                                    [o for o, e in zip(objects, entries, strict=True) if e[0].revision > member.after])
+                continue
+            if not payload:
+                payload = b"".join([form.line(*e) for e in entries])
+                framed = frame(payload)
             if member.headers_due:
                 own = member.lines(entries)
                 member.push(own, frame(own))
@@ -188,8 +201,8 @@ class Hub:
         for path, table in self.indexed.items():
             found: dict[Channel, list[Change]] = {}
             for change in changes:
-                now = _index_value(change.item, path)
-                before = _index_value(change.old, path) if change.old is not None else now
+                now = _index_value(change, change.item, path)
+                before = _index_value(change, change.old, path) if change.old is not None else now
                 for channel in table.get(now, ()):
                     found.setdefault(channel, []).append(change)
                 if before != now:
@@ -241,8 +254,9 @@ class Watch:
                  done: Callable[[], None] | None = None) -> None:
         self.hub, self.form, self.namespace, self.options, self.timeout_s = hub, form, namespace, options, timeout_s
         self.headers_due = isinstance(form, TableForm)
+        self.objects = False                    # an in-process reader takes events as shared objects
         self.opening = True
-        self._waiting: list[tuple[bytes, bytes]] = []
+        self._waiting: list[tuple[Any, bytes]] = []        # (bytes, framed), or (events as objects, b"")
         self._waiting_bytes = 0
         self._sink: Sink | None = None
         self._task: asyncio.Task[None] | None = None
@@ -397,7 +411,10 @@ class Watch:
         waiting, self._waiting = self._waiting, []
         self._waiting_bytes = 0
         for payload, framed in waiting:
-            self.push(payload, framed)
+            if payload.__class__ is list:
+                self.push_objects(payload)
+            else:
+                self.push(payload, framed)
 
     # --- live ---
 
@@ -410,6 +427,18 @@ class Watch:
             if self._waiting_bytes > QUEUE_BYTES_MAX:
                 self.end()
         elif self._sink is not None and not self._sink.write(payload, framed):
+            self.end()
+
+    def push_objects(self, events: Events) -> None:
+        """The same for a reader in this process that takes objects."""
+        if self.ended or not events:
+            return
+        if self.opening:
+            self._waiting.append((events, b""))
+            self._waiting_bytes += len(events) * OBJECT_BYTES
+            if self._waiting_bytes > QUEUE_BYTES_MAX:
+                self.end()
+        elif isinstance(self._sink, _QueueSink) and not self._sink.write_objects(events):
             self.end()
 
     def end(self) -> None:
@@ -449,6 +478,30 @@ class Watch:
         finally:
             self.end()
 
+    async def events(self) -> AsyncIterator[Events]:
+        """Batches of (type, object) for a reader in this process who asked for objects. They are shared: reading only."""
+        queue = _QueueSink()
+        self.attach(queue)
+        served = self.form.served
+        try:
+            while True:
+                await queue.some()
+                while (chunk := queue.take()) is not None:
+                    if chunk.__class__ is list:
+                        yield chunk
+                        continue
+                    out = []
+                    for line in chunk.splitlines():             # the opening, bookmarks, errors: in the form of everybody
+                        event = orjson.loads(line)
+                        if self.form.key != "json" and event["type"] != "ERROR":
+                            event["object"]["kind"], event["object"]["apiVersion"] = served.row.kind, served.row.api_version
+                        out.append((event["type"], event["object"]))
+                    yield out
+                if queue.finished:
+                    return
+        finally:
+            self.end()
+
 
 def _past(collection: Collection, event: Any) -> Change:
     """A change out of the store's history."""
@@ -463,14 +516,14 @@ def _past(collection: Collection, event: Any) -> Change:
 
 
 class _QueueSink:
-    """The sink of an in-process reader: a bounded queue of chunks."""
+    """The sink of an in-process reader: a bounded queue of chunks, or of batches of objects."""
 
     def __init__(self) -> None:
-        self._chunks: deque[bytes] = deque()
+        self._chunks: deque[Any] = deque()
         self._size = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
-        self._finished = False
+        self.finished = False
 
     def write(self, payload: bytes, framed: bytes) -> bool:
         self._chunks.append(payload)
@@ -478,25 +531,44 @@ class _QueueSink:
         self._wake.set()
         return self._size <= QUEUE_BYTES_MAX
 
+    def write_objects(self, events: Events) -> bool:
+        self._chunks.append(events)
+        self._size += len(events) * OBJECT_BYTES
+        self._wake.set()
+        return self._size <= QUEUE_BYTES_MAX
+
     async def drain(self) -> None:
-        while self._size > QUEUE_BYTES_MAX // 4 and not self._finished:
+        while self._size > QUEUE_BYTES_MAX // 4 and not self.finished:
             self._room.clear()
             await self._room.wait()
 
     def finish(self) -> None:
-        self._finished = True
+        self.finished = True
         self._wake.set()
         self._room.set()
 
-    async def get(self) -> bytes:
-        """The next chunk; b"" at the end."""
-        while not self._chunks:
-            if self._finished:
-                return b""
+    async def some(self) -> None:
+        """Until there is something, or the end."""
+        while not self._chunks and not self.finished:
             self._wake.clear()
             await self._wake.wait()
+
+    def take(self) -> Any:
+        """What came next, or None."""
+        if not self._chunks:
+            return None
+        chunk = self._chunks.popleft()
+        self._size -= len(chunk) * (OBJECT_BYTES if chunk.__class__ is list else 1)
+        self._room.set()
+        return chunk
+
+    async def get(self) -> bytes:
+        """The next chunk; b"" at the end."""
+        await self.some()
+        if not self._chunks:
+            return b""
         if len(self._chunks) == 1:
-            chunk = self._chunks.popleft()
+            chunk: bytes = self._chunks.popleft()
         else:
             chunk = b"".join(self._chunks)
             self._chunks.clear()

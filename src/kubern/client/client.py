@@ -91,7 +91,7 @@ class Client:
         return row
 
     async def request(self, method: str, path: str, query: Query | None = None, body: Any = None, *, content_type: str = "application/json",
-                      accept: str = "application/json") -> Response:
+                      accept: str = "application/json", objects: bool = False) -> Response:
         """One request; raises StatusError for codes of 400 and more."""
         headers = {"accept": accept, "user-agent": self.agent}
         data = b""
@@ -99,7 +99,7 @@ class Client:
             data = body if isinstance(body, bytes) else orjson.dumps(body)
             headers["content-type"] = content_type
         try:
-            response = await self.send(Request(method, path, query or {}, headers, data, user=self.user))
+            response = await self.send(Request(method, path, query or {}, headers, data, user=self.user, objects=objects))
         except (OSError, EOFError) as e:
             raise StatusError(503, "ServiceUnavailable", f"{method} {path}: {e or type(e).__name__}") from e
         if response.status >= 400:
@@ -141,7 +141,9 @@ class Client:
 
     async def watch(self, resource: Resource, namespace: str = "", *, revision: str = "", labels: str = "", fields: str = "",
                     initial: bool = False, timeout_s: int = 0, metadata_only: bool = False) -> AsyncIterator[WatchBatch]:
-        """Events in batches, bookmarks among them. The iterator ends when the server ends the watch; close it with `aclose()`."""
+        """Events in batches, bookmarks among them. The iterator ends when the server ends the watch; close it with `aclose()`.
+
+        Objects are for reading: in process they are shared. managedFields may be missing."""
         query: Query = {"watch": ["1"], "allowWatchBookmarks": ["true"]}
         for key, value in (("labelSelector", labels), ("fieldSelector", fields), ("resourceVersion", revision),
                            ("timeoutSeconds", str(timeout_s or ""))):
@@ -149,8 +151,17 @@ class Client:
                 query[key] = [value]
         if initial:
             query |= {"sendInitialEvents": ["true"], "resourceVersionMatch": ["NotOlderThan"]}
-        response = await self.request("GET", path_of(resource, namespace), query, accept=METADATA if metadata_only else "application/json")
+        response = await self.request("GET", path_of(resource, namespace), query, accept=METADATA if metadata_only else "application/json",
+                                      objects=True)
         body = response.body
+        if getattr(body, "objects", False):                  # the server is in this process: what it has parsed is shared
+            shared = body.events()                           # type: ignore[union-attr]
+            try:
+                async for batch in shared:
+                    yield batch
+            finally:
+                await shared.aclose()
+            return
         if isinstance(body, (bytes, list)):
             whole = body if isinstance(body, bytes) else b"".join(body)
             if whole:

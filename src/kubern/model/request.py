@@ -36,6 +36,7 @@ class Request:
     user: User | None = None                         # set in process (trusted) or by authentication
     deadline_s: float = 0.0                          # loop time after which the answer is useless; 0 = none
     repeated: dict[str, list[str]] = field(default_factory=dict)   # headers whose repetitions matter (impersonate-group …)
+    objects: bool = False                            # in process: a watch may give its events as objects, shared with other readers
 
     def param(self, name: str, default: str = "") -> str:
         """First value of a query parameter."""
