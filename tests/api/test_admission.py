@@ -258,3 +258,18 @@ def test_pod_security_versions_and_replacements() -> None:
     assert violations(RESTRICTED, NEWEST, {}, windows) == []
     assert [r for r, _ in violations(RESTRICTED, 24, {}, windows)] == ["allowPrivilegeEscalation != false", "unrestricted capabilities",
                                                                        "seccompProfile"]
+
+
+# --- devices ---
+
+async def test_devices_for_administrators_are_for_labelled_namespaces():
+    cluster = Cluster()
+    cluster.add("namespaces", "", "admins", {"labels": {"resource.kubernetes.io/admin-access": "true"}}, status={"phase": "Active"})
+    claims = "resourceclaims.resource.k8s.io"
+    claim = {"metadata": {"name": "c"}, "spec": {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "d", "adminAccess": True}}]}}}
+    refused, _ = await cluster.run(claims, claim)
+    assert "spec.devices.requests[0].adminAccess: Forbidden: admin access to devices requires" in refused
+    assert not isinstance((await cluster.run(claims, claim, ns="admins"))[0], str)
+    granted = {**claim, "status": {"allocation": {"devices": {"results": [{"request": "r", "adminAccess": True}]}}}}
+    assert "status.allocation.devices.results[0].adminAccess" in (await cluster.run(claims, granted, claim, sub="status"))[0]
+    assert not isinstance((await cluster.run(claims, granted, granted, sub="status"))[0], str)

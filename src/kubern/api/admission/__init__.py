@@ -12,6 +12,7 @@ from kubern.api.admission import (
     certificates,
     default_ingress_class,
     default_tolerations,
+    device_admin,
     escalation,
     limit_ranger,
     mutating_policy,
@@ -60,6 +61,7 @@ ADMISSION: tuple[Plugin, ...] = (
     webhooks.VALIDATING,
     resource_quota.PLUGIN,
     escalation.PLUGIN,      # no plugin upstream: its registry checks at the same moment, after mutation and before validation
+    device_admin.PLUGIN,    # likewise
 )
 
 _steps: dict[tuple[str, str], tuple[tuple[Step, ...], tuple[Step, ...]]] = {}
