@@ -8,6 +8,8 @@ docstring. Events: containerd's own event stream, the one thing here that is not
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -20,6 +22,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import grpc
 import grpc.aio
 
+from kubern.kubelet.measure import Histogram
 from kubern.kubelet.runtime import (
     CREATED,
     EXITED,
@@ -34,6 +37,7 @@ from kubern.kubelet.runtime import (
     Usage,
 )
 
+_OPERATION = re.compile(r"(?<!^)(?=[A-Z])")              # RunPodSandbox -> run_pod_sandbox
 STATES = (CREATED, RUNNING, EXITED, UNKNOWN)
 MESSAGE_BYTES_MAX = 16 << 20
 CALL_TIMEOUT_S = 120.0
@@ -61,6 +65,9 @@ def _classes() -> Mapping[str, Any]:
     pool = descriptor_pool.DescriptorPool()
     names: list[str] = []
     for f in files.file:
+        for m in f.message_type:
+            if m.name == "KeyValue":        # environment values are bytes in newer releases of the protocol; on the wire it is the same
+                next(x for x in m.field if x.name == "value").type = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
         pool.Add(f)
         names += [f"{f.package}.{m.name}" for m in f.message_type]
     return {n: message_factory.GetMessageClass(pool.FindMessageTypeByName(n)) for n in names}
@@ -75,6 +82,7 @@ class Cri:
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
             ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000)])
         self._methods: dict[str, Any] = {}
+        self.operations: Histogram | None = None         # measures every call, where somebody wants to know
 
     async def _call(self, method: str, timeout_s: float = CALL_TIMEOUT_S, service: str = "RuntimeService", **fields: Any) -> Any:
         stub = self._methods.get(method)
@@ -84,9 +92,19 @@ class Cri:
                 request_serializer=lambda m: m.SerializeToString(),
                 response_deserializer=message(f"{method}Response").FromString)
         try:
-            return await stub(message(f"{method}Request")(**fields), timeout=timeout_s, wait_for_ready=True)
+            request = message(f"{method}Request")(**fields)
+        except (TypeError, ValueError) as e:             # a value the protocol cannot carry, such as text that is not UTF-8
+            raise RuntimeFailure("INTERNAL", f"grpc: error while marshaling: {e}") from None
+        began = time.perf_counter()
+        failed = False
+        try:
+            return await stub(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as e:
+            failed = True
             raise RuntimeFailure(e.code().name, e.details() or "") from None
+        finally:
+            if self.operations is not None:
+                self.operations.observe(time.perf_counter() - began, _OPERATION.sub("_", method).lower(), failed)
 
     async def _image_call(self, method: str, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> Any:
         return await self._call(method, timeout_s, "ImageService", **fields)

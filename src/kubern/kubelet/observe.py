@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kubern.kubelet.logs import tail_for_message
+from kubern.kubelet.measure import Measures
 from kubern.kubelet.runtime import EXITED, NOTHING, Container, Observed, Runtime, RuntimeFailure, Sandbox, observed
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ LOG_MESSAGE_BYTES_MAX, LOG_MESSAGE_LINES_MAX = 2048, 80
 
 
 class Observer:
-    def __init__(self, runtime: Runtime, changed: Callable[[str], None]) -> None:
-        self.runtime, self.changed = runtime, changed
+    def __init__(self, runtime: Runtime, changed: Callable[[str], None], measures: Measures | None = None) -> None:
+        self.runtime, self.changed, self.measures = runtime, changed, measures or Measures()
         self._seen: dict[str, Observed] = {}
         self._owner: dict[str, str] = {}                 # container or sandbox id -> pod uid
         self._details: dict[str, Container] = {}         # container id -> as last asked for
@@ -53,7 +54,8 @@ class Observer:
             group.create_task(self._listen())
             while True:
                 try:
-                    await self.relist()
+                    with self.measures.relist.timed():
+                        await self.relist()
                 except RuntimeFailure as e:
                     log.warning("listing containers: %s", e)
                 await asyncio.sleep(RELIST_WITH_EVENTS_S if self.evented else RELIST_S)
@@ -93,7 +95,10 @@ class Observer:
             if self._differs(uid, *by_pod.get(uid, ([], []))):
                 await self.look(uid)
         self.relists += 1
-        self.healthy_at = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
+        if self.healthy_at:
+            self.measures.interval.observe(now - self.healthy_at)
+        self.healthy_at = now
         self.relisted.set()
 
     def _differs(self, uid: str, sandboxes: list[Sandbox], containers: list[Container]) -> bool:

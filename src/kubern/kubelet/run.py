@@ -25,6 +25,7 @@ from kubern.kubelet import container as config
 from kubern.kubelet.act import Actor
 from kubern.kubelet.cgroups import Cgroups
 from kubern.kubelet.logs import ROTATE_CHECK_S, rotate
+from kubern.kubelet.measure import Measures
 from kubern.kubelet.objects import Objects
 from kubern.kubelet.observe import Observer
 from kubern.kubelet.presence import Presence
@@ -86,6 +87,9 @@ class Kubelet:
                  on_pod_cidrs: Callable[[list[str]], None] | None = None) -> None:
         self.settings, self.client, self.runtime, self.clock, self.on_pod_cidrs = s, client, runtime, clock, on_pod_cidrs
         self.began_s = clock()
+        self.measures = Measures()
+        if hasattr(runtime, "operations"):
+            runtime.operations = self.measures.operations
         self.workers: dict[str, Worker] = {}
         self.host_ips = s.addresses
         self.presence = Presence(self)
@@ -93,7 +97,7 @@ class Kubelet:
         self.statics = StaticPods(self)
         self.cgroups = Cgroups(s.cgroup_root) if s.cgroup_root else None
         self.recorder = Recorder(client, clock, s.name) if client else None
-        self.observer = Observer(runtime, self.wake)
+        self.observer = Observer(runtime, self.wake, self.measures)
         self.prober = Prober(runtime, self._probed_status, self.tell, self.wake, clock)
         self.objects = Objects(client, self._refresh, clock)
         self.volumes = Volumes(s.root, Needs(self.objects.lookup, self.objects.token, self.objects.claim))
@@ -300,7 +304,8 @@ class Kubelet:
     def begin(self, pod: Object) -> Worker:
         uid = pod["metadata"]["uid"]
         w = self.workers[uid] = Worker(self, pod)
-        w.admitted = bool(self.observer.seen(uid).containers)
+        w.admitted = w.adopted = bool(self.observer.seen(uid).containers)
+        w.seen_s = self.clock()
         w.task = asyncio.create_task(self._work(w), name=f"pod-{pod['metadata']['name']}")
         self.started_pods += 1
         return w

@@ -303,5 +303,5 @@ def kubelet_metrics(k: Kubelet) -> str:
         family("kubelet_running_containers", "gauge", "[BETA] Number of containers currently running",
                [({"container_state": s}, n, "") for s, n in sorted(states.items())]),
         family("kubelet_started_pods_total", "counter", "[ALPHA] Cumulative number of pods started", [({}, k.started_pods, "")]),
-        family("kubelet_pleg_relist_total", "counter", "Relists of the runtime's containers", [({}, k.observer.relists, "")]),
+        k.measures.text(),
     ))

@@ -63,6 +63,10 @@ class Worker:
     retry_at: dict[str, float] = field(default_factory=dict)      # container -> when a start that failed is tried again
     mirror: Object | None = None                                  # of a static pod: its image in the API
     stopping: asyncio.Task[None] | None = None
+    seen_s: float = 0.0                                           # when this kubelet first saw it
+    adopted: bool = False                                         # it ran before this kubelet did
+    synced: bool = False
+    started: bool = False
 
     @property
     def uid(self) -> str:
@@ -101,7 +105,7 @@ class Worker:
 
     async def _sync_unless_ending(self) -> float:
         """A round may take long (an image, a hook); a deletion does not wait for it."""
-        task = asyncio.create_task(self._sync())
+        task = asyncio.create_task(self._measured_sync())
         try:
             while not task.done():
                 waiter = asyncio.create_task(self.ended.wait())
@@ -116,6 +120,17 @@ class Worker:
             return task.result()
         finally:
             task.cancel()
+
+    async def _measured_sync(self) -> float:
+        m = self.kubelet.measures
+        with m.worker.timed("sync" if self.synced else "create"):
+            again = await self._sync()
+        self.synced = True
+        if not self.started and self.status.get("phase") == "Running":
+            self.started = True
+            if not self.adopted:
+                m.start.observe(self.kubelet.clock() - self.seen_s)
+        return again
 
     def ending(self) -> bool:
         finished = (self.pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") and not pods.is_static(self.pod)
@@ -303,8 +318,9 @@ class Worker:
             return
         path = config.cgroup_parent(k.actor.node, self.pod)
         if not await asyncio.to_thread(k.cgroups.pod_exists, path):
-            await asyncio.to_thread(k.cgroups.ensure, path)
-            await asyncio.to_thread(k.cgroups.apply, path, pod_limits(self.pod), k.actor.node.pids_max)
+            with k.measures.cgroup.timed("create"):
+                await asyncio.to_thread(k.cgroups.ensure, path)
+                await asyncio.to_thread(k.cgroups.apply, path, pod_limits(self.pod), k.actor.node.pids_max)
 
     async def _volumes(self, seen: Observed) -> None:
         k = self.kubelet
