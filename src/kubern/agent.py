@@ -42,13 +42,13 @@ def kubelet_settings(c: UnitConfig) -> KubeletSettings:
         root=f"{c.data_dir}/kubelet", log_root=f"{c.data_dir}/pods", cgroup_root=c.cgroup_root, cluster_dns=(c.cluster_dns,),
         cluster_domain=c.cluster_domain, labels=c.labels, taints=tuple(taints), version=KUBERNETES_VERSION,
         resolv_conf=f"{c.run_dir}/resolv.conf" if not c.host else "/etc/resolv.conf", client_ca=str(ca) if ca.exists() else "",
-        static_pods=f"{c.data_dir}/manifests")
+        static_pods=f"{c.data_dir}/manifests", serving_csr=c.serving_csr)
 
 
 async def run(config: UnitConfig) -> None:
     """All roles of the node, until SIGTERM or the first that fails."""
     from kubern.dns import run as dns
-    from kubern.kubelet import network
+    from kubern.kubelet import certificates, network
     from kubern.kubelet.run import run as kubelet
     from kubern.proxy import run as proxy
 
@@ -56,12 +56,14 @@ async def run(config: UnitConfig) -> None:
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
-    client = Client(sender_of(config.kubeconfig).send, agent=f"kubelet/{config.name}")
-    mirrors = Mirrors(Client(sender_of(config.network_kubeconfig or config.kubeconfig).send, agent=f"kube-proxy/{config.name}"))
+    sender, network_sender = sender_of(config.kubeconfig), sender_of(config.network_kubeconfig or config.kubeconfig)
+    client = Client(sender.send, agent=f"kubelet/{config.name}")
+    mirrors = Mirrors(Client(network_sender.send, agent=f"kube-proxy/{config.name}"))
     families = tuple(sorted({6 if ":" in c else 4 for c in config.pod_cidr.split(",")}))
     pods, services = tuple(config.pod_cidr.split(",")), tuple(config.service_cidr.split(","))
     roles = {
         "kubelet": kubelet(kubelet_settings(config), client),
+        "certificates": certificates.run(config.name, client, sender, config.kubeconfig, network_sender, config.network_kubeconfig),
         "network": network.run(mirrors, config),
         "proxy": proxy.run(mirrors, config.name, pods, services, families),
         "dns": dns.run(mirrors, config.name, config.address, config.cluster_dns, config.cluster_domain, config.gateway),

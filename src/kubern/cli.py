@@ -34,7 +34,9 @@ app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_ma
                   context_settings={"help_option_names": ["-h", "--help"]}, pretty_exceptions_enable=False)
 node_app = typer.Typer(help="Nodes of this cluster on this machine.", no_args_is_help=True, rich_markup_mode=None)
 image_app = typer.Typer(help="Images that nodes can run without any registry.", no_args_is_help=True, rich_markup_mode=None)
+token_app = typer.Typer(help="Tokens by which other machines join the cluster.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(node_app, name="node")
+app.add_typer(token_app, name="token")
 app.add_typer(image_app, name="image")
 
 DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="D", help="Where the cluster lives [default: /var/lib/kubern, or ~/.local/share/kubern].")]
@@ -138,7 +140,7 @@ def kubeconfig(data_dir: DataDir = None, config: Config = "",
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def kubectl(ctx: typer.Context) -> None:
+def kubectl() -> None:
     """The real kubectl, pointed at this cluster; everything after it goes to kubectl. KUBERN_DATA_DIR chooses the cluster."""
     from kubern.demo import kubectl_binary
 
@@ -148,7 +150,7 @@ def kubectl(ctx: typer.Context) -> None:
     env = dict(os.environ)
     if "KUBECONFIG" not in os.environ or (s.home / "admin.kubeconfig").exists():
         env["KUBECONFIG"] = str(s.home / "admin.kubeconfig")
-    os.execve(binary, [binary, *ctx.args], env)
+    os.execve(binary, [binary, *sys.argv[sys.argv.index("kubectl") + 1:]], env)      # as given: click takes a "--" away
 
 
 @app.command()
@@ -208,3 +210,54 @@ def image_list(data_dir: DataDir = None, config: Config = "") -> None:
     from kubern import daemon
 
     sys.exit(daemon.image_list(settings_of(config, data_dir=data_dir)))
+
+
+@token_app.command("create")
+def token_create(token: Annotated[str, typer.Argument(help="Its text, xxxxxx.xxxxxxxxxxxxxxxx; default: a random one.")] = "",
+                 ttl: Annotated[str, typer.Option(help="How long it is valid: 24h, 90m, … 0 is for ever.")] = "24h",
+                 description: Annotated[str, typer.Option(help="What it is for.")] = "",
+                 print_join_command: Annotated[bool, typer.Option("--print-join-command", help="Print the whole command for the other machine.")] = False,
+                 usages: Annotated[str, typer.Option(help="Comma-separated: authentication, signing.")] = "authentication,signing",
+                 groups: Annotated[str, typer.Option(help="Comma-separated groups its bearer is in.")] = "system:bootstrappers:kubeadm:default-node-token",
+                 data_dir: DataDir = None, config: Config = "") -> None:
+    """Make a token; with --print-join-command print what to run on the machine that is to join."""
+    from kubern import join as joining
+
+    split = (tuple(filter(None, x.split(","))) for x in (usages, groups))
+    sys.exit(joining.token_create(settings_of(config, data_dir=data_dir), token, ttl, description, print_join_command, *split))
+
+
+@token_app.command("list")
+def token_list(data_dir: DataDir = None, config: Config = "") -> None:
+    """The tokens there are."""
+    from kubern import join as joining
+
+    sys.exit(joining.token_list(settings_of(config, data_dir=data_dir)))
+
+
+@token_app.command("delete")
+def token_delete(token: Annotated[str, typer.Argument(help="Its id, or the whole token.")], data_dir: DataDir = None, config: Config = "") -> None:
+    """Delete a token: nobody can join by it any more. Nodes that did stay."""
+    from kubern import join as joining
+
+    sys.exit(joining.token_delete(settings_of(config, data_dir=data_dir), token))
+
+
+@app.command()
+def join(server: Annotated[str, typer.Argument(help="The API server, ADDRESS:PORT.")],
+         token: Annotated[str, typer.Option(help="From `kubern token create`.")] = "",
+         ca_hash: Annotated[list[str] | None, typer.Option("--discovery-token-ca-cert-hash", metavar="HASH",
+                                                              help="sha256:HEX of the cluster's CA; may be repeated.")] = None,
+         any_ca: Annotated[bool, typer.Option("--discovery-token-unsafe-skip-ca-verification", help="Trust whoever knows the token.")] = False,
+         node_name: Annotated[str, typer.Option(help="Default: the host's name.")] = "",
+         node_address: Annotated[str, typer.Option(help="Default: the address that reaches the server.")] = "",
+         node_label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A label of the Node; may be repeated.")] = None,
+         node_taint: Annotated[list[str] | None, typer.Option(metavar="K=V:EFFECT", help="A taint of the Node; may be repeated.")] = None,
+         registry: Annotated[str, typer.Option(metavar="URL", help="A mirror for images [default: the cluster's, where it can be reached].")] = "",
+         data_dir: DataDir = None, config: Config = "") -> None:
+    """Make this machine a node of a cluster that runs elsewhere. It must share a network segment with the other nodes."""
+    from kubern import join as joining
+
+    s = settings_of(config, data_dir=data_dir)
+    sys.exit(joining.join(s, joining.Wish(server, token, tuple(ca_hash or ()), any_ca, node_name, node_address, registry, tuple(node_label or ()),
+                                          tuple(node_taint or ()))))

@@ -145,6 +145,7 @@ class HttpSender:
             self._host, self._port = address
         self._base = parts.path.rstrip("/")
         self._authority = parts.netloc
+        self._trust = (ca, insecure)
         self._ssl = tls(ca, cert, key, insecure) if parts.scheme == "https" else None
         self._server_name = server_name
         self._token = token
@@ -183,6 +184,13 @@ class HttpSender:
         if status == 101:
             return Response(101, headers), _Raw(connection)
         return Response(status, headers, b"".join([c async for c in self._stream(connection)])), None
+
+    def identify(self, cert: bytes, key: bytes) -> None:
+        """Goes on as another identity: new connections show this certificate, those that wait for work are closed."""
+        if self._ssl is not None:
+            self._ssl = tls(self._trust[0], cert, key, self._trust[1])
+        while self._idle:
+            self._idle.pop().close()
 
     async def close(self) -> None:
         self._closed = True

@@ -11,6 +11,7 @@ from kubern.controllers import (
     aggregation,
     attach,
     autoscaler,
+    bootstrap,
     certificates,
     claims,
     cronjob,
@@ -67,6 +68,9 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     certificates.APPROVER,
     certificates.signer,
     certificates.CLEANER,
+    bootstrap.SIGNER,
+    bootstrap.CLEANER,
+    bootstrap.node_approver,
     aggregation.CONTROLLER,
     # nodes and pods
     nodes.controller,

@@ -82,6 +82,7 @@ class UnitSettings:
     host: bool = False                             # the machine itself becomes the node (experimental)
     address: str = ""                              # with host: the node's address
     agent: tuple[str, ...] = ()                    # default: this Python running kubern.agent
+    serving_csr: bool = False                      # the kubelet's serving certificate is signed by the cluster
 
 
 def check_machine() -> None:
@@ -139,12 +140,14 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
         sandbox_image=s.sandbox_image, cgroup_root=cgroup_root(cluster, s.name), server=s.server, kubeconfig=s.kubeconfig,
         network_kubeconfig=s.network_kubeconfig,
         containerd=(_which("containerd") or "containerd", "-c", f"{run}/containerd.toml"),
-        agent=s.agent or (sys.executable, "-m", "kubern.agent"), host=s.host, labels=s.labels or {}, taints=s.taints, log_level=s.log_level)
+        agent=s.agent or (sys.executable, "-m", "kubern.agent"), host=s.host, labels=s.labels or {}, taints=s.taints, log_level=s.log_level,
+        serving_csr=s.serving_csr)
     (run / "containerd.toml").write_text(containerd.config_toml(
         config, runc=_which("runc") or "runc", cni_bin=containerd.cni_dir(), restrict_oom=not containerd.may_raise_limits()))
     if s.registry:
         (run / "certs.d/_default/hosts.toml").write_text(containerd.hosts_toml(s.registry))
-    (run / "resolv.conf").write_text(f"nameserver {config.gateway}\n")          # the relay; what the machine asks is out of reach
+    if not s.host:
+        (run / "resolv.conf").write_text(f"nameserver {config.gateway}\n")          # the relay; what the machine asks is out of reach
     config_path.write_text(config.dump())
     (data / "logs").mkdir(exist_ok=True)
     log = os.open(data / "logs/unit.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)

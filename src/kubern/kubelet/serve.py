@@ -482,6 +482,10 @@ async def serve(kubelet: Kubelet) -> None:
     context = await asyncio.to_thread(tls, kubelet)
     listening = await h1.serve(Endpoint(kubelet).handle, s.listen, s.port, context)
     try:
+        if s.serving_csr and kubelet.client is not None:
+            from kubern.kubelet.certificates import keep_serving
+
+            await keep_serving(kubelet.client, s.name, s.addresses, f"{s.root}/pki", context, kubelet.registered)
         await asyncio.Event().wait()
     finally:
         await listening.close()

@@ -61,6 +61,7 @@ class UnitConfig:
     taints: tuple[str, ...] = ()
     address6: str = ""                 # dual stack: address with prefix length
     gateway6: str = ""
+    serving_csr: bool = False          # the kubelet's serving certificate is signed by the cluster
 
     @property
     def socket(self) -> str:

@@ -1,0 +1,114 @@
+"""A machine joins: a network namespace of its own, one cable to the cluster, a token and a hash."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.real
+
+SPACE, CABLE = "kn-test-join", "kn-tjoin"
+
+
+def sh(*words: str, check: bool = True) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=check).stdout
+
+
+@pytest.fixture(scope="module")
+def command(cluster: Any) -> list[str]:
+    """`kubern join …`, as the cluster prints it."""
+    return list(cluster.kubern("token", "create", "--print-join-command", "--ttl", "1h").split())
+
+
+@pytest.fixture(scope="module")
+def machine(cluster: Any) -> Iterator[Any]:
+    """A namespace on the cluster's segment; calling it runs a command there, as on a machine of its own."""
+    fabric = json.loads((cluster.home / "fabric.json").read_text())
+    gateway = fabric["subnet"].replace("0/24", "1")
+    address = fabric["subnet"].replace("0/24", "200")
+    home = Path(tempfile.mkdtemp(prefix="kj"))
+    sh("ip", "netns", "del", SPACE, check=False)
+    sh("ip", "netns", "add", SPACE)
+    sh("ip", "link", "add", CABLE, "type", "veth", "peer", "name", "eth0", "netns", SPACE)
+    sh("ip", "link", "set", CABLE, "master", fabric["bridge"], "up")
+    for line in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up", f"route add default via {gateway}"):
+        sh("ip", "-n", SPACE, *line.split())
+    box = subprocess.Popen(["nsenter", f"--net=/run/netns/{SPACE}", "unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "shared",
+                            "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(*words: str) -> tuple[int, str]:
+        assert box.stdin and box.stdout
+        box.stdin.write(" ".join(words) + f" --data-dir {home} --node-name far; code=$?; echo; echo END $code\n")
+        box.stdin.flush()
+        out = ""
+        for line in box.stdout:
+            if line.startswith("END "):
+                return int(line.split()[1]), out
+            out += line
+        raise AssertionError(out)
+    try:
+        yield run
+    finally:
+        box.kill()
+        box.communicate()
+        with contextlib.suppress(subprocess.CalledProcessError):
+            sh("ip", "netns", "del", SPACE)
+        sh(sys.executable, "-m", "kubern", "down", "--purge", "--data-dir", str(home), check=False)
+
+
+def kubern(words: list[str]) -> list[str]:
+    return [sys.executable, "-m", *words]
+
+
+def test_a_wrong_hash_and_a_wrong_token_are_refused(machine: Any, command: list[str]) -> None:
+    code, out = machine(*kubern([*command[:-1], "sha256:" + "0" * 64]))
+    assert code == 1 and "CA has the hash" in out
+    forged = [w if "." not in w or ":" in w else w[:7] + "0" * 16 for w in command]
+    code, out = machine(*kubern(forged))
+    assert code == 1 and "signature" in out
+
+
+def test_it_joins_and_runs_pods(cluster: Any, machine: Any, command: list[str]) -> None:
+    code, out = machine(*kubern(command))
+    assert code == 0, out
+    assert "is Ready" in out
+    far = cluster.get("node", "far")
+    assert next(a["address"] for a in far["status"]["addresses"] if a["type"] == "InternalIP").endswith(".200")
+    for name, node in (("web-far", "far"), ("web-near", "node-0")):
+        cluster.apply(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": {
+            "nodeName": node, "terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": "nginx"}]}}))
+        cluster.kubectl("expose", "pod", name, "--port=80")
+    for name in ("web-far", "web-near"):
+        cluster.wait(f"pod/{name}")
+    for asking, asked in (("web-far", "web-near"), ("web-near", "web-far"), ("web-far", "web-far")):
+        assert "nginx" in cluster.exec(asking, "wget", "-qO-", f"http://{asked}")
+    assert "start worker" in cluster.kubectl("logs", "web-far")
+
+
+def test_its_identity_and_its_serving_certificate(cluster: Any, machine: Any) -> None:
+    def issued() -> dict[str, str]:
+        csrs = cluster.get("csr")["items"]
+        return {c["spec"]["signerName"]: c["spec"]["username"] for c in csrs if c["status"].get("certificate")}
+    cluster.until(lambda: len(issued()) == 3, "three certificates")
+    assert issued()["kubernetes.io/kube-apiserver-client-kubelet"].startswith("system:bootstrap:")
+    assert issued()["kubernetes.io/kubelet-serving"] == "system:node:far"
+    address = cluster.node_address("far")
+    ca = cluster.home / "pki" / "ca.crt"
+    shown = sh("sh", "-c", f"echo | openssl s_client -connect {address}:10250 -CAfile {ca} -verify_ip {address} 2>/dev/null", check=False)
+    assert "Verify return code: 0" in shown
+
+
+def test_tokens_are_listed_and_deleted(cluster: Any, command: list[str]) -> None:
+    id_ = command[command.index("--token") + 1].partition(".")[0]
+    assert id_ in cluster.kubern("token", "list")
+    cluster.kubern("token", "delete", id_)
+    assert id_ not in cluster.kubern("token", "list")
+    cluster.until(lambda: f"jws-kubeconfig-{id_}" not in cluster.get("cm", "cluster-info", "-n", "kube-public")["data"], "its signature goes")
