@@ -17,6 +17,7 @@ from kubern.model import fieldset, gojson, typed, yamltree
 from kubern.model.decode import Fault, _count, _key_count, tidy, zero
 from kubern.model.fieldset import LEAF, Set
 from kubern.model.invalid import quote
+from kubern.model.likeness import Kept, likeness
 from kubern.model.object import Object, clone
 from kubern.model.resource import Resource
 from kubern.model.schema import Schema, schema_for
@@ -195,6 +196,9 @@ def _created(new: Object, me: Manager, api_version: str, now: str, s: Schema, re
 _OWN_METADATA = frozenset({"name", "namespace", "creationTimestamp", "selfLink", "uid", "clusterName", "generation", "managedFields", "resourceVersion"})
 
 
+_spec_fields: dict[str, Kept[Set]] = {}       # by schema
+
+
 def _first_fields(new: Object, s: Schema, reset: Set) -> Set:
     """Fields of a new object against the empty one, without what nobody owns."""
     props = s.props or {}
@@ -216,13 +220,19 @@ def _first_fields(new: Object, s: Schema, reset: Set) -> Set:
             if mine:
                 out["f:metadata"] = mine
             continue
-        if k in always:
-            _, modified, added = typed._compare(zero(p), v, p)
-            node = fieldset.sort(fieldset.union(modified, added)) if modified and added else modified if modified is not None else added
-            if node is not None:
-                out["f:" + k] = node
-        else:
-            out["f:" + k] = typed._added(v, p)
+        key = likeness(v) if k == "spec" else b""
+        kept = _spec_fields.setdefault(s.name, Kept()) if key else None
+        node = kept.get(key) if kept is not None else None
+        if node is None:
+            if k in always:
+                _, modified, added = typed._compare(zero(p), v, p)
+                node = fieldset.sort(fieldset.union(modified, added)) if modified and added else modified if modified is not None else added
+            else:
+                node = typed._added(v, p)
+            if kept is not None and node is not None:
+                kept.keep(key, node)
+        if node is not None:
+            out["f:" + k] = node
     return out
 
 

@@ -20,6 +20,7 @@ from kubern.model.kinds.pod_prepare import drop_disabled, prepare_create, prepar
 from kubern.model.kinds.pod_spec import validate_pod_template
 from kubern.model.kinds.pod_status import validate_status
 from kubern.model.kinds.pod_warnings import apparmor_warnings, pod_warnings, template_warnings
+from kubern.model.likeness import Kept, likeness
 from kubern.model.object import Object, meta
 from kubern.model.object import name as name_of
 
@@ -34,14 +35,23 @@ def grace_s(pod: Object, asked: int | None) -> int:
     return 1 if seconds < 0 else seconds
 
 
+_warnings: Kept[list[str]] = Kept()
+
+
 def warnings(new: Object, old: Object | None) -> list[str]:
     if old is not None:
         return []
-    out = apparmor_warnings(spec_of(new), meta(new))
+    spec, m = spec_of(new), meta(new)
+    out = apparmor_warnings(spec, m)
     if texts := names.is_dns1123_label(name_of(new)):
         out.append("metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: "
                    f"[{' '.join(texts)}]")
-    return out + pod_warnings(spec_of(new), meta(new))
+    key = likeness((spec, m.get("annotations")))
+    known = _warnings.get(key)
+    if known is None:
+        known = pod_warnings(spec, m)
+        _warnings.keep(key, known)
+    return out + known
 
 
 def status_warnings(pod: Object) -> list[str]:

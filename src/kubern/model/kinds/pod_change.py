@@ -18,6 +18,7 @@ from kubern.model.kinds.placement import only_added_tolerations, only_tightened_
 from kubern.model.kinds.pod_prepare import spec_of
 from kubern.model.kinds.pod_security import APPARMOR_CONTAINER, annotations_match_fields
 from kubern.model.kinds.pod_spec import MIRROR, validate_pod_annotations, validate_pod_spec
+from kubern.model.likeness import Kept, likeness
 from kubern.model.object import Object, meta
 
 Errors = Iterator[FieldError]
@@ -43,8 +44,19 @@ def whole(pod: Object, leeway_: Leeway) -> Errors:
             yield from image_spelling(c, f"spec.{which}[{i}]")
 
 
+_valid: Kept[bool] = Kept()
+
+
 def validate(pod: Object) -> list[FieldError]:
-    return list(_create(pod))
+    spec = spec_of(pod)
+    own = spec.get("resourceClaims") or any("ephemeral" in v for v in spec.get("volumes") or ())    # depend on the pod's name
+    key = b"" if own else likeness((spec, annotations_of(pod)))
+    if _valid.get(key):
+        return []
+    errors = list(_create(pod))
+    if not errors:
+        _valid.keep(key, True)
+    return errors
 
 
 def _create(pod: Object) -> Errors:
