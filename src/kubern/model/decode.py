@@ -249,6 +249,27 @@ def _internal_package(group: str) -> str:
     return {"": "core", "events.k8s.io": "core", "internal.apiserver.k8s.io": "apiserverinternal"}.get(group, group.partition(".")[0])
 
 
+# Versions that upstream still decodes and serves no more.
+RETIRED = {
+    "admissionregistration.k8s.io/v1alpha1": "ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding",
+    "admissionregistration.k8s.io/v1beta1": "ValidatingWebhookConfiguration MutatingWebhookConfiguration ValidatingAdmissionPolicy "
+                                            "ValidatingAdmissionPolicyBinding",
+    "apps/v1beta1": "ControllerRevision Deployment StatefulSet", "batch/v1beta1": "CronJob", "certificates.k8s.io/v1beta1": "CertificateSigningRequest",
+    "apps/v1beta2": "ControllerRevision DaemonSet Deployment ReplicaSet StatefulSet", "authentication.k8s.io/v1alpha1": "SelfSubjectReview",
+    "authentication.k8s.io/v1beta1": "SelfSubjectReview TokenReview",
+    "authorization.k8s.io/v1beta1": "SelfSubjectRulesReview SelfSubjectAccessReview SubjectAccessReview LocalSubjectAccessReview",
+    "coordination.k8s.io/v1beta1": "Lease", "discovery.k8s.io/v1beta1": "EndpointSlice", "events.k8s.io/v1beta1": "Event",
+    "extensions/v1beta1": "DaemonSet Deployment Ingress NetworkPolicy ReplicaSet",
+    "flowcontrol.apiserver.k8s.io/v1beta1": "FlowSchema PriorityLevelConfiguration",
+    "flowcontrol.apiserver.k8s.io/v1beta2": "FlowSchema PriorityLevelConfiguration",
+    "flowcontrol.apiserver.k8s.io/v1beta3": "FlowSchema PriorityLevelConfiguration", "networking.k8s.io/v1beta1": "Ingress IngressClass",
+    "node.k8s.io/v1alpha1": "RuntimeClass", "node.k8s.io/v1beta1": "RuntimeClass", "policy/v1beta1": "PodDisruptionBudget Eviction",
+    "rbac.authorization.k8s.io/v1alpha1": "Role RoleBinding ClusterRole ClusterRoleBinding",
+    "rbac.authorization.k8s.io/v1beta1": "Role RoleBinding ClusterRole ClusterRoleBinding", "scheduling.k8s.io/v1beta1": "PriorityClass",
+    "storage.k8s.io/v1alpha1": "VolumeAttachment CSIStorageCapacity VolumeAttributesClass",
+    "storage.k8s.io/v1beta1": "StorageClass VolumeAttachment CSIDriver CSINode CSIStorageCapacity"}
+
+
 def _check_kind(have_version: str, have_kind: str, api_version: str, kind: str, resource: Resource) -> None:
     """Refuse a body of another kind or version, in upstream's words."""
     if have_kind == kind and have_version == api_version:
@@ -259,6 +280,8 @@ def _check_kind(have_version: str, have_kind: str, api_version: str, kind: str, 
             raise bad_request(f"the API version in the data ({have_version}) does not match the expected API version ({api_version})")
         group = resource.group
         raise _cannot(have_kind, have_version, kind, f"{have_version}, Kind={have_kind} is not a registered kind of {group}")
+    if have_kind == kind and have_kind in RETIRED.get(have_version, "").split():
+        raise bad_request(f"the API version in the data ({have_version}) does not match the expected API version ({api_version})")
     if f"{have_version}/{have_kind}" not in definitions().index:
         scheme = "pkg/api/legacyscheme/scheme.go:30"
         if resource.group == "apiextensions.k8s.io":
