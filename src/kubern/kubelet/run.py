@@ -34,8 +34,10 @@ from kubern.kubelet.pull import Puller
 from kubern.kubelet.report import Reporter
 from kubern.kubelet.runtime import RUNNING, Runtime, RuntimeFailure
 from kubern.kubelet.static import StaticPods
+from kubern.kubelet.status import pod_resources
 from kubern.kubelet.volumes import Needs, Volumes
 from kubern.kubelet.worker import Worker
+from kubern.model import quantity
 from kubern.model.intent import Emit
 from kubern.model.object import Object
 from kubern.model.resources import by_path
@@ -347,8 +349,12 @@ class Kubelet:
         await self.sourced.wait()
         refreshed = self.clock()
         doomed: set[str] = set()
+        burstable = 0
         while True:
             try:
+                if self.cgroups is not None and (now := self._burstable_milli()) != burstable:
+                    burstable = now
+                    await asyncio.to_thread(self.cgroups.apply, f"{self.settings.cgroup_root}/kubepods/burstable", {"cpu_shares": config.shares(now)})
                 for uid in self.observer.pods():
                     if uid and uid not in self.workers and uid not in doomed:
                         doomed.add(uid)
@@ -369,6 +375,10 @@ class Kubelet:
                     if not w.terminated:
                         await self._refresh_volumes_quietly(w)
             await asyncio.sleep(HOUSEKEEPING_S)
+
+    def _burstable_milli(self) -> int:
+        """Millicores that the burstable pods of this node asked for together: their class's share of the cpu."""
+        return sum(quantity.milli(pod_resources(p["spec"], "requests").get("cpu", "0")) for p in self.active_pods() if pods.qos_class(p) == "Burstable")
 
     async def _refresh_volumes_quietly(self, w: Worker) -> None:
         try:

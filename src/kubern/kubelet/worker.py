@@ -385,6 +385,9 @@ class Worker:
                     waiter = asyncio.create_task(self.wake.wait())
                     await asyncio.wait([self.stopping, waiter], return_when=asyncio.FIRST_COMPLETED)
                     waiter.cancel()
+                    if not self.stopping.done():                    # readiness goes on, containers end one by one: say so
+                        self.generate(k.observer.seen(self.uid))
+                        k.report(self)
                     shorter = self._grace()
                     if not self.stopping.done() and shorter is not None and (grace is None or shorter < grace):
                         self.stopping.cancel()
