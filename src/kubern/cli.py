@@ -35,6 +35,8 @@ app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_ma
 node_app = typer.Typer(help="Nodes of this cluster on this machine.", no_args_is_help=True, rich_markup_mode=None)
 image_app = typer.Typer(help="Images that nodes can run without any registry.", no_args_is_help=True, rich_markup_mode=None)
 token_app = typer.Typer(help="Tokens by which other machines join the cluster.", no_args_is_help=True, rich_markup_mode=None)
+snapshot_app = typer.Typer(help="The cluster's whole state in one file; from any store, into any store.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(node_app, name="node")
 app.add_typer(token_app, name="token")
 app.add_typer(image_app, name="image")
@@ -74,16 +76,25 @@ def up(
     store: Annotated[str | None, typer.Option(help="sqlite, memory or etcd://HOST:PORT [default: sqlite].")] = None,
     service_cidr: Annotated[str | None, typer.Option(help="Addresses of Services [default: 10.96.0.0/16].")] = None,
     pod_cidr: Annotated[str | None, typer.Option(help="Addresses of Pods, a /24 a node [default: 10.244.0.0/16].")] = None,
+    load_balancer_pool: Annotated[str | None, typer.Option(metavar="POOL", help="Addresses of LoadBalancer Services: CIDRs or A-B, or none "
+                                                           "[default: the end of the nodes' subnet].")] = None,
     node_grace_s: Annotated[float | None, typer.Option("--node-grace", metavar="SECONDS", help="Silence after which a node is NotReady [default: 50].")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info].")] = None,
     sans: Annotated[str | None, typer.Option(metavar="NAMES", help="Further names and addresses for the serving certificate.")] = None,
+    encryption_config: Annotated[str | None, typer.Option(metavar="FILE", help="An EncryptionConfiguration: what is encrypted in the store.")] = None,
+    audit_policy_file: Annotated[str | None, typer.Option(metavar="FILE", help="An audit Policy: which requests are logged, and how much of them.")] = None,
+    audit_log_path: Annotated[str | None, typer.Option(metavar="FILE", help="Where the audit log goes, - for standard output.")] = None,
+    audit_log_maxsize: Annotated[int | None, typer.Option(help="MB at which the audit log rotates [default: 100].")] = None,
+    audit_log_maxbackup: Annotated[int | None, typer.Option("--audit-log-maxbackup", help="How many rotated audit logs are kept [default: 10].")] = None,
     merge_kubeconfig: Annotated[bool, typer.Option("--merge-kubeconfig", help="Also add a context to your own kubeconfig.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything reports ready; the cluster goes on in the background.")] = False,
     config: Config = "",
 ) -> None:
     """Start a cluster, or bring a stopped one back. Running it again is harmless."""
     s = settings_of(config, data_dir=data_dir, port=port, nodes=nodes, runtime=runtime, node_prefix=node_prefix, roles=roles, bind=bind, store=store,
-                    service_cidr=service_cidr, pod_cidr=pod_cidr, node_grace_s=node_grace_s, log_level=log_level, sans=sans)
+                    service_cidr=service_cidr, pod_cidr=pod_cidr, load_balancer_pool=load_balancer_pool, node_grace_s=node_grace_s, log_level=log_level, sans=sans,
+                    encryption_config=encryption_config, audit_policy_file=audit_policy_file, audit_log_path=audit_log_path,
+                    audit_log_maxsize=audit_log_maxsize, audit_log_maxbackup=audit_log_maxbackup)
     from kubern import daemon
 
     sys.exit(daemon.up(s, detach=detach, merge=merge_kubeconfig))
@@ -261,3 +272,34 @@ def join(server: Annotated[str, typer.Argument(help="The API server, ADDRESS:POR
     s = settings_of(config, data_dir=data_dir)
     sys.exit(joining.join(s, joining.Wish(server, token, tuple(ca_hash or ()), any_ca, node_name, node_address, registry, tuple(node_label or ()),
                                           tuple(node_taint or ()))))
+
+
+SnapshotFile = Annotated[Path, typer.Argument(metavar="FILE", help="The snapshot.")]
+StoreOption = Annotated[str | None, typer.Option("--store", help="sqlite or etcd://HOST:PORT [default: sqlite].")]
+
+
+@snapshot_app.command("save")
+def snapshot_save(file: SnapshotFile, data_dir: DataDir = None, store: StoreOption = None, config: Config = "") -> None:
+    """Write the state of a cluster, running or not, to a file. What is encrypted in the store stays encrypted."""
+    _snapshot(settings_of(config, data_dir=data_dir, store=store), file, "save")
+
+
+@snapshot_app.command("restore")
+def snapshot_restore(file: SnapshotFile, data_dir: DataDir = None, store: StoreOption = None, config: Config = "") -> None:
+    """Fill an empty store from a file, of the same kind or another. Revisions go on where nobody has seen any yet."""
+    _snapshot(settings_of(config, data_dir=data_dir, store=store), file, "restore")
+
+
+def _snapshot(s: Settings, file: Path, what: str) -> None:
+    import asyncio
+
+    from kubern.store import snapshot
+    from kubern.store.protocol import Broken, Unavailable
+
+    if s.store == "memory":
+        fail("a store in memory has no snapshots")
+    try:
+        n, revision = asyncio.run((snapshot.save if what == "save" else snapshot.restore)(file, s.store, s.home / "kubern.db"))
+    except (snapshot.BadSnapshot, Broken, Unavailable, OSError, ValueError) as e:
+        fail(str(e))
+    typer.echo(f"{n} objects at revision {revision} written to {file}" if what == "save" else f"{n} objects restored; revisions go on after {revision}")

@@ -38,6 +38,7 @@ log = logging.getLogger("kubern")
 
 REGISTRY_PORT = 5001
 READY_TIMEOUT_S = 120.0
+ROUTES_GATHER_S = 0.05
 MASTERS = User("system:apiserver", ("system:masters", "system:authenticated"))
 Tell = Callable[[str], None]
 
@@ -137,7 +138,8 @@ def means(ctx: Context) -> Any:
     keys = Keys(p.service_account_key, (p.service_account_public,), issuer(s))
     return Means(root_ca=p.ca.cert.decode(), sign=lambda signer, csr, usages, seconds: pki.sign_request(p.ca, csr, usages, seconds),
                  token=lambda account, secret: legacy_token(keys, account, secret), pod_cidr=s.pod_cidr, service_cidr=s.service_cidr,
-                 node_grace_s=s.node_grace_s, started_s=ctx.clock(), real_nodes=s.runtime == "containerd")
+                 node_grace_s=s.node_grace_s, started_s=ctx.clock(), real_nodes=s.runtime == "containerd",
+                 load_balancer_pool=s.load_balancer_pool or (ctx.fabric.load_balancers if ctx.fabric else ""))
 
 
 @asynccontextmanager
@@ -239,6 +241,16 @@ def issuer(s: Settings) -> str:
 
 
 async def open_store(s: Settings) -> Any:
+    """The store of the settings, with encryption where it is asked for."""
+    if not s.encryption_config:
+        return await open_driver(s)
+    from kubern.store.encrypted import EncryptedStore, read
+
+    encryption = read(s.encryption_config)                   # before anything is opened
+    return EncryptedStore(await open_driver(s), encryption)
+
+
+async def open_driver(s: Settings) -> Any:
     if s.store == "memory":
         from kubern.store.memory import MemoryStore
 
@@ -298,23 +310,31 @@ async def names_of_the_world(ctx: Context) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def routes(ctx: Context) -> AsyncIterator[None]:
-    """The machine's own routes to pods, kept as Nodes come and go."""
-    from kubern.kubelet import fabric
+    """The machine's own routes to pods and to load balancers' addresses, kept as Nodes and Services come and go."""
+    from kubern.kubelet import fabric, vips
 
+    names = ["nodes", "services", "endpointslices.discovery.k8s.io"]
     mirrors = Mirrors(ctx.client(MASTERS))
     changed = asyncio.Event()
-    mirror = mirrors.mirror("nodes")
-    mirror.handlers.append(lambda old, new: changed.set())
+    for name in names:
+        mirrors.mirror(name).handlers.append(lambda old, new: changed.set())
 
     async def keep() -> None:
-        await mirrors.synced(["nodes"])
+        await mirrors.synced(names)
+        before: dict[str, str] | None = None
         while True:
             changed.clear()
-            try:
-                await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(mirror.list(), ""), ctx.fabric.subnet if ctx.fabric else "")
-            except OSError as e:
-                log.warning("routes to pods: %s", e)
+            nodes, services, slices = (mirrors.mirror(name).list() for name in names)
+            nodes = list(nodes)
+            want = {**fabric.node_routes(nodes, ""), **vips.routes(services, slices, nodes)}
+            if want != before:
+                try:
+                    await asyncio.to_thread(fabric.sync_routes, want, ctx.fabric.subnet if ctx.fabric else "")
+                    before = want
+                except OSError as e:
+                    log.warning("routes to pods: %s", e)
             await changed.wait()
+            await asyncio.sleep(ROUTES_GATHER_S)
     task = ctx.spawn(keep(), "routes")
     try:
         yield
@@ -399,9 +419,11 @@ def run(s: Settings, tell: Tell) -> int:
         return 1
     except Exception as e:
         from kubern.kubelet.node import CannotRun
+        from kubern.store.encrypted import BadConfiguration
+        from kubern.store.protocol import Broken
 
         for each in e.exceptions if isinstance(e, ExceptionGroup) else (e,):
-            if isinstance(each, (CannotRun, OSError)):
+            if isinstance(each, (CannotRun, OSError, BadConfiguration, Broken)):
                 log.error("%s", each)
                 tell(f"kubern: {each}")
             else:

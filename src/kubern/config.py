@@ -41,8 +41,14 @@ class Settings:
     pod_cidr: str = "10.244.0.0/16"
     node_ports: str = "30000-32767"
     cluster_domain: str = "cluster.local"
+    load_balancer_pool: str = ""                # "" = the end of the node bridge's subnet; none; or networks and ranges, comma separated
     node_grace_s: float = 50.0                  # node-monitor-grace-period
     log_level: str = "info"
+    encryption_config: str = ""                 # file: what is encrypted in the store, and with which keys
+    audit_policy_file: str = ""                 # file: what is written to the audit log
+    audit_log_path: str = ""                    # file, or - for standard output
+    audit_log_maxsize: int = 100             # when the file is put aside and a new one begun
+    audit_log_maxbackup: int = 10               # how many put aside are kept
     sans: str = ""                              # further names and addresses in the serving certificate, comma separated
 
     @property
@@ -116,6 +122,12 @@ def check(s: Settings) -> Settings:
             ipaddress.ip_network(getattr(s, name))
         except ValueError as e:
             raise BadSettings(f"--{name.replace('_', '-')}: {e}") from None
+    from kubern.model import pool
+
+    try:
+        pool.parse(s.load_balancer_pool)
+    except ValueError as e:
+        raise BadSettings(f"--load-balancer-pool: {e}") from None
     if s.store not in ("sqlite", "memory") and not s.store.startswith("etcd://"):
         raise BadSettings(f"--store must be sqlite, memory or etcd://HOST:PORT, not {s.store!r}")
     return replace(s, data_dir=os.path.abspath(s.data_dir or default_data_dir()))

@@ -138,7 +138,8 @@ def flags_of(s: Settings) -> list[str]:
     """The command line that gives exactly these settings."""
     default = Settings()
     out = ["--data-dir", s.data_dir]
-    for name in ("bind", "port", "nodes", "runtime", "node_prefix", "roles", "store", "service_cidr", "pod_cidr", "log_level", "sans"):
+    for name in ("bind", "port", "nodes", "runtime", "node_prefix", "roles", "store", "service_cidr", "pod_cidr", "log_level", "sans",
+                 "encryption_config", "audit_policy_file", "audit_log_path", "audit_log_maxsize", "audit_log_maxbackup"):
         if getattr(s, name) != getattr(default, name):
             out += ["--" + name.replace("_", "-"), str(getattr(s, name))]
     if s.node_grace_s != default.node_grace_s:

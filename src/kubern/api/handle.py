@@ -70,6 +70,10 @@ def no_resource() -> StatusError:
     return StatusError(404, "NotFound", "the server could not find the requested resource", {})
 
 
+def _never(key: str) -> bool:
+    return False
+
+
 class Admission:
     """One write's way through the admission chain."""
 
@@ -124,6 +128,7 @@ class Server:
     def __init__(self, store: Store, *, settings: ApiSettings | None = None, clock: Callable[[], float] = time.time) -> None:
         self.store, self.settings, self.clock = store, settings or ApiSettings(), clock
         self._caught_up: Callable[[], Awaitable[None]] | None = getattr(store, "caught_up", None)    # others write there too
+        self.stale: Callable[[str], bool] = getattr(store, "stale", _never)      # is what is stored encrypted with an old key?
         self.cache = Cache()
         self.rows = Rows(self.cache)
         self.authorizer = Authorizer()

@@ -378,7 +378,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                 await server.after_delete(call, live)
                 return value, revision, False
             kept = served.kept(new)
-            if kept == (live if served.custom is None else served.stored(item)):
+            if kept == (live if served.custom is None else served.stored(item)) and not server.stale(collection.prefix + key):
                 if taken is not None:
                     taken.undo()
                 return item.value, item.revision, False

@@ -3,7 +3,8 @@
 A write is one transaction that compares the key's mod revision; it is answered when the one watch over all our keys has shown it, so
 subscribers see every event, ours and other servers', in order and before the writer goes on. What another server has written may not
 have reached us yet: `caught_up` asks etcd where it stands and waits for the watch to get there. Progress notifications on request are
-not used for that: etcd before 3.4.25 and 3.5.8 may send them ahead of events; a write to a mark of ours cannot be overtaken.
+not used for that: etcd before 3.4.25 and 3.5.8 may send them ahead of events; a write to a mark of ours cannot be overtaken. A state that was moved
+here from elsewhere must not begin anew at revision 1: the mark's value is a number that is added to all of etcd's revisions (0 as a rule).
 URL: etcd://HOST:PORT[,HOST:PORT…][/prefix][?ca=FILE&cert=FILE&key=FILE]. Not a manager of etcd: it is started, backed up and defragmented elsewhere.
 Model: etcd v3 KV and Watch (Documentation, "API guarantees"); apiserver storage/etcd3; KEP-2340 (consistent reads from a cache).
 """
@@ -16,7 +17,7 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -88,6 +89,7 @@ class EtcdStore:
         self._watching = channel.stream_stream("/etcdserverpb.Watch/Watch", request_serializer=lambda m: m.SerializeToString(),
                                                response_deserializer=message("WatchResponse").FromString)
         self._feed = Feed()
+        self._offset = 0                                   # ours minus etcd's
         self._revision = 0
         self._newest_event = 0                             # revision of the newest event of our keys, the mark's included
         self._broken: Exception | None = None
@@ -109,12 +111,20 @@ class EtcdStore:
             raise Broken(f"{url}: {e}") from e
         self = cls(channel, prefix, root, on_broken)
         try:
-            self._revision = self._newest_event = await self._mark()
+            await self._settle()
         except Unavailable as e:
             await channel.close()
             raise Broken(f"etcd at {url} does not answer: {e}") from e
         self._follower = asyncio.get_running_loop().create_task(self._follow(), name="etcd watch")
         return self
+
+    async def _settle(self, offset: int = -1) -> None:
+        """Reads the offset, or sets it, and takes our place in etcd's log."""
+        if offset < 0:
+            r = await self._call("Range", message("RangeRequest")(key=self._key(self._root + MARK)))
+            offset = int(r.kvs[0].value or b"0") if r.kvs else 0
+        self._offset = offset
+        self._revision = self._newest_event = await self._mark()
 
     # --- calls ---
 
@@ -125,7 +135,17 @@ class EtcdStore:
         return upper(self._prefix + prefix).encode()
 
     def _entry(self, kv: Any) -> Entry:
-        return Entry(kv.key[len(self._prefix.encode()):].decode(), kv.value, kv.create_revision, kv.mod_revision)
+        return Entry(kv.key[len(self._prefix.encode()):].decode(), kv.value, kv.create_revision + self._offset, kv.mod_revision + self._offset)
+
+    def _theirs(self, revision: int) -> int:
+        """etcd's number for a revision; for one from before the state was moved here 1, under which etcd has no key."""
+        return max(revision - self._offset, 1) if revision else 0
+
+    def _readable(self, revision: int) -> int:
+        """The same for reading."""
+        if 0 < revision <= self._offset:
+            raise Compacted(self._offset + 1)
+        return self._theirs(revision)
 
     async def _call(self, name: str, request: Any, *, again: bool = True) -> Any:
         """One call; reads are repeated while etcd has no leader or is away, writes are not: they may have happened."""
@@ -154,7 +174,7 @@ class EtcdStore:
     async def _compacted(self) -> int:
         """The oldest revision that can be asked for."""
         async for response in self._history(1):
-            return int(response.compact_revision)
+            return int(response.compact_revision) + self._offset
         raise AssertionError("unreachable")
 
     # --- reads ---
@@ -164,7 +184,7 @@ class EtcdStore:
         return self._revision
 
     async def get(self, key: str, *, revision: int = 0) -> Entry | None:
-        r = await self._call("Range", message("RangeRequest")(key=self._key(key), revision=revision))
+        r = await self._call("Range", message("RangeRequest")(key=self._key(key), revision=self._readable(revision)))
         return self._entry(r.kvs[0]) if r.kvs else None
 
     async def list(self, prefix: str, *, start: str = "", limit: int = 0, revision: int = 0) -> tuple[list[Entry], int]:
@@ -173,8 +193,8 @@ class EtcdStore:
         at, end, mark = self._key(max(prefix, start)), self._end(prefix), self._root + MARK
         while True:
             n = min(PAGE_KEYS, limit - len(out) + 1) if limit else PAGE_KEYS         # one more: the mark may be among them
-            r = await self._call("Range", message("RangeRequest")(key=at, range_end=end, limit=n, revision=revision))
-            revision = revision or r.header.revision
+            r = await self._call("Range", message("RangeRequest")(key=at, range_end=end, limit=n, revision=self._readable(revision)))
+            revision = revision or r.header.revision + self._offset
             out += [self._entry(kv) for kv in r.kvs]
             out = [e for e in out if e.key != mark]
             if not r.more or (limit and len(out) >= limit):
@@ -207,14 +227,14 @@ class EtcdStore:
             waiting, self._next_look = self._next_look, None
             try:
                 r = await self._call("Range", message("RangeRequest")(key=self._key(self._root + MARK), count_only=True))
-                waiting.set_result(r.header.revision)
+                waiting.set_result(r.header.revision + self._offset)
             except Exception as e:
                 waiting.set_exception(e)
                 waiting.exception()
 
     async def _mark(self) -> int:
-        r = await self._call("Put", message("PutRequest")(key=self._key(self._root + MARK)))
-        return int(r.header.revision)
+        r = await self._call("Put", message("PutRequest")(key=self._key(self._root + MARK), value=b"%d" % self._offset))
+        return int(r.header.revision) + self._offset
 
     # --- writes ---
 
@@ -260,7 +280,7 @@ class EtcdStore:
             do = op(request_put=message("PutRequest")(key=k, value=value))
         conditions = []
         if expect is not None:
-            conditions.append(compare(result=EQUAL, target=MOD, key=k, mod_revision=expect))
+            conditions.append(compare(result=EQUAL, target=MOD, key=k, mod_revision=self._theirs(expect)))
         if value is None and not expect:
             conditions.append(compare(result=GREATER, target=VERSION, key=k, version=0))
         r = await self._call("Txn", message("TxnRequest")(compare=conditions, success=[do], failure=[op(request_range=message("RangeRequest")(key=k))]),
@@ -268,7 +288,7 @@ class EtcdStore:
         if not r.succeeded:
             kvs = r.responses[0].response_range.kvs
             raise Conflict(key, self._entry(kvs[0]) if kvs else None)
-        return int(r.header.revision)
+        return int(r.header.revision) + self._offset
 
     # --- events ---
 
@@ -279,7 +299,7 @@ class EtcdStore:
         kv = e.kv
         key = kv.key[len(self._prefix.encode()):].decode()
         previous = self._entry(e.prev_kv) if e.HasField("prev_kv") else None
-        return Event(kv.mod_revision, key, None if e.type == DELETED else kv.value, previous)
+        return Event(kv.mod_revision + self._offset, key, None if e.type == DELETED else kv.value, previous)
 
     async def _history(self, after: int) -> AsyncIterator[Any]:
         """The responses of a watch over all our keys after a revision. The event at that revision itself may come first: asked for as well,
@@ -287,7 +307,7 @@ class EtcdStore:
         call = self._watching()
         try:
             await call.write(message("WatchRequest")(create_request=message("WatchCreateRequest")(
-                key=self._key(self._root), range_end=self._end(self._root), start_revision=max(after, 1), prev_kv=True)))
+                key=self._key(self._root), range_end=self._end(self._root), start_revision=max(self._theirs(after), 1), prev_kv=True)))
             while True:
                 response = await call.read()
                 if response is grpc.aio.EOF:
@@ -325,11 +345,11 @@ class EtcdStore:
                 return
 
     def _take(self, response: Any) -> None:
-        if not response.events or response.events[-1].kv.mod_revision <= self._revision:
+        if not response.events or response.events[-1].kv.mod_revision + self._offset <= self._revision:
             return
         mark = self._root + MARK
         events = [e for e in map(self._event, response.events) if e.key != mark and e.revision > self._revision]
-        self._revision = self._newest_event = response.events[-1].kv.mod_revision
+        self._revision = self._newest_event = response.events[-1].kv.mod_revision + self._offset
         if events:
             self._feed.deliver(events)
         while self._waiting and self._waiting[0][0] <= self._revision:
@@ -352,12 +372,14 @@ class EtcdStore:
         target = self._newest_event
         if after >= target:
             return [], max(after, self._revision)
+        if after < self._offset:
+            raise Compacted(self._offset + 1)              # from before the state was moved here
         out: Batch = []
         mark = self._root + MARK
         first = after
         async for response in self._history(after):
             if response.canceled:
-                raise Compacted(response.compact_revision)
+                raise Compacted(response.compact_revision + self._offset)
             for raw in response.events:
                 event = self._event(raw)
                 if event.revision <= first:
@@ -372,11 +394,25 @@ class EtcdStore:
     def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
         return self._feed.watch(prefix, after, lambda: self._revision, self._page)
 
+    async def take_over(self, entries: Sequence[Entry], revision: int) -> None:
+        """Fills an empty state with entries from elsewhere; every revision from now on is greater than `revision`. Raises Broken if not empty."""
+        have, _ = await self.list(self._root, limit=1)
+        if have:
+            raise Broken(f"there is a state in this etcd already: {have[0].key}")
+        newest = (await self._call("Range", message("RangeRequest")(key=self._key(self._root + MARK), count_only=True))).header.revision
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        await self._settle(max(revision - newest, 0))
+        self._follower = asyncio.get_running_loop().create_task(self._follow(), name="etcd watch")
+        for i in range(0, len(entries), PAGE_KEYS):
+            await asyncio.gather(*(self.put(e.key, e.value, expect=0) for e in entries[i:i + PAGE_KEYS]))
+
     # --- life ---
 
     async def compact(self, revision: int) -> None:
         try:
-            await self._call("Compact", message("CompactionRequest")(revision=revision))
+            await self._call("Compact", message("CompactionRequest")(revision=self._theirs(revision)))
         except Compacted:
             pass
 

@@ -355,3 +355,53 @@ def _forget(old: int, revision: int) -> Callable[[apsw.Connection], None]:
         con.execute("INSERT OR REPLACE INTO mark VALUES ('compacted', ?)", (revision,))
         con.execute("COMMIT")
     return job
+
+
+def read_file(path: Path) -> tuple[list[Entry], int]:
+    """All entries of a store's file and the revision they are of; the store may be in use by another process.
+    Raises FileNotFoundError."""
+    path.stat()
+    con = apsw.Connection(f"file:{path}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    try:
+        con.set_busy_timeout(10_000)
+        con.execute("BEGIN")
+        newest: int = con.execute("SELECT max(coalesce((SELECT max(id) FROM log), 0), coalesce((SELECT max(revision) FROM mark), 0))").get
+        return _read(con, "", "", 0, newest), newest
+    finally:
+        con.close()
+
+
+def write_file(path: Path, entries: list[Entry], revision: int) -> None:
+    """A new store's file with these entries under the revisions they have; the next write is after `revision`, nothing before it can be asked
+    for. Raises FileExistsError."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".restoring")
+    for old in path.parent.glob(draft.name + "*"):
+        old.unlink()
+    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    con = apsw.Connection(str(draft))
+    con.execute(_SCHEMA)
+    con.execute("BEGIN")
+    used: set[int] = set()
+    at = revision - len(entries)                             # for entries whose revision another has too (written in one transaction of etcd)
+    for e in sorted(entries, key=lambda e: e.revision):
+        i = e.revision
+        if i in used or i > revision:
+            at += 1
+            while at in used:
+                at += 1
+            i = at
+        used.add(i)
+        con.execute("INSERT INTO log (id, key, value, created, previous) VALUES (?, ?, ?, ?, 0)", (i, e.key, e.value, min(e.create_revision, i)))
+    con.execute("INSERT OR REPLACE INTO mark VALUES ('compacted', ?)", (max(revision, *used) if used else revision,))
+    con.execute("COMMIT")
+    con.close()
+    fd = os.open(draft, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    draft.rename(path)
+    fd = os.open(path.parent, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
