@@ -18,8 +18,10 @@ from kubern.model.status import StatusError
 
 log = logging.getLogger(__name__)
 
-BACKLOG_MAX = 5000
+BACKLOG_MAX = 20_000
 WRITERS = 4
+BUSY_S = 0.002                          # a turn of the loop that takes longer has other work to do
+PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.3)  # how telling waits for a quieter moment, and no longer
 SERIES_MAX, SERIES_S = 4096, 360.0
 ROW = by_kind[("events.k8s.io/v1", "Event")]
 CONTROLLER = "default-scheduler"
@@ -27,6 +29,18 @@ CONTROLLER = "default-scheduler"
 
 def micro_time(now_s: float) -> str:
     return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+async def quiet() -> None:
+    """Lets placing pods and answering clients go before: returns at a quiet moment, or after a while anyhow."""
+    loop = asyncio.get_running_loop()
+    for pause in PAUSES_S:
+        at = loop.time()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if loop.time() - at < BUSY_S:
+            return
+        await asyncio.sleep(pause)
 
 
 class Speaker:
@@ -51,6 +65,7 @@ class Speaker:
     async def _write_all(self) -> None:
         while True:
             item = await self._queue.get()
+            await quiet()
             try:
                 await self._write(*item)
             except StatusError as e:

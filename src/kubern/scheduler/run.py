@@ -20,8 +20,9 @@ from kubern.model.object import Object, controller_of, deleting, meta
 from kubern.model.resources import by_kind
 from kubern.model.status import StatusError
 from kubern.scheduler import claims, volumes
-from kubern.scheduler.events import Speaker
+from kubern.scheduler.events import Speaker, quiet
 from kubern.scheduler.pick import Decision, Extra, Filter, Rejection, pick
+from kubern.scheduler.plain import Plain
 from kubern.scheduler.pod import PodInfo, Spread, default_spreads, pod_info
 from kubern.scheduler.preempt import NoHelp, Victims, preempt
 from kubern.scheduler.queue import Queue, Queued
@@ -52,6 +53,7 @@ class Scheduler:
         self.client, self.mirrors, self.clock = client, mirrors, clock
         self.random = random or _random.SystemRandom().randrange
         self.table, self.queue = NodeTable(), Queue()
+        self.plain = Plain(self.table)
         self.speaker = Speaker(client, clock, socket.gethostname())
         self.homeless: dict[str, dict[tuple[str, str], PodInfo]] = {}      # pods on nodes that are not there (yet)
         self.nominated: dict[tuple[str, str], tuple[str, PodInfo]] = {}
@@ -316,7 +318,7 @@ class Scheduler:
         """Decide one pod; the coroutine that carries the decision out, or None."""
         p = queued.info
         extra = self.extra_for(p)
-        decision = pick(p, self.table, self.random, extra)
+        decision: Decision | Rejection = self.plain.pick(p, extra, self.random) or pick(p, self.table, self.random, extra)
         if isinstance(decision, Decision):
             bound = volumes.bindings(p, self.table, decision.slot, self.mirrors, self.promised) if p.volumes else volumes.Bindings()
             for volume, claim in bound.static:
@@ -459,7 +461,10 @@ class Scheduler:
                 await asyncio.sleep((1 - tokens) / REPORTS_PER_S)
                 continue
             tokens -= 1
-            key = next(iter(self.untold))
+            await quiet()
+            key = next(iter(self.untold), None)
+            if key is None:
+                continue
             p, text = self.untold.pop(key)
             if key in self.queue.pods:                       # else it has been placed or deleted meanwhile
                 self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)

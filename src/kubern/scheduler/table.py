@@ -23,6 +23,7 @@ Mask = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 CPU, MEMORY, STORAGE, PODS = range(4)
 NONE = -1                       # value id of a label that is absent
+TOUCHED_MAX = 2000
 COUNTERS_MAX = 4000             # more sets than this and the counts start again from nothing
 
 
@@ -62,6 +63,7 @@ class NodeTable:
         self.namespaces: dict[str, Mapping[str, str]] = {}        # name -> labels
         self.placed: dict[tuple[str, str], PodInfo] = {}
         self.version = self.pod_version = 0
+        self.touches, self.touched = 0, list[int]()               # how often a pod came or went, and the slots of the newest times
         self.masks: dict[Any, tuple[int, Any]] = {}               # what plugins remember of nodes, by their key, for one version
         # counters of pods in a set (by PodSet.sig), of pods carrying a term (by kind and Term.sig), and match results by label signature
         self._counters: dict[str, tuple[PodSet, Counter]] = {}
@@ -204,6 +206,10 @@ class NodeTable:
 
     def _count(self, p: PodInfo, slot: int, sign: int) -> None:
         self.pod_version += 1
+        self.touches += 1
+        self.touched.append(slot)
+        if len(self.touched) > TOUCHED_MAX:
+            del self.touched[:TOUCHED_MAX // 2]
         for r, v in p.requests.items():
             row = self.resource_row(r)
             self.used[row, slot] += sign * v

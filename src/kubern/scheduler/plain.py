@@ -1,0 +1,145 @@
+"""plain: the pick for pods that only nodes and their room decide, many of a kind. Pure but for what it remembers.
+
+Pods of a kind (same requests, tolerations, node selection, images) see the same scores but where a pod came or went since. So the
+scores of a kind are kept, and a pick works out anew only the slots the table was touched at. The answer is pick's, to the node: tests
+hold the two together. Whatever speaks of other pods, ports, volumes or devices goes the ordinary way (None). Model: KEP-5598.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kubern.scheduler.pick import FILTERS, WEIGHTS, Decision, Extra
+from kubern.scheduler.plugins import node, resources
+from kubern.scheduler.plugins.verdict import Ints
+from kubern.scheduler.pod import PodInfo
+from kubern.scheduler.table import PODS, NodeTable
+
+KINDS_MAX = 64
+REDO_MAX = 200                   # slots touched since; from so many on all are worked out at once
+_STATIC = tuple(f for name, f in FILTERS if name not in ("NodeResourcesFit", "NodePorts"))
+_FIT, _BALANCE = WEIGHTS["NodeResourcesFit"], WEIGHTS["NodeResourcesBalancedAllocation"]
+
+
+class Kind:
+    """One kind's scores: -1 where it does not fit."""
+
+    __slots__ = ("base", "fixed", "scores", "seen", "version")
+
+    def __init__(self, version: int, seen: int, base: np.ndarray, fixed: Ints, scores: Ints) -> None:
+        self.version, self.seen, self.base, self.fixed, self.scores = version, seen, base, fixed, scores
+
+
+def _signature(p: PodInfo) -> Any:
+    """What identifies the kind; None for a pod that is not plain."""
+    found = p.detail.get("plain", False)
+    if found is False:
+        spec = p.spec
+        plain = not (p.affinity or p.anti_affinity or p.preferred or p.anti_preferred or p.spreads or p.ports or p.volumes or p.claims
+                     or spec.get("nodeName") or any(spec.get(k) for k in ("resourceClaims", "schedulingGroup")))
+        nodes = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+        required = (nodes.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or ()
+        if nodes.get("preferredDuringSchedulingIgnoredDuringExecution") or any(x.get("matchFields") for x in required):
+            plain = False
+        found = p.detail["plain"] = (
+            repr(spec.get("tolerations")), p.placement_sig, tuple(p.requests.items()), p.nonzero_cpu, p.nonzero_memory,
+            tuple(c.get("image") for field in ("initContainers", "containers") for c in spec.get(field) or ())) if plain else None
+    return found
+
+
+class Plain:
+    """The kinds seen lately, over one table."""
+
+    def __init__(self, table: NodeTable) -> None:
+        self.table = table
+        self._kinds: dict[Any, Kind] = {}
+
+    def pick(self, p: PodInfo, extra: Extra, random: Callable[[int], int]) -> Decision | None:
+        """The best node, or None: not a plain pod, or no node (pick then says why)."""
+        t = self.table
+        if extra.filters or extra.prefilters or extra.late_filters or extra.default_spreads or extra.nominated or any(t.carried.values()):
+            return None
+        key = _signature(p)
+        if key is None:
+            return None
+        kind = self._kinds.get(key)
+        if kind is None or kind.version != t.version or not self._follow(kind, p):
+            kind = self._learn(p)
+            if kind is None:
+                return None
+            if len(self._kinds) >= KINDS_MAX:
+                del self._kinds[next(iter(self._kinds))]
+            self._kinds[key] = kind
+        scores = kind.scores
+        high = scores.max() if len(scores) else -1
+        if high < 0:
+            return None
+        best = np.flatnonzero(scores == high)
+        slot = int(best[random(len(best))] if len(best) > 1 else best[0])
+        return Decision(t.names[slot], slot, int(np.count_nonzero(scores >= 0)))
+
+    def _learn(self, p: PodInfo) -> Kind | None:
+        t = self.table
+        taints = node.score_taints(p, t)
+        if taints is not None and taints.any():              # normalized over the nodes that fit: not a matter of one slot
+            return None
+        base = t.all().copy()
+        for run in _STATIC:
+            for v in run(p, t):
+                base &= ~v.bad
+        images = node.score_images(p, t)
+        fixed = np.zeros(t.size, np.int64) if images is None else WEIGHTS["ImageLocality"] * images
+        ok = base.copy()
+        for v in resources.fit(p, t):
+            ok &= ~v.bad
+        total = fixed + _FIT * resources.least_allocated(p, t)
+        balanced = resources.balanced(p, t)
+        if balanced is not None:
+            total += _BALANCE * balanced
+        return Kind(t.version, t.touches, base, fixed, np.where(ok, total, -1))
+
+    def _follow(self, kind: Kind, p: PodInfo) -> bool:
+        """Brings the scores up to date; False where that is more work than learning them anew."""
+        t = self.table
+        behind = t.touches - kind.seen
+        if not behind:
+            return True
+        if behind > min(REDO_MAX, len(t.touched)):
+            return False
+        for slot in set(t.touched[len(t.touched) - behind:]):
+            kind.scores[slot] = self._score(kind, p, slot) if kind.base[slot] else -1
+        kind.seen = t.touches
+        return True
+
+    def _score(self, kind: Kind, p: PodInfo, slot: int) -> int:
+        """fit, least_allocated and balanced for one slot."""
+        t = self.table
+        room, used = t.allocatable[:, slot].tolist(), t.used[:, slot].tolist()
+        if used[PODS] + 1 > room[PODS]:
+            return -1
+        for name, want in p.requests.items():
+            if want and name not in resources.IGNORED:
+                row = t.resource_row(name)
+                if used[row] + want > room[row]:
+                    return -1
+        free = weights = 0
+        for i, want in ((0, p.nonzero_cpu), (1, p.nonzero_memory)):
+            if room[i] > 0:
+                weights += 1
+                after = int(t.nonzero[i, slot]) + want
+                if after <= room[i]:
+                    free += (room[i] - after) * 100 // room[i]
+        total = int(kind.fixed[slot]) + _FIT * (free // max(weights, 1))
+        if p.requests.get("cpu") or p.requests.get("memory"):
+            both = room[0] > 0 and room[1] > 0
+            before = _balance(used[0] / max(room[0], 1), used[1] / max(room[1], 1), both)
+            then = _balance((used[0] + p.requests.get("cpu", 0)) / max(room[0], 1), (used[1] + p.requests.get("memory", 0)) / max(room[1], 1), both)
+            total += _BALANCE * (50 + (50 + then - before) // 2)
+        return total
+
+
+def _balance(a: float, b: float, both: bool) -> int:
+    return int((1 - (abs(min(a, 1.0) - min(b, 1.0)) / 2 if both else 0.0)) * 100)
