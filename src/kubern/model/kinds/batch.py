@@ -12,7 +12,6 @@ from typing import Any
 
 from kubern.model import names
 from kubern.model.invalid import _OMIT, Struct, duplicate, invalid, not_supported, quote, required, too_long, too_many
-from kubern.model.kinds.apps import _name_warning
 from kubern.model.kinds.checks import (
     Errors,
     form,
@@ -32,6 +31,7 @@ from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.labels import validate_label_selector
 from kubern.model.kinds.pod_defaults import default_pod_template
 from kubern.model.kinds.templates import prepare_template, template_warnings, validate_template
+from kubern.model.kinds.workload_rules import name_warning
 from kubern.model.object import Object, clone
 
 NAME_LABELS = ("job-name", "batch.kubernetes.io/job-name")
@@ -435,7 +435,7 @@ def _job_warnings(new: Object, old: Object | None) -> list[str]:
     if not _changed(new, old):
         return []
     before = None if old is None else old.get("spec") or {}
-    return (_name_warning(new) if old is None else []) + _job_spec_warnings(new.get("spec") or {}, "spec", before)
+    return (name_warning(new) if old is None else []) + _job_spec_warnings(new.get("spec") or {}, "spec", before)
 
 
 # --- CronJob ----------------------------------------------------------------------------------------------------------------------------
@@ -507,7 +507,7 @@ def validate_cron_job_update(new: Object, old: Object) -> Errors:
 
 def _cron_warnings(new: Object, old: Object | None) -> list[str]:
     spec = new.get("spec") or {}
-    out = _name_warning(new) if old is None else []
+    out = name_warning(new) if old is None else []
     if _changed(new, old):
         job = (spec.get("jobTemplate") or {}).get("spec") or {}
         before = None if old is None else ((old.get("spec") or {}).get("jobTemplate") or {}).get("spec") or {}
