@@ -39,16 +39,9 @@ def _attributes(request: Any) -> Attributes:
 
 
 def _shown_user(user: User) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    if user.extra:
-        out["extra"] = {k: list(v) for k, v in sorted(user.extra.items())}
-    if user.groups:
-        out["groups"] = list(user.groups)
-    if user.uid:
-        out["uid"] = user.uid
-    if user.name:
-        out["username"] = user.name
-    return out
+    """UserInfo, fields in the order upstream writes them: people see it raw."""
+    fields = {"username": user.name, "uid": user.uid, "groups": list(user.groups), "extra": {k: list(v) for k, v in sorted(user.extra.items())}}
+    return {k: v for k, v in fields.items() if v}
 
 
 # -- who is it?
