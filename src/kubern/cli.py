@@ -92,7 +92,8 @@ def up(
 ) -> None:
     """Start a cluster, or bring a stopped one back. Running it again is harmless."""
     s = settings_of(config, data_dir=data_dir, port=port, nodes=nodes, runtime=runtime, node_prefix=node_prefix, roles=roles, bind=bind, store=store,
-                    service_cidr=service_cidr, pod_cidr=pod_cidr, load_balancer_pool=load_balancer_pool, node_grace_s=node_grace_s, log_level=log_level, sans=sans,
+                    service_cidr=service_cidr, pod_cidr=pod_cidr, load_balancer_pool=load_balancer_pool,
+                    node_grace_s=node_grace_s, log_level=log_level, sans=sans,
                     encryption_config=encryption_config, audit_policy_file=audit_policy_file, audit_log_path=audit_log_path,
                     audit_log_maxsize=audit_log_maxsize, audit_log_maxbackup=audit_log_maxbackup)
     from kubern import daemon

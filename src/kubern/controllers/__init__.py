@@ -23,6 +23,7 @@ from kubern.controllers import (
     garbage,
     ipam,
     job,
+    loadbalancer,
     mirroring,
     namespace,
     nodes,
@@ -60,6 +61,7 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     endpoints.CONTROLLER,
     mirroring.CONTROLLER,
     servicecidr.CONTROLLER,
+    loadbalancer.controller,
     # namespaces and identities
     namespace.CONTROLLER,
     serviceaccount.ACCOUNTS,

@@ -28,4 +28,5 @@ class Context:
     node_startup_grace_s: float = 60.0
     terminated_pods_max: int = 12500
     real_nodes: bool = False                                  # nodes that run containers can join: storage, load balancers, tokens are for them
+    load_balancer_pool: str = ""                              # addresses of services of type LoadBalancer
     started_s: float = 0.0                                    # nothing that happened before counts as silence

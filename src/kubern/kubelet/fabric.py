@@ -24,6 +24,7 @@ SUBNETS = tuple(f"172.30.{i}.0/24" for i in range(256))
 POD_CIDR = "10.244.0.0/16"             # the default; another cluster on the machine gets the next free one
 POD_CIDRS = (POD_CIDR, *(f"10.{i}.0.0/16" for i in (*range(245, 255), *range(128, 244))))
 FIRST_NODE = 11                        # nodes get .11, .12, …
+LOAD_BALANCERS = 32                    # so many addresses at the end of the subnet are for load balancers
 MTU = 1500
 ROUTE_PROTOCOL = 75                    # marks our routes in the machine's table (rtnetlink: values from 64 up are free for programs)
 
@@ -43,6 +44,12 @@ class Fabric:
     @property
     def prefix(self) -> int:
         return ipaddress.ip_network(self.subnet).prefixlen
+
+    @property
+    def load_balancers(self) -> str:
+        """The end of the subnet: addresses of Services of type LoadBalancer, unless others were asked for."""
+        net = ipaddress.ip_network(self.subnet)
+        return f"{net[-LOAD_BALANCERS]}-{net[-2]}"
 
     def address(self, index: int) -> str:
         return str(ipaddress.ip_network(self.subnet)[FIRST_NODE + index])
