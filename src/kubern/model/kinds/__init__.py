@@ -22,10 +22,10 @@ NEUTRAL = Kind()
 
 @cache
 def _kinds() -> KindTable:
-    from kubern.model.kinds import columns_core, columns_groups
+    from kubern.model.kinds import columns_core, columns_groups, columns_workloads
 
     table = merge(*(import_module(f"kubern.model.kinds.{name}").KINDS for name in MODULES))
-    for key, (columns, cells) in (columns_core.TABLES | columns_groups.TABLES).items():
+    for key, (columns, cells) in (columns_core.TABLES | columns_workloads.TABLES | columns_groups.TABLES).items():
         kind = table.get(key, NEUTRAL)
         if not kind.columns:
             table[key] = replace(kind, columns=columns, cells=cells)

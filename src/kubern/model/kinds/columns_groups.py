@@ -1,4 +1,4 @@
-"""The Table form of the kinds of every group but core; see columns_core.py for how TABLES is read.
+"""The Table form of the kinds of every group but core and those of columns_workloads.py; see columns_core.py for how TABLES is read.
 
 Roles, ClusterRoles, CSIStorageCapacities and CustomResourceDefinitions stand in none: they have the default columns upstream too.
 """
@@ -8,235 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from kubern.model.kinds.columns_core import (
-    CONTAINERS,
-    IMAGES,
     Table,
     _name,
-    containers_cells,
     ingress_points,
-    labels_text,
     more,
     name_age_cells,
-    quantity_text,
     text_column,
 )
+from kubern.model.kinds.columns_workloads import boolean, integer, selector_text, spec_of, status_of
 from kubern.model.kinds.kind import Column
-from kubern.model.object import Object, controller_of, group_version
-from kubern.model.selector import from_label_selector
-from kubern.model.status import StatusError
-from kubern.model.table import AGE, NAME, age, human_duration, seconds_of, since
-
-
-def selector_text(selector: Object | None, empty: str = "<none>", broken: str = "<error>") -> str:
-    try:
-        return str(from_label_selector(selector)) or empty
-    except (StatusError, ValueError):
-        return broken
-
-
-def _spec(obj: Object) -> Object:
-    return obj.get("spec") or {}
-
-
-def _status(obj: Object) -> Object:
-    return obj.get("status") or {}
-
-
-def _integer(name: str, description: str) -> Column:
-    return Column(name, "integer", "", description)
-
-
-def _boolean(name: str, description: str) -> Column:
-    return Column(name, "boolean", "", description)
-
-
-def _bool_text(value: bool | None) -> str:
-    return "<unset>" if value is None else "True" if value else "False"
-
-
-# --- apps, batch ------------------------------------------------------------------------------------------------------------------------
-
-DEPLOYMENT = (
-    NAME, text_column("Ready", "Number of the pod with ready state"),
-    text_column("Up-to-date", "@apps.v1.DeploymentStatus.updatedReplicas"),
-    text_column("Available", "@apps.v1.DeploymentStatus.availableReplicas"),
-    AGE, CONTAINERS, IMAGES, text_column("Selector", "@apps.v1.DeploymentSpec.selector", 1))
-
-
-def deployment_cells(obj: Object, now_s: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
-    return [_name(obj), f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}", status.get("updatedReplicas") or 0,
-            status.get("availableReplicas") or 0, age(obj, now_s), *containers_cells(spec.get("template")),
-            selector_text(spec.get("selector"), "", "<invalid>")]
-
-
-REPLICA_SET = (
-    NAME, _integer("Desired", "@apps.v1.ReplicaSetSpec.replicas"), _integer("Current", "@apps.v1.ReplicaSetStatus.replicas"),
-    _integer("Ready", "@apps.v1.ReplicaSetStatus.readyReplicas"), AGE, CONTAINERS, IMAGES,
-    text_column("Selector", "@apps.v1.ReplicaSetSpec.selector", 1))
-
-
-def replica_set_cells(obj: Object, now_s: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
-    return [_name(obj), spec.get("replicas") or 0, status.get("replicas") or 0, status.get("readyReplicas") or 0, age(obj, now_s),
-            *containers_cells(spec.get("template")), selector_text(spec.get("selector"))]
-
-
-STATEFUL_SET = (NAME, text_column("Ready", "Number of the pod with ready state"), AGE, CONTAINERS, IMAGES)
-
-
-def stateful_set_cells(obj: Object, now_s: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
-    return [_name(obj), f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}", age(obj, now_s),
-            *containers_cells(spec.get("template"))]
-
-
-DAEMON_SET = (
-    NAME, _integer("Desired", "@apps.v1.DaemonSetStatus.desiredNumberScheduled"),
-    _integer("Current", "@apps.v1.DaemonSetStatus.currentNumberScheduled"), _integer("Ready", "@apps.v1.DaemonSetStatus.numberReady"),
-    _integer("Up-to-date", "@apps.v1.DaemonSetStatus.updatedNumberScheduled"),
-    _integer("Available", "@apps.v1.DaemonSetStatus.numberAvailable"), text_column("Node Selector", "@core.v1.PodSpec.nodeSelector"),
-    AGE, CONTAINERS, IMAGES, text_column("Selector", "@apps.v1.DaemonSetSpec.selector", 1))
-
-
-def daemon_set_cells(obj: Object, now_s: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
-    template = spec.get("template") or {}
-    counts = [status.get(k) or 0 for k in ("desiredNumberScheduled", "currentNumberScheduled", "numberReady", "updatedNumberScheduled",
-                                           "numberAvailable")]
-    return [_name(obj), *counts, labels_text((template.get("spec") or {}).get("nodeSelector")), age(obj, now_s),
-            *containers_cells(template), selector_text(spec.get("selector"))]
-
-
-CONTROLLER_REVISION = (
-    NAME, text_column("Controller", "Controller of the object"), text_column("Revision", "@apps.v1.ControllerRevision.revision"), AGE)
-
-
-def controller_revision_cells(obj: Object, now_s: float) -> list[Any]:
-    owner, text = controller_of(obj), "<none>"
-    if owner:
-        group, _ = group_version(owner.get("apiVersion") or "")
-        kind = (owner.get("kind") or "").lower()
-        text = f"{kind}.{group}/{owner.get('name')}" if group else f"{kind}/{owner.get('name')}"
-    return [_name(obj), text, obj.get("revision") or 0, age(obj, now_s)]
-
-
-JOB = (
-    NAME, text_column("Status", "Status of the job."), text_column("Completions", "@batch.v1.JobStatus.succeeded"),
-    text_column("Duration", "Time required to complete the job."), AGE, CONTAINERS, IMAGES,
-    text_column("Selector", "@batch.v1.JobSpec.selector", 1))
-
-
-def _job_status(obj: Object) -> str:
-    first: dict[str, str] = {}
-    for c in _status(obj).get("conditions") or ():
-        first.setdefault(c.get("type"), c.get("status"))
-    for type_ in ("Complete", "Failed"):
-        if first.get(type_) == "True":
-            return type_
-    if obj["metadata"].get("deletionTimestamp"):
-        return "Terminating"
-    return next((t for t in ("Suspended", "FailureTarget", "SuccessCriteriaMet") if first.get(t) == "True"), "Running")
-
-
-def job_cells(obj: Object, now_s: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
-    done, parallelism = status.get("succeeded") or 0, spec.get("parallelism") or 0
-    if spec.get("completions") is not None:
-        completions = f"{done}/{spec['completions']}"
-    else:
-        completions = f"{done}/1 of {parallelism}" if parallelism > 1 else f"{done}/1"
-    start = seconds_of(status["startTime"]) if status.get("startTime") else None
-    end = seconds_of(status["completionTime"]) if status.get("completionTime") else None
-    duration = "" if start is None else human_duration((now_s if end is None else end) - start)
-    return [_name(obj), _job_status(obj), completions, duration, age(obj, now_s), *containers_cells(spec.get("template")),
-            selector_text(spec.get("selector"))]
-
-
-CRON_JOB = (
-    NAME, text_column("Schedule", "@batch.v1.CronJobSpec.schedule"), text_column("Timezone", "@batch.v1.CronJobSpec.timeZone"),
-    _boolean("Suspend", "@batch.v1.CronJobSpec.suspend"), _integer("Active", "@batch.v1.CronJobStatus.active"),
-    text_column("Last Schedule", "@batch.v1.CronJobStatus.lastScheduleTime"), AGE, CONTAINERS, IMAGES,
-    text_column("Selector", "@batch.v1.JobSpec.selector", 1))
-
-
-def cron_job_cells(obj: Object, now_s: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
-    job = (spec.get("jobTemplate") or {}).get("spec") or {}
-    last = status.get("lastScheduleTime")
-    zone = spec.get("timeZone")
-    return [_name(obj), spec.get("schedule") or "", "<none>" if zone is None else zone, _bool_text(spec.get("suspend")),
-            len(status.get("active") or ()), since(last, now_s) if last else "<none>", age(obj, now_s),
-            *containers_cells(job.get("template")), selector_text(job.get("selector"))]
-
-
-# --- policy, autoscaling ----------------------------------------------------------------------------------------------------------------
-
-POD_DISRUPTION_BUDGET = (
-    NAME, text_column("Min Available", "The minimum number of pods that must be available."),
-    text_column("Max Unavailable", "The maximum number of pods that may be unavailable."),
-    _integer("Allowed Disruptions", "Calculated number of pods that may be disrupted at this time."), AGE)
-
-
-def pod_disruption_budget_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
-    low, high = spec.get("minAvailable"), spec.get("maxUnavailable")
-    return [_name(obj), "N/A" if low is None else str(low), "N/A" if high is None else str(high),
-            _status(obj).get("disruptionsAllowed") or 0, age(obj, now_s)]
-
-
-HORIZONTAL_POD_AUTOSCALER = (
-    NAME, text_column("Reference", "@autoscaling.v2.HorizontalPodAutoscalerSpec.scaleTargetRef"),
-    text_column("Targets", "@autoscaling.v2.HorizontalPodAutoscalerSpec.metrics"),
-    text_column("MinPods", "@autoscaling.v2.HorizontalPodAutoscalerSpec.minReplicas"),
-    text_column("MaxPods", "@autoscaling.v2.HorizontalPodAutoscalerSpec.maxReplicas"),
-    text_column("Replicas", "@autoscaling.v2.HorizontalPodAutoscalerStatus.currentReplicas"), AGE)
-_SOURCES = {"External": "external", "Pods": "pods", "Object": "object", "Resource": "resource", "ContainerResource": "containerResource"}
-
-
-def _metric_text(spec: Object, status: Object | None) -> str:
-    type_ = spec.get("type") or ""
-    field = _SOURCES.get(type_)
-    if field is None:
-        return "<unknown type>"
-    source = spec.get(field) or {}
-    target = source.get("target") or {}
-    found = (status or {}).get(field)
-    now = (found or {}).get("current") or {}
-    average = target.get("averageValue")
-    if type_ in ("External", "Object"):
-        if average is not None:
-            have = now.get("averageValue")
-            return f"{'<unknown>' if have is None else quantity_text(have)}/{quantity_text(average)} (avg)"
-        return f"{'<unknown>' if found is None else quantity_text(now.get('value'))}/{quantity_text(target.get('value'))}"
-    if type_ == "Pods":
-        return f"{'<unknown>' if found is None else quantity_text(now.get('averageValue'))}/{quantity_text(average)}"
-    name = source.get("name") or ""
-    if average is not None:
-        return f"{name}: {'<unknown>' if found is None else quantity_text(now.get('averageValue'))}/{quantity_text(average)}"
-    have, want = now.get("averageUtilization"), target.get("averageUtilization")
-    return f"{name}: {'<unknown>' if have is None else f'{have}%'}/{'<auto>' if want is None else f'{want}%'}"
-
-
-def horizontal_pod_autoscaler_cells(obj: Object, now_s: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
-    target = spec.get("scaleTargetRef") or {}
-    statuses = status.get("currentMetrics") or ()
-    texts = [_metric_text(m, statuses[i] if i < len(statuses) else None) for i, m in enumerate(spec.get("metrics") or ())]
-    metrics = ", ".join(texts[:2]) + (f" + {len(texts) - 2} more..." if len(texts) > 2 else "") if texts else "<none>"
-    low = spec.get("minReplicas")
-    return [_name(obj), f"{target.get('kind') or ''}/{target.get('name') or ''}", metrics, "<unset>" if low is None else str(low),
-            spec.get("maxReplicas") or 0, status.get("currentReplicas") or 0, age(obj, now_s)]
-
-
-SCALE = (
-    text_column("Name", "@meta.v1.ObjectMeta.name"), _integer("Desired", "@autoscaling.v1.ScaleSpec.replicas"),
-    _integer("Available", "@autoscaling.v1.ScaleStatus.replicas"), AGE)
-
-
-def scale_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), _spec(obj).get("replicas") or 0, _status(obj).get("replicas") or 0, age(obj, now_s)]
-
+from kubern.model.object import Object
+from kubern.model.table import AGE, NAME, age, human_duration
 
 # --- networking, discovery --------------------------------------------------------------------------------------------------------------
 
@@ -258,7 +40,7 @@ def _hosts_text(rules: list[Object]) -> str:
 
 
 def ingress_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     class_name = spec.get("ingressClassName")
     return [_name(obj), "<none>" if class_name is None else class_name, _hosts_text(spec.get("rules") or []),
             ingress_points(obj.get("status")), "80, 443" if spec.get("tls") else "80", age(obj, now_s)]
@@ -275,7 +57,7 @@ def _default_name(obj: Object, *annotations: str) -> str:
 
 
 def ingress_class_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     p = spec.get("parameters")
     text = "<none>"
     if p is not None:
@@ -288,14 +70,14 @@ NETWORK_POLICY = (NAME, text_column("Pod-Selector", "@networking.v1.NetworkPolic
 
 
 def network_policy_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), selector_text(_spec(obj).get("podSelector") or {}), age(obj, now_s)]
+    return [_name(obj), selector_text(spec_of(obj).get("podSelector") or {}), age(obj, now_s)]
 
 
 SERVICE_CIDR = (NAME, text_column("CIDRs", "@networking.v1.ServiceCIDRSpec.cidrs"), AGE)
 
 
 def service_cidr_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), ",".join(_spec(obj).get("cidrs") or ()), age(obj, now_s)]
+    return [_name(obj), ",".join(spec_of(obj).get("cidrs") or ()), age(obj, now_s)]
 
 
 IP_ADDRESS = (NAME, text_column("ParentRef", "@networking.v1.IPAddressSpec.parentRef"))
@@ -303,7 +85,7 @@ IP_ADDRESS = (NAME, text_column("ParentRef", "@networking.v1.IPAddressSpec.paren
 
 def ip_address_cells(obj: Object, now_s: float) -> list[Any]:
     """One cell more than there are columns, as upstream."""
-    parent, text = _spec(obj).get("parentRef"), "<none>"
+    parent, text = spec_of(obj).get("parentRef"), "<none>"
     if parent is not None:
         resource, group, namespace = (parent.get(k) or "" for k in ("resource", "group", "namespace"))
         whole = (f"{resource}.{group}" if group else resource).lower()
@@ -380,33 +162,33 @@ VOLUME_ATTACHMENT = (
     NAME, Column("Attacher", "string", "name", "@storage.v1.VolumeAttachmentSpec.attacher"),
     text_column("PV", "@storage.v1.VolumeAttachmentSource.persistentVolumeName"),
     text_column("Node", "@storage.v1.VolumeAttachmentSpec.nodeName"),
-    _boolean("Attached", "@storage.v1.VolumeAttachmentStatus.attached"), AGE)
+    boolean("Attached", "@storage.v1.VolumeAttachmentStatus.attached"), AGE)
 
 
 def volume_attachment_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     return [_name(obj), spec.get("attacher") or "", (spec.get("source") or {}).get("persistentVolumeName") or "",
-            spec.get("nodeName") or "", bool(_status(obj).get("attached")), age(obj, now_s)]
+            spec.get("nodeName") or "", bool(status_of(obj).get("attached")), age(obj, now_s)]
 
 
-CSI_NODE = (NAME, _integer("Drivers", "Drivers indicates the number of CSI drivers registered on the node"), AGE)
+CSI_NODE = (NAME, integer("Drivers", "Drivers indicates the number of CSI drivers registered on the node"), AGE)
 
 
 def csi_node_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), len(_spec(obj).get("drivers") or ()), age(obj, now_s)]
+    return [_name(obj), len(spec_of(obj).get("drivers") or ()), age(obj, now_s)]
 
 
 CSI_DRIVER = (
-    NAME, _boolean("AttachRequired", "@storage.v1.CSIDriverSpec.attachRequired"),
-    _boolean("PodInfoOnMount", "@storage.v1.CSIDriverSpec.podInfoOnMount"),
-    _boolean("StorageCapacity", "@storage.v1.CSIDriverSpec.storageCapacity"),
+    NAME, boolean("AttachRequired", "@storage.v1.CSIDriverSpec.attachRequired"),
+    boolean("PodInfoOnMount", "@storage.v1.CSIDriverSpec.podInfoOnMount"),
+    boolean("StorageCapacity", "@storage.v1.CSIDriverSpec.storageCapacity"),
     text_column("TokenRequests", "@storage.v1.CSIDriverSpec.tokenRequests"),
-    _boolean("RequiresRepublish", "@storage.v1.CSIDriverSpec.requiresRepublish"),
+    boolean("RequiresRepublish", "@storage.v1.CSIDriverSpec.requiresRepublish"),
     text_column("Modes", "@storage.v1.CSIDriverSpec.volumeLifecycleModes"), AGE)
 
 
 def csi_driver_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     tokens = spec.get("tokenRequests")
     return [_name(obj), spec.get("attachRequired") is not False, bool(spec.get("podInfoOnMount")), bool(spec.get("storageCapacity")),
             "<unset>" if tokens is None else ",".join(t.get("audience") or "" for t in tokens), bool(spec.get("requiresRepublish")),
@@ -415,7 +197,7 @@ def csi_driver_cells(obj: Object, now_s: float) -> list[Any]:
 
 # --- admissionregistration, flowcontrol -------------------------------------------------------------------------------------------------
 
-WEBHOOKS = (NAME, _integer("Webhooks", "Webhooks indicates the number of webhooks registered in this configuration"), AGE)
+WEBHOOKS = (NAME, integer("Webhooks", "Webhooks indicates the number of webhooks registered in this configuration"), AGE)
 
 
 def webhooks_cells(obj: Object, now_s: float) -> list[Any]:
@@ -424,13 +206,13 @@ def webhooks_cells(obj: Object, now_s: float) -> list[Any]:
 
 _PARAM_KIND = text_column("ParamKind", "ParamKind specifies the kind of resources used to parameterize this policy")
 VALIDATING_POLICY = (
-    NAME, _integer("Validations", "Validations indicates the number of validation rules defined in this configuration"), _PARAM_KIND, AGE)
+    NAME, integer("Validations", "Validations indicates the number of validation rules defined in this configuration"), _PARAM_KIND, AGE)
 MUTATING_POLICY = (
-    NAME, _integer("Mutations", "Mutation indicates the number of mutations rules defined in this configuration"), _PARAM_KIND, AGE)
+    NAME, integer("Mutations", "Mutation indicates the number of mutations rules defined in this configuration"), _PARAM_KIND, AGE)
 
 
 def policy_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     kind = spec.get("paramKind")
     return [_name(obj), len(spec.get("validations") or spec.get("mutations") or ()),
             "<unset>" if kind is None else f"{kind.get('apiVersion') or ''}/{kind.get('kind') or ''}", age(obj, now_s)]
@@ -453,7 +235,7 @@ def _go_selector(selector: Object) -> str:
 
 
 def policy_binding_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     ref, text = spec.get("paramRef"), "<unset>"
     if ref is not None:
         if ref.get("name"):
@@ -471,9 +253,9 @@ FLOW_SCHEMA = (
 
 
 def flow_schema_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     method = spec.get("distinguisherMethod")
-    missing = next((c.get("status") or "" for c in _status(obj).get("conditions") or () if c.get("type") == "Dangling"), "?")
+    missing = next((c.get("status") or "" for c in status_of(obj).get("conditions") or () if c.get("type") == "Dangling"), "?")
     return [_name(obj), (spec.get("priorityLevelConfiguration") or {}).get("name") or "", spec.get("matchingPrecedence") or 0,
             "<none>" if method is None else method.get("type") or "", age(obj, now_s), missing]
 
@@ -487,7 +269,7 @@ PRIORITY_LEVEL = (
 
 
 def priority_level_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     limited = spec.get("limited")
     queuing = ((limited or {}).get("limitResponse") or {}).get("queuing")
     queues = ["<none>"] * 3 if queuing is None else [queuing.get(k) or 0 for k in ("queues", "handSize", "queueLengthLimit")]
@@ -512,7 +294,7 @@ CERTIFICATE_SIGNING_REQUEST = (
 
 
 def certificate_signing_request_cells(obj: Object, now_s: float) -> list[Any]:
-    spec, status = _spec(obj), _status(obj)
+    spec, status = spec_of(obj), status_of(obj)
     types = {c.get("type") for c in status.get("conditions") or ()}
     text = "Denied" if "Denied" in types else "Approved" if "Approved" in types else "Pending"
     text += (",Failed" if "Failed" in types else "") + (",Issued" if status.get("certificate") else "")
@@ -525,11 +307,11 @@ LEASE = (NAME, text_column("Holder", "@coordination.v1.LeaseSpec.holderIdentity"
 
 
 def lease_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), _spec(obj).get("holderIdentity") or "", age(obj, now_s)]
+    return [_name(obj), spec_of(obj).get("holderIdentity") or "", age(obj, now_s)]
 
 
 PRIORITY_CLASS = (
-    NAME, _integer("Value", "@scheduling.v1.PriorityClass.value"), _boolean("Global-Default", "@scheduling.v1.PriorityClass.globalDefault"),
+    NAME, integer("Value", "@scheduling.v1.PriorityClass.value"), boolean("Global-Default", "@scheduling.v1.PriorityClass.globalDefault"),
     AGE, text_column("PreemptionPolicy", "@scheduling.v1.PriorityClass.preemptionPolicy"))
 
 
@@ -548,7 +330,7 @@ RESOURCE_CLAIM = (NAME, text_column("State", "A summary of the current state (al
 
 
 def resource_claim_cells(obj: Object, now_s: float) -> list[Any]:
-    status = _status(obj)
+    status = status_of(obj)
     deleted = bool(obj["metadata"].get("deletionTimestamp"))
     states = ["deleted"] if deleted else []
     if status.get("allocation") is not None:
@@ -564,7 +346,7 @@ RESOURCE_SLICE = (
 
 
 def resource_slice_cells(obj: Object, now_s: float) -> list[Any]:
-    spec = _spec(obj)
+    spec = spec_of(obj)
     return [_name(obj), spec.get("nodeName") or "", spec.get("driver") or "", (spec.get("pool") or {}).get("name") or "", age(obj, now_s)]
 
 
@@ -574,8 +356,8 @@ API_SERVICE = (
 
 
 def api_service_cells(obj: Object, now_s: float) -> list[Any]:
-    service = _spec(obj).get("service")
-    available = next((c for c in _status(obj).get("conditions") or () if c.get("type") == "Available"), None)
+    service = spec_of(obj).get("service")
+    available = next((c for c in status_of(obj).get("conditions") or () if c.get("type") == "Available"), None)
     text = "Unknown"
     if available is not None:
         text = available.get("status") or ""
@@ -586,16 +368,6 @@ def api_service_cells(obj: Object, now_s: float) -> list[Any]:
 
 
 TABLES: dict[tuple[str, str], Table] = {
-    ("apps", "Deployment"): (DEPLOYMENT, deployment_cells),
-    ("apps", "ReplicaSet"): (REPLICA_SET, replica_set_cells),
-    ("apps", "StatefulSet"): (STATEFUL_SET, stateful_set_cells),
-    ("apps", "DaemonSet"): (DAEMON_SET, daemon_set_cells),
-    ("apps", "ControllerRevision"): (CONTROLLER_REVISION, controller_revision_cells),
-    ("batch", "Job"): (JOB, job_cells),
-    ("batch", "CronJob"): (CRON_JOB, cron_job_cells),
-    ("policy", "PodDisruptionBudget"): (POD_DISRUPTION_BUDGET, pod_disruption_budget_cells),
-    ("autoscaling", "HorizontalPodAutoscaler"): (HORIZONTAL_POD_AUTOSCALER, horizontal_pod_autoscaler_cells),
-    ("autoscaling", "Scale"): (SCALE, scale_cells),
     ("networking.k8s.io", "Ingress"): (INGRESS, ingress_cells),
     ("networking.k8s.io", "IngressClass"): (INGRESS_CLASS, ingress_class_cells),
     ("networking.k8s.io", "NetworkPolicy"): (NETWORK_POLICY, network_policy_cells),
