@@ -13,7 +13,8 @@ from kubern.api.call import Call, answer
 from kubern.api.negotiate import router_unsupported_media_type
 from kubern.api.options import write_options
 from kubern.api.read import find
-from kubern.model import fields, invalid
+from kubern.model import fields, invalid, table
+from kubern.model.kinds import kind_of
 from kubern.model.metadata import timestamp
 from kubern.model.object import Object
 from kubern.model.request import Response
@@ -74,7 +75,12 @@ async def handle(call: Call) -> Response:
     accept = call.accept()
     method = call.request.method
     if method == "GET":
-        return answer(scale_of(call, call.served.shown(find(call))), accept)
+        scale = scale_of(call, call.served.shown(find(call)))
+        if accept.convert == "Table":
+            include = table.check_include(call.request.param("includeObject"))
+            revision = {"resourceVersion": scale["metadata"].get("resourceVersion", "")}
+            scale = table.table(kind_of("autoscaling", KIND), [scale], revision, include, call.now_s, meta_version=f"meta.k8s.io/{accept.version}")
+        return answer(scale, accept)
     patching = method == "PATCH"
     schema = schema_for(API_VERSION, KIND)
     type_ = ""
