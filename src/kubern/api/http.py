@@ -633,7 +633,8 @@ def ssl_context(cert: str, key: str, client_cas: bytes = b"") -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(cert, key)
     context.set_alpn_protocols(["http/1.1"])
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
+    context.num_tickets = 0                # clients of Kubernetes do not resume, and making a ticket costs as much as the handshake
     if client_cas:
         context.load_verify_locations(cadata=client_cas.decode())
         context.verify_mode = ssl.CERT_OPTIONAL

@@ -5,7 +5,7 @@ Upstream: pkg/controller/nodelifecycle. Where upstream keeps queues per zone, th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from kubern.controllers.context import Context
@@ -177,7 +177,7 @@ def controller(context: Context) -> Controller:
                    f"Node {key[1]} event: Removing Node {key[1]} from Controller")
 
     return Controller("node-controller", "nodes", reconcile, reads=("pods", LEASES), gone=gone, workers=8,
-                      triggers=(Trigger("pods", _assigned), Trigger("nodes", _zone)))
+                      triggers=(Trigger("pods", _assigned), Trigger("nodes", _zone())))
 
 
 def _set(node: Object, change: Object) -> Generator[Any, Any, None]:
@@ -192,10 +192,20 @@ def _assigned(old: Object | None, new: Object | None, view: View) -> Iterable[Ke
     return [("", name(node))] if node is not None and condition(node, "Ready") is not None and _ready_status(node) != "True" else ()
 
 
-def _zone(old: Object | None, new: Object | None, view: View) -> Iterable[Key]:
-    """When a node falls or rises, nodes that are down may gain or lose their taint."""
-    if old is not None and new is not None and (_ready_status(old) == "True") == (_ready_status(new) == "True"):
-        return ()
-    return [("", name(n)) for n in view.list("nodes") if _ready_status(n) != "True"]
+def _zone() -> Callable[[Object | None, Object | None, View], Iterable[Key]]:
+    """When a node falls or rises, nodes that are down may gain or lose their taint. Those that are down are kept by name: looking
+    through all nodes at each change would cost their square while a cluster grows."""
+    down: set[str] = set()
 
-
+    def keys(old: Object | None, new: Object | None, view: View) -> Iterable[Key]:
+        node = new if new is not None else old
+        assert node is not None
+        up = new is not None and _ready_status(new) == "True"
+        if new is None or up:
+            down.discard(name(node))
+        else:
+            down.add(name(node))
+        if old is not None and new is not None and (_ready_status(old) == "True") == up:
+            return ()
+        return [("", n) for n in down]
+    return keys
