@@ -93,6 +93,9 @@ class Presence:
                 before = self.node_object.get("status") or {}
                 status = registration.node_status(self.machine, self.node_settings, self.health(), found, before, now)
                 self.allocatable = status["allocatable"]
+                in_use = await asyncio.to_thread(self.kubelet.csi.in_use)
+                if in_use or before.get("volumesInUse"):
+                    status["volumesInUse"] = in_use
                 patch = registration.status_patch(before, status, now - posted > STATUS_EVERY_S)
                 if patch:
                     was_ready = _ready(before)

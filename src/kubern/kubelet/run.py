@@ -24,6 +24,7 @@ from kubern.kubelet import collect, identity, pods, report
 from kubern.kubelet import container as config
 from kubern.kubelet.act import Actor
 from kubern.kubelet.cgroups import Cgroups
+from kubern.kubelet.csi import Drivers
 from kubern.kubelet.logs import ROTATE_CHECK_S, rotate
 from kubern.kubelet.measure import Measures
 from kubern.kubelet.objects import Objects
@@ -102,7 +103,8 @@ class Kubelet:
         self.observer = Observer(runtime, self.wake, self.measures)
         self.prober = Prober(runtime, self._probed_status, self.tell, self.wake, clock)
         self.objects = Objects(client, self._refresh, clock)
-        self.volumes = Volumes(s.root, Needs(self.objects.lookup, self.objects.token, self.objects.claim))
+        self.csi = Drivers(client, s.name, s.root)
+        self.volumes = Volumes(s.root, Needs(self.objects.lookup, self.objects.token, self.objects.claim, self.csi.publish, self.csi.unpublish))
         self.puller = Puller(runtime, clock)
         self.services = Mirror(client, SERVICES) if client else None
         node = config.Node(s.name, s.cgroup_root, s.log_root, s.cluster_domain, s.cluster_dns, _resolver(s.resolv_conf),
@@ -237,6 +239,7 @@ class Kubelet:
                 if self.client is not None:
                     group.create_task(follow(self.client, PODS, self._pods_listed, self._pod_event, fields=f"spec.nodeName={s.name}"), name="pods")
                     group.create_task(self.presence.follow(), name="node watch")
+                    group.create_task(self._csi(), name="csi")
                 if s.static_pods:
                     group.create_task(self.statics.run(), name="static pods")
                 elif self.client is None:
@@ -247,6 +250,10 @@ class Kubelet:
                 self.ready.set()
         finally:
             await self._close()
+
+    async def _csi(self) -> None:
+        await self.presence.registered.wait()
+        await self.csi.run()
 
     async def _until_answered(self, ask: Callable[[], Awaitable[tuple[str, str]]]) -> tuple[str, str]:
         while True:

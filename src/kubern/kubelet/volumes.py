@@ -211,9 +211,12 @@ class Volumes:
             if not block:
                 await asyncio.to_thread(self._own, pod, path)
             return Mounted(name, "persistentVolumeClaim", path, read_only, block)
-        if spec.get("csi") and self.needs.csi is not None:
+        if spec.get("csi") and self.needs.csi is not None and not block:
             target = f"{self.pod_dir(pod['metadata']['uid'])}/volumes/{PLUGIN['csi']}/{pv['metadata']['name']}/mount"
-            return Mounted(name, "persistentVolumeClaim", await self.needs.csi(pod, spec["csi"], pv, target), read_only, block)
+            path = await self.needs.csi(pod, {**spec["csi"], "readOnly": read_only or spec["csi"].get("readOnly")}, pv, target)
+            if "ReadWriteOnce" in (spec.get("accessModes") or ()) and spec["csi"].get("fsType"):
+                await asyncio.to_thread(self._own, pod, path)
+            return Mounted(name, "persistentVolumeClaim", path, read_only)
         kind = next((k for k in spec if k in ("nfs", "iscsi", "csi", "fc", "cephfs", "rbd", "glusterfs")), "unknown")
         raise Missing(f"volumes of kind {kind} are not supported by this node (claim {pvc['metadata']['name']})")
 
@@ -293,9 +296,10 @@ class Volumes:
     async def tear_down(self, uid: str) -> None:
         """Unmounts and removes all of a pod. What was in hostPath or a claim stays."""
         if self.needs.csi_unmount is not None:
-            for v in self.ready.get(uid, {}).values():
-                if "/kubernetes.io~csi/" in v.path:
-                    await self.needs.csi_unmount(v.path)
+            try:
+                await self.needs.csi_unmount(self.pod_dir(uid))
+            except Missing as e:
+                raise OSError(str(e)) from None
         await asyncio.to_thread(self._tear_down, uid)
         self.ready.pop(uid, None)
 

@@ -1,0 +1,156 @@
+"""CSI with a driver in this process: registration, staging and publishing for a pod, and all of it undone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from kubern.api.handle import Server
+from kubern.client.client import Client
+from kubern.kubelet.csi import CSI_NODES, Drivers, attachment_name, classes, read_records
+from kubern.kubelet.projection import Missing
+from kubern.model.request import User
+from kubern.model.resources import by_path
+from kubern.store.memory import MemoryStore
+
+POD = {"metadata": {"name": "p", "namespace": "default", "uid": "u1"}, "spec": {"serviceAccountName": "sa"}}
+PV = {"metadata": {"name": "pv"}, "spec": {"accessModes": ["ReadWriteMany"], "mountOptions": ["noatime"]}}
+SOURCE = {"driver": "d.example.com", "volumeHandle": "h1", "volumeAttributes": {"a": "b"}, "fsType": "ext4"}
+
+
+class Driver:
+    """A CSI driver and its registrar on two sockets."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.calls = home, []  # type: ignore[var-annotated]
+        self.told: Any = None
+
+    async def start(self) -> None:
+        c = classes()
+        answers = {"NodeGetInfo": ("Empty", c["NodeGetInfoResponse"](node_id="N", max_volumes_per_node=5, accessible_topology={"segments": {"zone": "z"}})),
+                   "NodeGetCapabilities": ("Empty", c["NodeGetCapabilitiesResponse"](capabilities=[{"rpc": {"type": 1}}]))}
+        for name in ("NodeStageVolume", "NodeUnstageVolume", "NodePublishVolume", "NodeUnpublishVolume"):
+            answers[name] = (f"{name}Request", c["Empty"]())
+        self.server = self._serve("csi.v1.Node", answers, f"unix://{self.home}/csi.sock")
+        registrar = {"GetInfo": ("InfoRequest", c["PluginInfo"](type="CSIPlugin", name="d.example.com", endpoint=f"{self.home}/csi.sock")),
+                     "NotifyRegistrationStatus": ("RegistrationStatus", c["Empty"]())}
+        os.makedirs(self.home / "plugins_registry")
+        self.registrar = self._serve("pluginregistration.Registration", registrar, f"unix://{self.home}/plugins_registry/d-reg.sock")
+        await self.server.start()
+        await self.registrar.start()
+
+    def _serve(self, service: str, answers: dict[str, tuple[str, Any]], address: str) -> grpc.aio.Server:
+        server = grpc.aio.server()
+
+        def handler(name: str, takes: str, answer: Any) -> Any:
+            async def run(request: Any, context: Any) -> Any:
+                self.calls.append((name, request))
+                if name == "NotifyRegistrationStatus":
+                    self.told = request
+                return answer
+            return grpc.unary_unary_rpc_method_handler(run, classes()[takes].FromString, lambda m: m.SerializeToString())
+        rows = {name: handler(name, takes, answer) for name, (takes, answer) in answers.items()}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, rows),))
+        server.add_insecure_port(address)
+        return server
+
+    async def stop(self) -> None:
+        await self.server.stop(None)
+        await self.registrar.stop(None)
+
+    def names(self) -> list[str]:
+        return [n for n, _ in self.calls if n.startswith("Node") and "Get" not in n]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[tuple[Driver, Drivers, Client]]:
+    server = Server(MemoryStore())
+    await server.start()
+    client = Client(server.handle, User("admin", ("system:masters", "system:authenticated")))
+    await client.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}})
+    driver, drivers = Driver(tmp_path), Drivers(client, "n1", str(tmp_path))
+    await driver.start()
+    task = asyncio.create_task(drivers.run())
+    async with asyncio.timeout(5):
+        while driver.told is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    yield driver, drivers, client
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await driver.stop()
+    await server.stop()
+
+
+async def test_a_driver_registers(world: tuple[Driver, Drivers, Client]) -> None:
+    driver, drivers, client = world
+    assert driver.told.plugin_registered and set(drivers.known) == {"d.example.com"}
+    node = await client.get(CSI_NODES, "", "n1")
+    assert node["spec"]["drivers"] == [{"name": "d.example.com", "nodeID": "N", "topologyKeys": ["zone"], "allocatable": {"count": 5}}]
+    labels = (await client.get(by_path["", "v1", "nodes"], "", "n1"))["metadata"]["labels"]
+    assert labels["zone"] == "z"
+
+
+async def test_staged_published_and_undone(world: tuple[Driver, Drivers, Client], tmp_path: Path) -> None:
+    driver, drivers, client = world
+    await client.create({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": "d.example.com"},
+                         "spec": {"attachRequired": False, "podInfoOnMount": True}})
+    target = f"{tmp_path}/pods/u1/volumes/kubernetes.io~csi/pv/mount"
+    assert await drivers.publish(POD, SOURCE, PV, target) == target
+    assert driver.names() == ["NodeStageVolume", "NodePublishVolume"]
+    stage, publish = driver.calls[-2][1], driver.calls[-1][1]
+    assert stage.volume_id == publish.volume_id == "h1" and publish.target_path == target and publish.staging_target_path == stage.staging_target_path
+    assert publish.volume_capability.mount.fs_type == "ext4" and list(publish.volume_capability.mount.mount_flags) == ["noatime"]
+    assert publish.volume_capability.access_mode.mode == 5
+    assert publish.volume_context["a"] == "b" and publish.volume_context["csi.storage.k8s.io/pod.name"] == "p"
+    other = f"{tmp_path}/pods/u2/volumes/kubernetes.io~csi/pv/mount"
+    await drivers.publish({**POD, "metadata": {**POD["metadata"], "uid": "u2"}}, SOURCE, PV, other)
+    driver.calls.clear()
+    await drivers.unpublish(f"{tmp_path}/pods/u1")
+    assert driver.names() == ["NodeUnpublishVolume"]                  # the other pod still has it staged
+    await Drivers.unpublish(drivers, f"{tmp_path}/pods/u2")
+    assert driver.names() == ["NodeUnpublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"]
+    assert read_records(f"{tmp_path}/pods/u1") == []
+
+
+async def test_attachment_is_waited_for(world: tuple[Driver, Drivers, Client], tmp_path: Path) -> None:
+    driver, drivers, client = world
+    target = f"{tmp_path}/pods/u1/volumes/kubernetes.io~csi/pv/mount"
+    with pytest.raises(Missing, match="volumeattachments"):
+        await drivers.publish(POD, SOURCE, PV, target)
+    name = attachment_name("h1", "d.example.com", "n1")
+    made = await client.create({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": name}, "spec": {
+        "attacher": "d.example.com", "nodeName": "n1", "source": {"persistentVolumeName": "pv"}}})
+    with pytest.raises(Missing, match="awaited"):
+        await drivers.publish(POD, SOURCE, PV, target)
+    await client.update({**made, "status": {"attached": True, "attachmentMetadata": {"disk": "sda"}}}, "status")
+    await drivers.publish(POD, SOURCE, PV, target)
+    assert driver.calls[-1][1].publish_context["disk"] == "sda"
+    assert drivers.in_use() == ["kubernetes.io/csi/d.example.com^h1"]
+
+
+async def test_inline_volumes_are_published_only(world: tuple[Driver, Drivers, Client], tmp_path: Path) -> None:
+    driver, drivers, _ = world
+    await drivers.publish(POD, {"driver": "d.example.com"}, {}, f"{tmp_path}/pods/u1/volumes/kubernetes.io~csi/v")
+    assert driver.names() == ["NodePublishVolume"] and driver.calls[-1][1].volume_id.startswith("csi-")
+    with pytest.raises(Missing, match="not found in the list of registered CSI drivers"):
+        await drivers.publish(POD, {"driver": "none"}, {}, str(tmp_path))
+
+
+async def test_a_driver_that_goes_is_forgotten(world: tuple[Driver, Drivers, Client], tmp_path: Path) -> None:
+    driver, drivers, client = world
+    await driver.stop()
+    (tmp_path / "plugins_registry" / "d-reg.sock").unlink(missing_ok=True)
+    async with asyncio.timeout(5):
+        while drivers.known:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        while (await client.get(CSI_NODES, "", "n1"))["spec"]["drivers"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
