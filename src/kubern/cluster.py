@@ -30,6 +30,7 @@ from kubern.config import Settings
 from kubern.model.request import User
 
 if TYPE_CHECKING:
+    from kubern.api.audit import Audit
     from kubern.api.handle import Server
     from kubern.kubelet.fabric import Fabric
     from kubern.kubelet.node import Unit
@@ -89,6 +90,7 @@ async def api(ctx: Context) -> AsyncIterator[None]:
     from kubern.api.settings import ApiSettings
 
     s, p = ctx.settings, ctx.pki
+    audited = open_audit(s)
     store = await open_store(s)
     low, _, high = s.node_ports.partition("-")
     kubelet = p.clients["apiserver-kubelet-client"]
@@ -98,6 +100,8 @@ async def api(ctx: Context) -> AsyncIterator[None]:
         service_account_issuer=issuer(s), service_account_public_keys=(p.service_account_public,),
         service_account_signing_key=p.service_account_key, kubelet_client_cert=str(kubelet.cert_path), kubelet_client_key=str(kubelet.key_path),
         proxy_client_cert=str(p.front_proxy_client.cert_path), proxy_client_key=str(p.front_proxy_client.key_path)))
+    if audited is not None:
+        server.audit = audited
     await server.start()
     ctx.server = server
     listening = await http.serve(server.handle, s.bind, s.port, http.ssl_context(str(p.apiserver.cert_path), str(p.apiserver.key_path),
@@ -110,6 +114,8 @@ async def api(ctx: Context) -> AsyncIterator[None]:
         await listening.close()
         await server.stop()
         await store.close()
+        if audited is not None:
+            audited.log.close()
 
 
 @asynccontextmanager
@@ -227,11 +233,14 @@ ROLES: tuple[Role, ...] = (Role("api", api), Role("controllers", controllers), R
 # --- parts of roles ---------------------------------------------------------------------------------------------------
 
 async def open_to_nodes(ctx: Context) -> None:
-    """What real nodes find in the cluster: access for their proxies and DNS, and what lets other machines join."""
+    """What real nodes find in the cluster: access for their proxies and DNS, storage, and what lets other machines join."""
     from kubern import join
+    from kubern.controllers import localpath
     from kubern.kubelet import network
 
     await network.ensure_access(ctx.client(MASTERS))
+    for obj in localpath.objects():
+        await join.create(ctx.client(MASTERS), obj)
     await join.ensure(ctx, f"http://{ctx.fabric.gateway}:{REGISTRY_PORT}" if ctx.fabric else "")
 
 
@@ -248,6 +257,16 @@ async def open_store(s: Settings) -> Any:
 
     encryption = read(s.encryption_config)                   # before anything is opened
     return EncryptedStore(await open_driver(s), encryption)
+
+
+def open_audit(s: Settings) -> Audit | None:
+    """The audit log of the settings. Raises BadPolicy."""
+    if not s.audit_policy_file:
+        return None
+    from kubern.api import audit
+
+    path = s.audit_log_path or str(s.home / "audit.log")
+    return audit.Audit(audit.read(s.audit_policy_file), audit.Log(path, s.audit_log_maxsize << 20, s.audit_log_maxbackup))
 
 
 async def open_driver(s: Settings) -> Any:
@@ -418,12 +437,13 @@ def run(s: Settings, tell: Tell) -> int:
         log.error("the nodes did not become Ready within %.0f s; see: kubern logs NODE", READY_TIMEOUT_S)
         return 1
     except Exception as e:
+        from kubern.api.audit import BadPolicy
         from kubern.kubelet.node import CannotRun
         from kubern.store.encrypted import BadConfiguration
         from kubern.store.protocol import Broken
 
         for each in e.exceptions if isinstance(e, ExceptionGroup) else (e,):
-            if isinstance(each, (CannotRun, OSError, BadConfiguration, Broken)):
+            if isinstance(each, (CannotRun, OSError, BadConfiguration, BadPolicy, Broken)):
                 log.error("%s", each)
                 tell(f"kubern: {each}")
             else:

@@ -46,8 +46,8 @@ class Settings:
     log_level: str = "info"
     encryption_config: str = ""                 # file: what is encrypted in the store, and with which keys
     audit_policy_file: str = ""                 # file: what is written to the audit log
-    audit_log_path: str = ""                    # file, or - for standard output
-    audit_log_maxsize: int = 100             # when the file is put aside and a new one begun
+    audit_log_path: str = ""                    # file, or - for standard output; "": audit.log in the data directory
+    audit_log_maxsize: int = 100                # MB: when the file is put aside and a new one begun
     audit_log_maxbackup: int = 10               # how many put aside are kept
     sans: str = ""                              # further names and addresses in the serving certificate, comma separated
 

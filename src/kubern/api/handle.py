@@ -41,6 +41,7 @@ from kubern.model.status import StatusError, internal, too_many_requests
 from kubern.store.protocol import Broken, Conflict, Store, TooLarge, Unavailable
 
 if TYPE_CHECKING:
+    from kubern.api.audit import Audit, Record
     from kubern.api.crd import Definitions
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class Server:
     def __init__(self, store: Store, *, settings: ApiSettings | None = None, clock: Callable[[], float] = time.time) -> None:
         self.store, self.settings, self.clock = store, settings or ApiSettings(), clock
         self._caught_up: Callable[[], Awaitable[None]] | None = getattr(store, "caught_up", None)    # others write there too
+        self.audit: Audit | None = None
         self.stale: Callable[[str], bool] = getattr(store, "stale", _never)      # is what is stored encrypted with an old key?
         self.cache = Cache()
         self.rows = Rows(self.cache)
@@ -298,7 +300,7 @@ class Server:
 
     def fast(self, request: Request) -> Response | None:
         """The answer to a plain GET of an object or a list, or None: then `handle` must be asked."""
-        if request.query or request.method != "GET" or self._caught_up is not None:
+        if request.query or request.method != "GET" or self._caught_up is not None or self.audit is not None:
             return None
         target = self._targets.get(request.path)
         if target is None:
@@ -351,10 +353,18 @@ class Server:
         started = time.perf_counter()
         call: Call | None = None
         a: Attributes | None = None
+        record: Record | None = None
+        annotations: dict[str, str] = {}
+        self._audit_count += 1
+        audit_id = request.headers.get("audit-id", "")[:64] or self._audit_id()
         try:
             user = await self.authenticator.authenticate(request)
             a = from_request(request, user)
+            if self.audit is not None:
+                record = self.audit.begin(request, user, a, audit_id)
             decision = self.decide(a)
+            if record is not None:
+                annotations = {"authorization.k8s.io/decision": "allow" if decision.allowed else "forbid", "authorization.k8s.io/reason": decision.reason}
             if not decision.allowed:
                 raise forbid(a, decision.reason)
             if a.is_resource:
@@ -382,14 +392,18 @@ class Server:
         except Exception:
             log.exception("%s %s", request.method, request.path)
             response = failure(internal("an unexpected error; the server's log has it"), request)
-        self._audit_count += 1
-        response.headers += [("Audit-Id", request.headers.get("audit-id", "")[:64] or self._audit_id()), CACHE_CONTROL]
+        response.headers += [("Audit-Id", audit_id), CACHE_CONTROL]
         if a is not None and not request.user:
             response.headers += self.fairness.headers(a.user, a)
         if call is not None and call.warnings:
             response.headers += warning_headers(call.warnings)
         if request.method == "HEAD":
             response.body = b""
+        if self.audit is not None:
+            if a is None:                      # authentication failed
+                record = self.audit.begin(request, None, from_request(request, None), audit_id)
+            if record is not None:
+                (record.finish if response.upgrade is None else record.upgraded)(response, annotations)
         if a is not None:
             self.metrics.observe(a, response.status, time.perf_counter() - started)
         return response

@@ -34,6 +34,7 @@ class Request:
     peer: str = ""                                   # address of the client, "" in process
     certificate: bytes | None = None                 # DER of the client certificate that TLS verified against the client CA
     user: User | None = None                         # set in process (trusted) or by authentication
+    impersonator: User | None = None                 # set by authentication: who it was that asks as somebody else
     deadline_s: float = 0.0                          # loop time after which the answer is useless; 0 = none
     repeated: dict[str, list[str]] = field(default_factory=dict)   # headers whose repetitions matter (impersonate-group …)
     objects: bool = False                            # in process: a watch may give its events as objects, shared with other readers

@@ -76,6 +76,7 @@ class Authenticator:
             return request.user
         user = await self._identify(request)
         if self._authorizer is not None and impersonate.asked(request):
+            request.impersonator = user
             user = impersonate.impersonate(request, from_request(request, user), self._authorizer)
         return user
 

@@ -1,0 +1,159 @@
+"""Audit: what a policy lets through, and what events hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from kubern.api.audit import LEVELS, Audit, BadPolicy, Log, Policy, parse
+from kubern.api.authz.attributes import Attributes
+from kubern.api.handle import MASTERS, Server
+from kubern.api.settings import ApiSettings
+from kubern.model.request import Request, User
+from kubern.store.memory import MemoryStore
+
+NS = "/api/v1/namespaces/default"
+BOB = User("bob", ("devs", "system:authenticated"))
+
+
+def policy(*rules: dict[str, Any], **more: Any) -> Policy:
+    return parse({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": list(rules), **more})
+
+
+def asked(verb: str = "get", group: str = "", resource: str = "pods", sub: str = "", namespace: str = "default", name: str = "a") -> Attributes:
+    return Attributes(BOB, verb, group, "v1", resource, sub, namespace, name, f"/api/v1/namespaces/{namespace}/{resource}/{name}")
+
+
+@pytest.mark.parametrize("rule, a, expected", (
+    ({}, asked(), True),
+    ({"users": ["bob"]}, asked(), True), ({"users": ["eve"]}, asked(), False), ({"userGroups": ["x", "devs"]}, asked(), True),
+    ({"userGroups": ["x"]}, asked(), False),
+    ({"verbs": ["get"]}, asked(), True), ({"verbs": ["list"]}, asked(), False), ({"namespaces": ["default"]}, asked(), True),
+    ({"namespaces": [""]}, asked(), False), ({"resources": [{"group": "*", "resources": ["pods"]}]}, asked(), True),
+    ({"namespaces": [""]}, asked(namespace=""), True), ({"resources": [{"group": ""}]}, asked(), True), ({"resources": [{"group": "apps"}]}, asked(), False),
+    ({"resources": [{"resources": ["pods"]}]}, asked(), True), ({"resources": [{"resources": ["pods"]}]}, asked(sub="log"), False),
+    ({"resources": [{"resources": ["pods/log"]}]}, asked(sub="log"), True), ({"resources": [{"resources": ["pods/*"]}]}, asked(sub="log"), True),
+    ({"resources": [{"resources": ["pods/*"]}]}, asked(), True), ({"resources": [{"resources": ["*/log"]}]}, asked(sub="log"), True),
+    ({"resources": [{"resources": ["*"]}]}, asked(sub="log"), True), ({"resources": [{"resources": ["pods"], "resourceNames": ["b"]}]}, asked(), False),
+    ({"nonResourceURLs": ["/healthz*"]}, asked(), False),
+    ({"nonResourceURLs": ["/healthz*"]}, Attributes(BOB, "get", path="/healthz/x", is_resource=False), True),
+    ({"nonResourceURLs": ["/healthz"]}, Attributes(BOB, "get", path="/healthz/x", is_resource=False), False),
+    ({"resources": [{"group": ""}]}, Attributes(BOB, "get", path="/healthz", is_resource=False), False)))
+def test_rules(rule: dict[str, Any], a: Attributes, expected: bool) -> None:
+    assert bool(policy({"level": "Metadata", **rule}).decide(BOB, a).level) == expected
+
+
+def test_the_first_rule_decides() -> None:
+    p = policy({"level": "None", "users": ["bob"], "verbs": ["watch"]}, {"level": "Request", "omitStages": ["Panic"]}, omitStages=["RequestReceived"])
+    assert LEVELS[p.decide(BOB, asked("watch")).level] == "None"
+    decided = p.decide(BOB, asked())
+    assert LEVELS[decided.level] == "Request" and decided.omit_stages == {"RequestReceived", "Panic"}
+
+
+@pytest.mark.parametrize("doc, why", (
+    ({}, "audit.k8s.io/v1"), ({"rules": []}, "0 rules"), ({"rules": [{}]}, "level: Required"), ({"rules": [{"level": "All"}]}, "Unsupported value"),
+    ({"rules": [{"level": "None", "omitStages": ["Never"]}]}, "omitStages"), ({"rules": [{"level": "None", "nonResourceURLs": ["x"]}]}, "begin with"),
+    ({"rules": [{"level": "None", "nonResourceURLs": ["/*/x"]}]}, "final character"), ({"rules": [{"level": "None", "users": "bob"}]}, "list of names"),
+    ({"rules": [{"level": "None", "nonResourceURLs": ["/x"], "namespaces": ["a"]}]}, "both regular")))
+def test_a_bad_policy_says_why(doc: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadPolicy, match=why):
+        parse({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", **doc} if doc else doc)
+
+
+class Audited:
+    def __init__(self, server: Server, path: Path) -> None:
+        self.server, self.path = server, path
+
+    def use(self, *rules: dict[str, Any], **more: Any) -> None:
+        self.server.audit = Audit(policy(*rules, **more), Log(str(self.path)))
+
+    async def ask(self, method: str, path: str, body: Any = None, type: str = "application/json", user: User | None = MASTERS, **headers: str) -> Any:
+        path, _, q = path.partition("?")
+        query = {k: [v] for k, _, v in (p.partition("=") for p in q.split("&"))} if q else {}
+        return await self.server.handle(Request(method, path, query, {"content-type": type, "accept": "application/json", "user-agent": "test/1", **headers},
+                                                orjson.dumps(body) if body is not None else b"", peer="192.0.2.7", user=user))
+
+    def events(self) -> list[dict[str, Any]]:
+        assert self.server.audit is not None
+        self.server.audit.log.close()
+        return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Audited]:
+    server = Server(MemoryStore(), settings=ApiSettings(bootstrap=False))
+    await server.start()
+    out = Audited(server, tmp_path / "audit.log")
+    await out.ask("POST", "/api/v1/namespaces", {"metadata": {"name": "default"}})
+    yield out
+    await server.stop()
+
+
+async def test_levels(api: Audited) -> None:
+    api.use({"level": "Metadata", "resources": [{"resources": ["secrets"]}]}, {"level": "None", "verbs": ["get"]}, {"level": "RequestResponse"},
+            omitStages=["RequestReceived"])
+    await api.ask("POST", f"{NS}/secrets", {"metadata": {"name": "s"}, "stringData": {"p": "canary-in-the-mine"}})
+    await api.ask("POST", f"{NS}/configmaps", {"metadata": {"name": "m"}, "data": {"a": "b"}})
+    await api.ask("GET", f"{NS}/configmaps/m")
+    assert api.server.fast(Request("GET", f"{NS}/configmaps/m", user=MASTERS)) is None
+    response = await api.ask("PATCH", f"{NS}/configmaps/m", {"data": {"a": "c"}}, "application/merge-patch+json", **{"audit-id": "mine"})
+    assert response.header("Audit-Id") == "mine"
+    secret, create, change = api.events()
+    assert b"canary" not in api.path.read_bytes() and b"Y2FuYXJ5" not in api.path.read_bytes() and api.path.stat().st_mode & 0o77 == 0
+    assert secret["level"] == "Metadata" and "requestObject" not in secret and secret["objectRef"]["resource"] == "secrets"
+    assert create["kind"] == "Event" and create["stage"] == "ResponseComplete" and create["verb"] == "create" and create["sourceIPs"] == ["192.0.2.7"]
+    assert create["requestObject"]["data"] == {"a": "b"} and create["responseObject"]["metadata"]["uid"] and create["responseStatus"]["code"] == 201
+    assert create["user"]["username"] == "system:apiserver" and create["annotations"]["authorization.k8s.io/decision"] == "allow"
+    assert change["auditID"] == "mine" and change["requestObject"] == {"data": {"a": "c"}} and change["objectRef"]["name"] == "m"
+    assert change["requestReceivedTimestamp"] <= change["stageTimestamp"] and change["requestURI"] == f"{NS}/configmaps/m"
+
+
+async def test_refusals_and_failed_authentication(api: Audited) -> None:
+    api.use({"level": "Metadata", "omitStages": ["RequestReceived"]})
+    assert (await api.ask("GET", f"{NS}/pods/x?pretty=true", user=BOB)).status == 403
+    assert (await api.ask("GET", f"{NS}/pods/x")).status == 404
+    assert (await api.ask("GET", f"{NS}/pods", user=None, authorization="Bearer nonsense")).status == 401
+    refused, missing, unknown = api.events()
+    assert refused["responseStatus"]["reason"] == "Forbidden" and refused["annotations"]["authorization.k8s.io/decision"] == "forbid"
+    assert refused["requestURI"].endswith("?pretty=true") and refused["user"] == {"username": "bob", "groups": ["devs", "system:authenticated"]}
+    assert missing["responseStatus"]["code"] == 404 and unknown["responseStatus"]["code"] == 401 and unknown["user"] == {}
+
+
+async def test_stages_of_a_watch(api: Audited) -> None:
+    api.use({"level": "RequestResponse", "verbs": ["watch"]})
+    response = await api.ask("GET", f"{NS}/configmaps?watch=1")
+    response.body.end()
+    await asyncio.sleep(0)
+    assert [e["stage"] for e in api.events()] == ["RequestReceived", "ResponseStarted", "ResponseComplete"]
+
+
+async def test_managed_fields_are_left_out(api: Audited) -> None:
+    api.use({"level": "RequestResponse"}, omitManagedFields=True, omitStages=["RequestReceived"])
+    await api.ask("POST", f"{NS}/configmaps", {"metadata": {"name": "m"}, "data": {"a": "b"}})
+    await api.ask("GET", f"{NS}/configmaps")
+    assert b"managedFields" in (await api.ask("GET", f"{NS}/configmaps/m")).body
+    assert all(e["responseObject"] for e in api.events()) and b"managedFields" not in api.path.read_bytes()
+
+
+def test_rotation_and_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit.log"
+    log = Log(str(path), max_bytes=2000, backups=2)
+    for i in range(40):
+        log.put({"n": i, "x": "y" * 400})
+        while log.written <= i:
+            pass
+    log.close()
+    rotated = sorted(tmp_path.glob("audit-*.log"))
+    assert len(rotated) == 2 and path.exists() and all(p.stat().st_size <= 2000 for p in [*rotated, path])
+    numbers = [orjson.loads(line)["n"] for p in [*rotated, path] for line in p.read_bytes().splitlines()]
+    assert numbers == list(range(numbers[0], 40))
+    monkeypatch.setattr("kubern.api.audit.QUEUE_EVENTS_MAX", 0)
+    full = Log(str(path))
+    full.put({})
+    full.close()
+    assert full.lost == 1
