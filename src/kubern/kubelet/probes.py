@@ -308,7 +308,11 @@ class Prober:
 
     def remove(self, uid: str) -> None:
         self.stop(uid)
-        self._pods.pop(uid, None)
+        pod = self._pods.pop(uid, None)
+        if pod is not None:
+            m = pod["metadata"]
+            for count in [c for c in self.attempts if (c[2], c[3]) == (m.get("namespace") or "", m["name"])]:
+                del self.attempts[count]
 
     def nudge(self, uid: str, container: str) -> None:
         """Look at readiness now rather than at the next tick."""
@@ -324,30 +328,36 @@ class Prober:
         period = float(spec.get("periodSeconds") or 10)
         if period > self.clock() - self.began:
             await asyncio.sleep(self.jitter() * period)
-        track, container_id, held = Track(), "", False
         wake = self._wake[key]
-        while (spec := self._spec(uid, name, kind)) is not None:
-            pod = self._pods[uid]
-            c = pods.find_container(pod["spec"], name)
-            ip, status = self.status(uid, name)
-            id_ = (status or {}).get("containerID", "").partition("://")[2]
-            if c is not None and status is not None and id_:
-                if id_ != container_id:
-                    if container_id:
-                        self.results.of(kind).pop(container_id, None)
-                    container_id, held = id_, False
-                    track = Track(int(spec.get("failureThreshold") or 3), int(spec.get("successThreshold") or 1))
-                if "running" not in (status.get("state") or {}):
-                    if kind == "readiness":
-                        self.results.readiness.pop(id_, None)
-                elif not held and self._due(kind, spec, status):
-                    held = await self._attempt(kind, spec, pod, c, ip, id_, track)
-            wake.clear()
-            try:
-                async with asyncio.timeout(period):
-                    await wake.wait()
-            except TimeoutError:
-                pass
+        track, container_id, held = Track(), "", False
+        try:
+            while (spec := self._spec(uid, name, kind)) is not None:
+                pod = self._pods[uid]
+                c = pods.find_container(pod["spec"], name)
+                ip, status = self.status(uid, name)
+                id_ = (status or {}).get("containerID", "").partition("://")[2]
+                if c is not None and status is not None and id_:
+                    if id_ != container_id:
+                        self._forget(kind, container_id)
+                        container_id, held = id_, False
+                        track = Track(int(spec.get("failureThreshold") or 3), int(spec.get("successThreshold") or 1))
+                    if "running" not in (status.get("state") or {}):
+                        if kind == "readiness":
+                            self.results.readiness.pop(id_, None)
+                    elif not held and self._due(kind, spec, status):
+                        held = await self._attempt(kind, spec, pod, c, ip, id_, track)
+                wake.clear()
+                try:
+                    async with asyncio.timeout(period):
+                        await wake.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            self._forget(kind, container_id)
+
+    def _forget(self, kind: str, container_id: str) -> None:
+        self.results.of(kind).pop(container_id, None)
+        self._execs.pop(container_id, None)
 
     def _spec(self, uid: str, name: str, kind: str) -> Mapping[str, Any] | None:
         pod = self._pods.get(uid)
