@@ -355,9 +355,11 @@ def _struct(obj: dict[str, Any], schema: Schema) -> int:
             if v.__class__ is not list:
                 raise _Odd
             if not v:
-                if p.keep:
+                if p.pointer:
+                    pass                                    # empty is not absent here
+                elif p.keep:
                     obj[k] = None
-                elif not p.pointer:
+                else:
                     drop = drop or []
                     drop.append(k)
             else:

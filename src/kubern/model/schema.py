@@ -25,7 +25,9 @@ ANY, STRUCT, MAP, LIST, STRING, INT32, INT64, BOOL, NUMBER, BYTES, TIME, MICROTI
 
 META = "io.k8s.apimachinery.pkg.apis.meta.v1."
 OBJECT_META = META + "ObjectMeta"
-EMPTY_LISTS = {OBJECT_META: ("managedFields",), "io.k8s.api.autoscaling.v2.HPAScalingRules": ("policies",)}   # where empty is not absent
+EMPTY_LISTS = {                                           # where empty is not absent
+    OBJECT_META: ("managedFields",), "io.k8s.api.autoscaling.v2.HPAScalingRules": ("policies",),
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionSpec": ("versions",)}
 _SPECIAL = {
     META + "Time": TIME, META + "MicroTime": MICROTIME, META + "FieldsV1": RAW, META + "Duration": DURATION, META + "Patch": ANY,
     "io.k8s.apimachinery.pkg.api.resource.Quantity": QUANTITY,
