@@ -26,7 +26,7 @@ from kubern.api.authz import ALLOWED, Authorizer, Decision, forbid, from_request
 from kubern.api.authz.attributes import Attributes
 from kubern.api.cache import ROOT, Cache, Change, Collection
 from kubern.api.call import Call, failure, warning_headers
-from kubern.api.fairness import Fairness
+from kubern.api.fairness import Fairness, too_many
 from kubern.api.forms import Form, Served
 from kubern.api.metrics import Metrics
 from kubern.api.rows import Rows, install_built_in
@@ -37,7 +37,7 @@ from kubern.client.client import Client
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
 from kubern.model.resource import Resource
-from kubern.model.status import StatusError, internal, too_many_requests
+from kubern.model.status import StatusError, internal
 from kubern.store.protocol import Broken, Conflict, Store, TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Server:
         self.authorizer = Authorizer()
         self.authenticator = Authenticator(self.authorizer)
         self.metrics = Metrics()
-        self.fairness = Fairness(self.cache)
+        self.fairness = Fairness(self.cache, self.settings.max_in_flight)
         self.definitions: Definitions | None = None
         self.ready = False
         self.stopping = False
@@ -150,6 +150,7 @@ class Server:
         self._watches: set[Watch] = set()
         self._built_in_groups: frozenset[str] = frozenset()
         self._in_flight = 0
+        self._writing: dict[str, asyncio.Future[None]] = {}      # done when the write of a key has been answered
         self._targets: dict[str, tuple[Served, Attributes]] = {}
         self._unsubscribe: Callable[[], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -267,11 +268,23 @@ class Server:
                               call.warn, self.authorizer, self.client, served=call.served))
 
     async def put(self, key: str, value: bytes, expect: int) -> int:
+        mine: asyncio.Future[None] | None = None
+        if key not in self._writing:
+            mine = self._writing[key] = asyncio.get_running_loop().create_future()
         try:
             return await self.store.put(key, value, expect=expect)
         except Conflict:
             await self._winner_seen(key, expect)
             raise
+        finally:
+            if mine is not None:
+                del self._writing[key]
+                mine.set_result(None)
+
+    async def settled(self, key: str) -> None:
+        """Until no write of this key is on its way to disk: what would be decided before that would have to be decided again."""
+        while (writing := self._writing.get(key)) is not None:
+            await asyncio.wait((writing,))
 
     async def delete(self, key: str, expect: int) -> int:
         try:
@@ -418,15 +431,20 @@ class Server:
             call.warn(deprecated)
         elif served.custom is not None and served.custom.deprecation:
             call.warn(served.custom.deprecation)
-        if a.verb == "watch" or a.subresource in LONG_RUNNING or "system:masters" in call.user.groups:
+        if a.verb == "watch" or a.subresource in LONG_RUNNING:
             return await handler(call)
-        if self._in_flight >= self.settings.max_in_flight:
-            raise too_many_requests("the server has received too many requests and has asked us to try again later")
+        flow = self.fairness.flow(call.user, a)
+        level = flow.level
+        width = 1 if a.verb != "list" else self.fairness.width(a, len(served.collection.order))
+        if level is not None and not level.take(width) and await level.wait(flow.schema, flow.key, width):
+            return too_many()
         self._in_flight += 1
         try:
             response = await handler(call)
         finally:
             self._in_flight -= 1
+            if level is not None:
+                level.release(width)
         if request.method == "GET" and not request.query and not a.subresource and a.verb in ("get", "list") \
                 and served.row.storage not in VIRTUAL_READS:
             self._remember(request.path, served, a)

@@ -309,6 +309,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
     row, kind, collection, key = served.row, served.kind, served.collection, call.key
     sub = call.attributes.subresource if subresource is None else subresource
     for _ in range(RACE_ATTEMPTS):
+        await server.settled(collection.prefix + key)
         item = collection.items.get(key)
         if item is None:
             if not create_ok:
@@ -486,6 +487,7 @@ async def change(call: Call, build: Build, options: WriteOptions) -> int:
     """A change the server makes by itself: no admission, no validation, no managed fields. The new revision."""
     collection, row = call.served.collection, call.served.row
     for _ in range(RACE_ATTEMPTS):
+        await call.server.settled(collection.prefix + call.key)
         item = collection.items.get(call.key)
         if item is None:
             raise not_found(row.group, row.plural, call.attributes.name)

@@ -163,11 +163,13 @@ def canonical(text: str) -> str:
     return parse(text).text
 
 
+@lru_cache(maxsize=4096)
 def value(text: str) -> int:
     """The amount as a whole number, rounded away from zero."""
     return _away(parse(str(text)).amount)
 
 
+@lru_cache(maxsize=4096)
 def milli(text: str) -> int:
     """The amount in thousandths, rounded away from zero."""
     return _away(parse(str(text)).amount * 1000)
