@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.controllers.conftest import ListView, drive, of, pod
+import pytest
+from tests.controllers.conftest import ListView, drive, emitted, of, pod
 
-from kubern.controllers import endpoints, endpointslice
+from kubern.controllers import endpoints, endpointslice, ttl
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.object import Object
 
@@ -69,3 +70,44 @@ def test_endpoints_group_addresses_by_port() -> None:
     assert [[a["ip"] for a in s["addresses"]] for s in subsets] == [["10.0.0.1"]]
     assert [a["ip"] for a in subsets[0]["notReadyAddresses"]] == ["10.0.0.2"]
     assert subsets[0]["ports"] == [{"name": "h", "port": 8080, "protocol": "TCP"}]
+
+
+def zoned(name: str, zone: str, cpu: str = "4") -> Object:
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+            "status": {"allocatable": {"cpu": cpu}, "conditions": [{"type": "Ready", "status": "True"}]}}
+
+
+def share(pods: list[Object], nodes: list[Object], slices: list[Object] | None = None, mode: str = "Auto") -> list[Any]:
+    s = service()
+    s["metadata"]["annotations"] = {"service.kubernetes.io/topology-mode": mode}
+    v = ListView(pods=pods, nodes=nodes, services=[s])
+    v.all["endpointslices.discovery.k8s.io"] = slices or []
+    return drive(endpointslice.reconcile(s, v, NOW))
+
+
+def zones_of(slice_: Object) -> list[str]:
+    return [e["hints"]["forZones"][0]["name"] for e in slice_["endpoints"]]
+
+
+def test_endpoints_are_shared_out_by_cpu() -> None:
+    nodes = [zoned("a", "za"), zoned("b", "zb"), zoned("c", "za")]
+    pods = [pod(f"p{i}", node="b") for i in range(6)]
+    for i, p in enumerate(pods):
+        p["status"]["podIPs"] = [{"ip": f"10.0.0.{i + 1}"}]
+    out = share(pods, nodes)
+    made = of(out, Create)[0].obj
+    assert sorted(zones_of(made)) == ["za"] * 4 + ["zb"] * 2
+    assert emitted(out) == [("TopologyAwareHintsEnabled", "Topology Aware Hints has been enabled, addressType: IPv4")]
+    made["metadata"]["name"] = "s-1"
+    assert share(pods, nodes, [made]) == []                               # stays
+    gone = of(share(pods, nodes, [made], mode="Disabled"), Update)[0].obj
+    assert not any("hints" in e for e in gone["endpoints"])
+    out = share(pods, nodes[1:2], [made])                                 # one zone left
+    assert emitted(out)[0][1].startswith("Insufficient Node information") and not any("hints" in e for e in of(out, Update)[0].obj["endpoints"])
+    out = share(pods[:1], nodes)
+    assert emitted(out) == [("TopologyAwareHintsDisabled", "Insufficient number of endpoints (1 endpoints, 2 zones), addressType: IPv4")]
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(1, 0), (100, 0), (101, 15), (5000, 300)])
+def test_larger_clusters_let_kubelets_wait(nodes: int, seconds: int) -> None:
+    assert ttl.seconds_for(nodes) == seconds

@@ -24,6 +24,7 @@ from kubern.controllers import (
     ipam,
     job,
     loadbalancer,
+    localpath,
     mirroring,
     namespace,
     nodes,
@@ -37,6 +38,7 @@ from kubern.controllers import (
     statefulset,
     tainteviction,
     tokens,
+    ttl,
     volumes,
 )
 from kubern.controllers.context import Context
@@ -77,6 +79,7 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     # nodes and pods
     nodes.controller,
     ipam.controller,
+    ttl.CONTROLLER,
     tainteviction.CONTROLLER,
     podgc.CONTROLLER,
     podgc.finished_pods,
@@ -91,6 +94,8 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     claims.PODS,
     claims.RELEASE,
     attach.CONTROLLER,
+    localpath.claims,
+    localpath.volumes,
     # policies
     policystatus.controller,
     # everything

@@ -1,7 +1,6 @@
 """EndpointSlices of Services with a selector: at most 100 endpoints each, as few writes as possible.
 
-Upstream: staging endpointslice/reconciler.go, utils.go, trafficdist; pkg/controller/endpointslice. Topology-aware hints by the
-annotation `service.kubernetes.io/topology-mode: Auto` are left out (trafficDistribution is the stable successor).
+Upstream: staging endpointslice/reconciler.go, utils.go, trafficdist; pkg/controller/endpointslice. Hints by `topology-mode: Auto`: topology.py.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from kubern.controllers import topology
 from kubern.controllers.claim import controller_ref
 from kubern.controllers.pods import finished, node_of, ready
 from kubern.controllers.select import selected
 from kubern.model.controller import Controller, Steps, Trigger
-from kubern.model.intent import Again, Create, Delete, Update
+from kubern.model.intent import Again, Create, Delete, Emit, Update
 from kubern.model.object import Key, Object, deleting, labels, meta, name, namespace, notes, uid
 from kubern.model.selector import from_set
 from kubern.model.time import rfc3339, seconds_of
@@ -141,7 +141,8 @@ def _endpoint(pod: Object, node: Object | None, service: Object, family: str) ->
         out["nodeName"] = n
     if node is not None and (zone := labels(node).get("topology.kubernetes.io/zone")):
         out["zone"] = zone
-    _hint(out, service["spec"].get("trafficDistribution"))
+    if not topology.enabled(service):
+        _hint(out, service["spec"].get("trafficDistribution"))
     return out
 
 
@@ -177,6 +178,8 @@ class Plan:
         self.create: list[Object] = []
         self.update: list[Object] = []
         self.delete: list[Object] = []
+        self.unchanged: list[Object] = []
+        self.hints_later = False          # hints are none of the arrangement's business
 
     def new(self, ports: list[Port], endpoints: list[Endpoint]) -> Object:
         return {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -193,9 +196,10 @@ class Plan:
             have = s.get("endpoints") or []
             kept = [rest.pop(i) for e in have if (i := _identity(e)) in rest]
             relabelled = labels(s) != self.labels
-            if kept != have and not kept:
+            differs = kept != ((topology.without(s)["endpoints"] or []) if self.hints_later else have)
+            if differs and not kept:
                 self.delete.append(s)
-            elif kept != have or relabelled:
+            elif differs or relabelled:
                 changed.append({**s, "metadata": {**meta(s), "labels": self.labels}, "endpoints": kept})
             else:
                 unchanged.append(s)
@@ -216,6 +220,7 @@ class Plan:
                 self.create.append(self.new(ports, left[:self.limit]))
                 left = left[self.limit:]
         self.update += changed
+        self.unchanged += unchanged
 
     def placeholder(self, existing: list[Object]) -> None:
         """A service without endpoints keeps one empty slice."""
@@ -279,9 +284,11 @@ def reconcile(service: Object, view: View, now: float) -> Steps:
     families = _families(service)
     at = trigger_time(service, pods, mine)
     missing_node = ""
+    parts = topology.shares(view.list("nodes")) if topology.enabled(service) else None
     for family in families:
         existing = [s for s in mine if s.get("addressType") == family]
         plan = Plan(service, family, wanted_labels, SLICE_ENDPOINTS_MAX)
+        plan.hints_later = parts is not None
         by_ports: dict[str, list[Object]] = {}
         for s in existing:
             if any(r.get("uid") == uid(service) for r in meta(s).get("ownerReferences") or ()):
@@ -310,6 +317,13 @@ def reconcile(service: Object, view: View, now: float) -> Steps:
             if k not in wanted:
                 plan.delete += found
         plan.placeholder(existing)
+        if parts is not None:
+            had = any("hints" in e for s in mine for e in s.get("endpoints") or ())
+            plan.create, plan.update, why = topology.hint(plan.create, plan.update, plan.unchanged, parts)
+            if why:
+                yield Emit(service, "Warning", "TopologyAwareHintsDisabled", f"{why}, addressType: {family}")
+            elif not had:
+                yield Emit(service, "Normal", "TopologyAwareHintsEnabled", f"Topology Aware Hints has been enabled, addressType: {family}")
         yield from plan.steps(at)
     other = [s for s in mine if s.get("addressType") not in families]
     if other:
@@ -326,6 +340,14 @@ def _slice_changed(old: Object | None, new: Object | None, view: View) -> Iterab
     return out
 
 
+def _node_changed(old: Object | None, new: Object | None, view: View) -> Iterable[Key]:
+    """Services that share out their endpoints by the nodes' CPUs."""
+    if (topology.weight(old) if old else None) == (topology.weight(new) if new else None):
+        return ()
+    return [(namespace(s), name(s)) for s in view.list("services") if topology.enabled(s)]
+
+
 CONTROLLER = Controller(
     "endpointslice-controller", "services", reconcile, reads=("pods", "nodes"), component="endpoint-slice-controller",
-    triggers=(Trigger("pods", pod_changed, after_s=GATHER_S), Trigger("endpointslices.discovery.k8s.io", _slice_changed)))
+    triggers=(Trigger("pods", pod_changed, after_s=GATHER_S), Trigger("endpointslices.discovery.k8s.io", _slice_changed),
+              Trigger("nodes", _node_changed, after_s=GATHER_S)))

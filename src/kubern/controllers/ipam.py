@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from kubern.controllers.context import Context
 from kubern.model.controller import Controller, Steps
@@ -14,6 +15,19 @@ from kubern.model.view import View
 def _alive(node: Object) -> bool:
     """Has a kubelet spoken for it? A Node that is only an object needs no range."""
     return bool(((node.get("status") or {}).get("nodeInfo") or {}).get("kubeletVersion"))
+
+
+@lru_cache(maxsize=8192)
+def _slots(text: str, network: ipaddress.IPv4Network, size: int) -> range:
+    """Which ranges of the network, by number, these addresses take up."""
+    try:
+        other = ipaddress.ip_network(text)
+    except ValueError:
+        return range(0)
+    if not isinstance(other, ipaddress.IPv4Network) or not other.overlaps(network):
+        return range(0)
+    first = max(0, int(other.network_address) - int(network.network_address)) // size
+    return range(first, first + max(1, other.num_addresses // size))
 
 
 def controller(context: Context) -> Controller:
@@ -29,13 +43,7 @@ def controller(context: Context) -> Controller:
         taken: set[int] = set()
         for n in view.list("nodes"):
             for text in (n.get("spec") or {}).get("podCIDRs") or ():
-                try:
-                    other = ipaddress.ip_network(text)
-                except ValueError:
-                    continue
-                if isinstance(other, ipaddress.IPv4Network) and other.overlaps(network):
-                    first = max(0, int(other.network_address) - int(network.network_address)) // size
-                    taken.update(range(first, first + max(1, other.num_addresses // size)))
+                taken.update(_slots(text, network, size))
         free = next((i for i in range(count) if i not in taken), None)
         if free is None:
             ref = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name(node), "uid": uid(node)}}
