@@ -1,10 +1,12 @@
 """Kinds outside the core group: validation by cases (group_cases.yaml), defaults, strategy, and that every row of the table has its rules."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kubern.model.decode import decode
 from kubern.model.kinds import KINDS, kind_of
 from kubern.model.kinds.certificates import asked_by, prepare_approval, stamp, validate_approval
 from kubern.model.kinds.checks import conditions, same, selector_form
@@ -12,7 +14,8 @@ from kubern.model.kinds.cron import schedule_error, zone_error
 from kubern.model.kinds.flow_defaults import DEFAULTS
 from kubern.model.kinds.job_status import indexes_total
 from kubern.model.object import clone
-from kubern.model.resources import RESOURCES
+from kubern.model.resources import RESOURCES, by_path
+from kubern.model.schema import schema_for
 
 CASES = yaml.safe_load(Path(__file__).with_name("group_cases.yaml").read_text())
 REVIEWS = {"authentication.k8s.io", "authorization.k8s.io"}       # answered, never stored
@@ -183,3 +186,14 @@ def test_selectors_print_in_their_order():
 def test_conditions():
     bad = [{"type": "A", "status": "maybe", "reason": "1"}, {"type": "A", "status": "True", "lastTransitionTime": "t", "reason": "R"}]
     assert [e.field for e in conditions(bad, "c")] == ["c[0].status", "c[0].lastTransitionTime", "c[0].reason", "c[1].type"]
+
+
+def test_an_empty_list_of_scaling_policies_is_not_none():
+    row = by_path["autoscaling", "v2", "horizontalpodautoscalers"]
+    body = {"spec": {"maxReplicas": 1, "scaleTargetRef": {"kind": "K", "name": "n", "apiVersion": "a/v1"},
+                     "behavior": {"scaleUp": {"policies": []}}}, "metadata": {"name": "x"}}
+    for text in (json.dumps(body), json.dumps(body).replace('"maxReplicas"', '"maxReplicas": 1, "maxReplicas"')):   # both walks of the decoder
+        obj = decode(text.encode(), "application/json", row, schema_for("autoscaling/v2", "HorizontalPodAutoscaler"), "Ignore")[0]
+        kind = kind_of("autoscaling", "HorizontalPodAutoscaler")
+        kind.defaults(obj)
+        assert [e.text() for e in kind.validate(obj)] == ["spec.behavior.scaleUp.policies: Required value: must specify at least one Policy"]
