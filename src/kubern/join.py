@@ -54,17 +54,17 @@ async def ensure(ctx: Context, registry: str) -> None:
 
     s, client = ctx.settings, ctx.client(MASTERS)
     for obj in bootstrap.access():
-        await _create(client, obj)
+        await create(client, obj)
     config = {"podCIDR": s.pod_cidr, "serviceCIDR": s.service_cidr, "clusterDNS": cluster_dns(s.service_cidr), "clusterDomain": s.cluster_domain,
               "registry": registry}
     for obj in (bootstrap.cluster_info(f"https://{ctx.address}:{s.port}", ctx.pki.ca.cert), bootstrap.node_config(config)):
-        have = await _create(client, obj)
+        have = await create(client, obj)
         data = {**(have.get("data") or {}), **obj["data"]} if have else {}
         if have and data != have.get("data"):
             await client.update({**have, "apiVersion": "v1", "kind": "ConfigMap", "data": data})
 
 
-async def _create(client: Client, obj: Object) -> Object | None:
+async def create(client: Client, obj: Object) -> Object | None:
     """Creates it; what is there already, if something is."""
     try:
         await client.create(obj)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from kubern.kubelet import container as config
-from kubern.kubelet import logs, stats
+from kubern.kubelet import localvolumes, logs, stats
 from kubern.kubelet.runtime import EXITED, RUNNING, Container, RuntimeFailure
 from kubern.model.request import ANONYMOUS, Request, Response, Stream, User
 from kubern.model.resources import by_path
@@ -206,6 +206,11 @@ class Endpoint:
                                            "apiVersion": "kubelet.config.k8s.io/v1beta1"}})
         if first == "containerLogs" and len(parts) == 4:
             return await self._logs(r, parts[1], parts[2], parts[3])
+        if first == "localvolumes" and len(parts) == 2 and r.method in ("POST", "DELETE"):
+            try:
+                return json(await asyncio.to_thread(localvolumes.make if r.method == "POST" else localvolumes.remove, k.settings.root, parts[1]))
+            except ValueError as e:
+                raise Refused(400, str(e)) from None
         if first == "logs":
             return await self._node_logs("/".join(parts[1:]))
         if first in ("exec", "attach", "run") and len(parts) in (4, 5):
