@@ -436,7 +436,10 @@ class Server:
         flow = self.fairness.flow(call.user, a)
         level = flow.level
         width = 1 if a.verb != "list" else self.fairness.width(a, len(served.collection.order))
-        if level is not None and not level.take(width) and await level.wait(flow.schema, flow.key, width):
+        if level is None:
+            if self._in_flight >= self.settings.max_in_flight:
+                return too_many()
+        elif not level.take(width) and await level.wait(flow.schema, flow.key, width):
             return too_many()
         self._in_flight += 1
         try:

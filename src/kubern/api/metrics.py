@@ -81,6 +81,12 @@ class Metrics:
                 label = f"{plural}.{group}" if group else plural
                 out.append(f'{name}{{resource="{label}"}} {len(c.items)}\n' if name == "apiserver_storage_objects"
                            else f'{name}{{group="{group}",resource="{plural}"}} {len(c.items)}\n')
+        out.append(server.fairness.metrics())
+        if server.audit is not None:
+            family("apiserver_audit_event_total", "counter", "[ALPHA] Counter of audit events generated and sent to the audit backend.")
+            out.append(f"apiserver_audit_event_total {server.audit.events}\n")
+            family("apiserver_audit_error_total", "counter", "[ALPHA] Counter of audit events that failed to be audited properly.")
+            out.append(f'apiserver_audit_error_total{{plugin="log"}} {server.audit.log.lost}\n')
         family("kubernetes_build_info", "gauge", "A metric with a constant '1' value labeled by major, minor, git version.")
         out.append('kubernetes_build_info{git_version="v1.36.2",major="1",minor="36",platform="linux/amd64"} 1\n')
         family("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.")

@@ -54,6 +54,8 @@ async def respond(server: Server, request: Request, user: User) -> Response:
         return answer(version(), Accept("application/json", pretty=True))
     if path == "/metrics":
         return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")], server.metrics.text(server))
+    if path == "/debug/api_priority_and_fairness/dump_priority_levels":
+        return Response(200, [TEXT], server.fairness.dump())
     if path == "/metrics/slis":
         return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")], _slis(server))
     if path in ("/.well-known/openid-configuration", "/openid/v1/jwks"):

@@ -1,0 +1,206 @@
+"""Priority and fairness: who gets a seat, who waits, who is sent away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+
+from kubern.api.authz.attributes import Attributes
+from kubern.api.cache import Cache, value_of
+from kubern.api.fairness import Fairness, Level, deal
+from kubern.api.handle import MASTERS, Server
+from kubern.api.settings import ApiSettings
+from kubern.model.request import Request, Response, User
+from kubern.store.memory import MemoryStore
+from kubern.store.protocol import Entry
+
+BOB, EVE = (User(n, ("system:authenticated",)) for n in ("bob", "eve"))
+QUEUING = {"type": "Queue", "queuing": {"queues": 16, "handSize": 4, "queueLengthLimit": 3}}
+
+
+def fairness(seats: int, *levels: tuple[str, dict[str, Any]], schemas: tuple[dict[str, Any], ...] = ()) -> Fairness:
+    cache = Cache()
+    objects = [("prioritylevelconfigurations", name, {"type": "Exempt"} if "shares" not in spec else {"type": "Limited", "limited": {
+        "nominalConcurrencyShares": spec["shares"], "limitResponse": spec.get("response", QUEUING),
+        **{k: v for k, v in spec.items() if k.endswith("Percent")}}}) for name, spec in levels]
+    objects += [("flowschemas", s["name"], s) for s in schemas]
+    cache.load([Entry(f"/registry/flowcontrol.apiserver.k8s.io/{plural}/{name}",
+                      value_of({"metadata": {"name": name, "uid": f"{name}-uid"}, "spec": spec}), i, i) for i, (plural, name, spec) in enumerate(objects, 1)], len(objects))
+    out = Fairness(cache, seats)
+    out.flow(BOB, Attributes(BOB, "get", path="/x", is_resource=False))     # reads the configuration
+    return out
+
+
+def schema(name: str, level: str, precedence: int, *subjects: dict[str, Any], by: str = "") -> dict[str, Any]:
+    rules = [{"subjects": list(subjects) or [{"kind": "Group", "group": {"name": "*"}}],
+              "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": True, "namespaces": ["*"]}]}]
+    return {"name": name, "matchingPrecedence": precedence, "priorityLevelConfiguration": {"name": level}, "rules": rules,
+            **({"distinguisherMethod": {"type": by}} if by else {})}
+
+
+def test_seats_are_shares() -> None:
+    f = fairness(100, ("exempt", {}), ("a", {"shares": 30}), ("b", {"shares": 10, "lendablePercent": 50, "borrowingLimitPercent": 20}))
+    a, b = f.levels["a"], f.levels["b"]
+    assert (a.nominal, b.nominal, b.lendable, b.borrow_max, f.levels["exempt"].exempt) == (75, 25, 12, 5, True)
+
+
+def test_the_first_schema_by_precedence_decides() -> None:
+    f = fairness(100, ("a", {"shares": 1}), ("b", {"shares": 1}), schemas=(
+        schema("late", "a", 900, by="ByUser"), schema("bobs", "b", 100, {"kind": "User", "user": {"name": "bob"}}), schema("gone", "missing", 1)))
+    bob, eve = (f.flow(u, Attributes(u, "get", "", "v1", "pods", namespace="x")) for u in (BOB, EVE))
+    assert (bob.schema, bob.level, bob.key) == ("bobs", f.levels["b"], "bobs/") and (eve.schema, eve.key) == ("late", "late/eve")
+    assert dict(eve.headers) == {"X-Kubernetes-Pf-Flowschema-Uid": "late-uid", "X-Kubernetes-Pf-Prioritylevel-Uid": "a-uid"}
+    assert f.flow(BOB, Attributes(BOB, "get", path="/version", is_resource=False)).level is None
+
+
+def test_hands_are_different_and_stay() -> None:
+    hands = [deal(f"flow {i}", 64, 6) for i in range(200)]
+    assert all(len(set(h)) == 6 and max(h) < 64 for h in hands) and deal("flow 1", 64, 6) == hands[1]
+    assert len({tuple(sorted(h)) for h in hands}) == 200 and len(Counter(c for h in hands for c in h)) == 64
+    assert sorted(deal("x", 3, 8)) == [0, 1, 2]
+
+
+async def take(level: Level, flow: str, order: list[str], width: int = 1) -> str:
+    if not level.take(width):
+        why = await level.wait("schema", flow, width)
+        if why:
+            return why
+    order.append(flow)
+    await asyncio.sleep(0.001)
+    level.release(width)
+    return ""
+
+
+async def test_a_quiet_flow_does_not_wait_behind_a_loud_one() -> None:
+    level = fairness(1, ("a", {"shares": 1, "response": {"type": "Queue", "queuing": {"queues": 64, "handSize": 4, "queueLengthLimit": 100}}})).levels["a"]
+    order: list[str] = []
+    loud = [asyncio.create_task(take(level, "loud", order)) for _ in range(100)]
+    await asyncio.sleep(0)
+    quiet = [asyncio.create_task(take(level, "quiet", order)) for _ in range(3)]
+    await asyncio.gather(*loud, *quiet)
+    assert order.index("quiet") < 15 and max(i for i, f in enumerate(order) if f == "quiet") < 40
+    assert (level.executing, level.waiting, level.running, level._active, level.dispatched) == (0, 0, 0, {}, 103)
+
+
+async def test_full_queues_refuse_and_other_flows_have_room() -> None:
+    f = fairness(2, ("a", {"shares": 1}), ("b", {"shares": 1, "response": {"type": "Reject"}}))
+    level, order = f.levels["a"], []
+    assert level.take(1)
+    tasks = [asyncio.create_task(take(level, "loud", order)) for _ in range(30)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(take(level, "other", order))
+    await asyncio.sleep(0)
+    level.release(1)
+    done = Counter(await asyncio.gather(*tasks))
+    assert done == {"": 12, "queue-full": 18} and await other == "" and level.rejected == {("schema", "queue-full"): 18}
+    b = f.levels["b"]
+    assert b.take(1) and not b.take(1) and await b.wait("schema", "x", 1) == "concurrency-limit"
+
+
+async def test_waiting_too_long_and_going_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubern.api.fairness.WAIT_MAX_S", 0.02)
+    f = fairness(1, ("a", {"shares": 1}))
+    level = f.levels["a"]
+    assert level.take(1) and await level.wait("schema", "x", 1) == "time-out"
+    gone = asyncio.create_task(level.wait("schema", "x", 1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    late = asyncio.create_task(level.wait("schema", "x", 1))
+    await asyncio.sleep(0)
+    level.release(1)                    # gives the seat to one who leaves at that moment
+    late.cancel()
+    await asyncio.gather(late, return_exceptions=True)
+    assert (level.waiting, level.executing, f.waiting, level._active) == (0, 0, 0, {}) and (level.timed_out, level.cancelled) == (1, 2)
+
+
+async def test_seats_are_lent_and_come_back() -> None:
+    f = fairness(20, ("a", {"shares": 1}), ("b", {"shares": 1, "lendablePercent": 50}), ("c", {"shares": 0, "borrowingLimitPercent": 100}))
+    a, b = f.levels["a"], f.levels["b"]
+    assert sum(a.take(1) for _ in range(30)) == 15          # its 10, and 5 of b's
+    assert sum(b.take(1) for _ in range(30)) == 10          # what is its own it always gets
+    waiting = asyncio.create_task(a.wait("schema", "x", 1))
+    await asyncio.sleep(0)
+    b.release(1)
+    await asyncio.sleep(0)
+    assert not waiting.done()                               # five are borrowed, one is free to be
+    for _ in range(5):
+        b.release(1)
+    assert await asyncio.wait_for(waiting, 1) == ""
+    assert 'apiserver_flowcontrol_current_executing_seats{priority_level="a"} 16' in f.metrics() and b"\na, 0, false, false, 0, 16, 16, 0" in f.dump()
+
+
+def test_a_wide_request_runs_alone() -> None:
+    level = fairness(3, ("a", {"shares": 1})).levels["a"]
+    assert level.take(10) and not level.take(1)
+    level.release(10)
+    assert level.take(2) and not level.take(2) and level.take(1)
+
+
+def test_it_costs_little() -> None:
+    f = fairness(100, ("a", {"shares": 1}), schemas=(schema("all", "a", 100, by="ByUser"),))
+    a = Attributes(BOB, "get", "", "v1", "pods", namespace="x", name="y")
+    best = 1.0
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(2000):
+            flow = f.flow(BOB, a)
+            assert flow.level is not None and flow.level.take(1)
+            flow.level.release(1)
+        best = min(best, (time.perf_counter() - began) / 2000)
+    assert best < 5e-6
+
+
+class Slow(MemoryStore):
+    """A store whose disk stands still for as long as somebody says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moving = asyncio.Event()
+        self.moving.set()
+
+    async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
+        if "configmaps" in key:
+            await self.moving.wait()
+        return await super().put(key, value, expect=expect)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    out = Server(Slow(), settings=ApiSettings(max_in_flight=40, authorization=False))
+    await out.start()
+    yield out
+    await out.stop()
+
+
+async def create(server: Server, name: str, user: User) -> Response:
+    return await server.handle(Request("POST", "/api/v1/namespaces/default/configmaps", {}, {"content-type": "application/json", "accept": "application/json"},
+                                       orjson.dumps({"metadata": {"name": name}}), user=user))
+
+
+async def test_a_server_whose_disk_stands_still_sheds_load(server: Server) -> None:
+    store: Any = server.store
+    store.moving.clear()
+    loud = [asyncio.create_task(create(server, f"loud-{i}", EVE)) for i in range(600)]
+    await asyncio.sleep(0.1)
+    refused = [t for t in loud if t.done()]
+    assert refused and all(t.result().status == 429 and t.result().header("Retry-After") == "1" for t in refused)
+    assert refused[0].result().body == b"Too many requests, please try again later.\n"
+    quiet = asyncio.create_task(create(server, "quiet", BOB))
+    await asyncio.sleep(0.01)
+    assert not quiet.done() and (await server.handle(Request("GET", "/api/v1/namespaces", user=MASTERS))).status == 200     # exempt
+    master = asyncio.create_task(create(server, "master", MASTERS))
+    await asyncio.sleep(0.01)
+    store.moving.set()
+    assert (await quiet).status == 201 and (await master).status == 201
+    await asyncio.gather(*loud)
+    counted = Counter(t.result().status for t in loud)
+    assert counted[201] + counted[429] == 600 and counted[201] > 50
+    level = server.fairness.levels["global-default"]
+    assert (level.executing, level.waiting, server._in_flight) == (0, 0, 0) and sum(level.rejected.values()) == counted[429]
