@@ -64,6 +64,18 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+def _group(given: str) -> object:
+    """A node group as text, or as JSON."""
+    if not given.startswith("{"):
+        return given
+    import json
+
+    try:
+        return json.loads(given)
+    except ValueError as e:
+        fail(f"--node-group: {e}")
+
+
 @app.command()
 def up(
     data_dir: DataDir = None,
@@ -80,6 +92,9 @@ def up(
                                                            "[default: the end of the nodes' subnet].")] = None,
     node_grace_s: Annotated[float | None, typer.Option("--node-grace", metavar="SECONDS", help="Silence after which a node is NotReady [default: 50].")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info].")] = None,
+    node_group: Annotated[list[str] | None, typer.Option(metavar="GROUP", help=
+        "Nodes that come and go as needed: name=G,min=1,max=4[,label=K=V][,taint=K=V:EFFECT].")] = None,
+    autoscaler: Annotated[str | None, typer.Option(metavar="OPTIONS", help="Its timings: scan-interval=10s,scale-down-unneeded-time=10m,…")] = None,
     sans: Annotated[str | None, typer.Option(metavar="NAMES", help="Further names and addresses for the serving certificate.")] = None,
     encryption_config: Annotated[str | None, typer.Option(metavar="FILE", help="An EncryptionConfiguration: what is encrypted in the store.")] = None,
     audit_policy_file: Annotated[str | None, typer.Option(metavar="FILE", help="An audit Policy: which requests are logged, and how much of them.")] = None,
@@ -94,6 +109,7 @@ def up(
     s = settings_of(config, data_dir=data_dir, port=port, nodes=nodes, runtime=runtime, node_prefix=node_prefix, roles=roles, bind=bind, store=store,
                     service_cidr=service_cidr, pod_cidr=pod_cidr, load_balancer_pool=load_balancer_pool,
                     node_grace_s=node_grace_s, log_level=log_level, sans=sans,
+                    node_groups=[_group(g) for g in node_group] if node_group else None, autoscaler=autoscaler,
                     encryption_config=encryption_config, audit_policy_file=audit_policy_file, audit_log_path=audit_log_path,
                     audit_log_maxsize=audit_log_maxsize, audit_log_maxbackup=audit_log_maxbackup)
     from kubern import daemon

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kubern.api.audit import Audit
     from kubern.api.handle import Server
     from kubern.kubelet.fabric import Fabric
+    from kubern.kubelet.hollow import Hollow
     from kubern.kubelet.node import Unit
 
 log = logging.getLogger("kubern")
@@ -57,6 +58,7 @@ class Context:
     clock: Callable[[], float] = time.time
     mirrors: Mirrors | None = None
     units: list[Unit] = field(default_factory=list)
+    hollow: Hollow | None = None
 
     def client(self, user: User, agent: str = "kubern") -> Client:
         """The API as this user, in process."""
@@ -183,14 +185,15 @@ async def nodes(ctx: Context) -> AsyncIterator[None]:
     s = ctx.settings
     if s.runtime == "containerd":
         await open_to_nodes(ctx)
-    if s.runtime == "none" or not s.nodes:
+    if s.runtime == "none" or not (s.nodes or s.node_groups):
         yield
         return
     if s.runtime == "simulated":
-        from kubern.kubelet.hollow import run_simulated
+        from kubern.kubelet.hollow import Hollow, shapes
 
         client = ctx.client(User("system:simulated-nodes", ("system:masters", "system:authenticated")), "kubelet/simulated")
-        task = ctx.spawn(run_simulated(client, s.nodes, prefix=s.node_prefix, version=KUBERNETES_VERSION), "simulated nodes")
+        ctx.hollow = Hollow(client, shapes(s.nodes, s.node_prefix), version=KUBERNETES_VERSION)
+        task = ctx.spawn(ctx.hollow.run(), "simulated nodes")
         await nodes_ready(ctx, [f"{s.node_prefix}{i}" for i in range(s.nodes)])
         ctx.tell(f"{s.nodes} simulated nodes: pods turn Running without containers")
         try:
@@ -220,6 +223,38 @@ async def metrics(ctx: Context) -> AsyncIterator[None]:
         await api.close()
 
 
+@asynccontextmanager
+async def autoscaler(ctx: Context) -> AsyncIterator[None]:
+    """Nodes come and go as pods need them; only where node groups are configured."""
+    s = ctx.settings
+    if not s.node_groups or (ctx.hollow is None and ctx.fabric is None):          # no groups, or the nodes are another process's
+        yield
+        return
+    from kubern.autoscaler.groups import parse_groups, parse_timings
+    from kubern.autoscaler.providers import Local, Provider, Simulated
+    from kubern.autoscaler.run import NAME, Autoscaler
+
+    provider: Provider
+    if ctx.hollow is not None:
+        provider = Simulated(ctx.hollow)
+    else:
+        assert ctx.fabric is not None
+        gateway = ctx.fabric.gateway
+        provider = Local(s.home, lambda name: unit_settings(s, ctx.pki, gateway, name))
+    client = ctx.client(User(f"system:serviceaccount:kube-system:{NAME}", ("system:masters", "system:authenticated")), NAME)
+    mirrors = Mirrors(client)
+    groups = parse_groups(s.node_groups)
+    ready = asyncio.Event()
+    task = ctx.spawn(Autoscaler(client, mirrors, provider, groups, parse_timings(s.autoscaler), ctx.clock).run(ready.set), "autoscaler")
+    await ready.wait()
+    ctx.tell(f"autoscaler: {', '.join(f'{g.name} {g.min} to {g.max}' for g in groups)} nodes")
+    try:
+        yield
+    finally:
+        await end(task)
+        await mirrors.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Role:
     name: str
@@ -227,7 +262,7 @@ class Role:
 
 
 ROLES: tuple[Role, ...] = (Role("api", api), Role("controllers", controllers), Role("scheduler", scheduler), Role("metrics", metrics),
-                           Role("nodes", nodes))
+                           Role("nodes", nodes), Role("autoscaler", autoscaler))
 
 
 # --- parts of roles ---------------------------------------------------------------------------------------------------
@@ -458,7 +493,7 @@ async def _run(s: Settings, tell: Tell) -> int:
         loop.add_signal_handler(sig, stop.set)
     chosen = [r for r in ROLES if s.roles == "all" or r.name in s.roles.split(",")]
     fabric = None
-    if s.nodes and s.runtime == "containerd" and any(r.name == "nodes" for r in chosen):
+    if (s.nodes or s.node_groups) and s.runtime == "containerd" and any(r.name == "nodes" for r in chosen):
         from kubern.kubelet import fabric as f
         from kubern.kubelet.node import check_machine
 

@@ -7,6 +7,7 @@ what lies in the data directory.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -49,6 +50,8 @@ class Settings:
     audit_log_path: str = ""                    # file, or - for standard output; "": audit.log in the data directory
     audit_log_maxsize: int = 100                # MB: when the file is put aside and a new one begun
     audit_log_maxbackup: int = 10               # how many put aside are kept
+    node_groups: str = ""                       # groups the autoscaler may size, as JSON (autoscaler/groups.py); "" = no autoscaler
+    autoscaler: str = ""                        # its timings: scan-interval=10s,scale-down-unneeded-time=10m,…
     sans: str = ""                              # further names and addresses in the serving certificate, comma separated
 
     @property
@@ -67,6 +70,8 @@ def _field_name(given: str) -> str:
 
 def _coerce(name: str, value: Any, source: str) -> Any:
     kind = next(f.type for f in fields(Settings) if f.name == name)
+    if name == "node_groups" and isinstance(value, (list, tuple, dict)):
+        return json.dumps(list(value) if not isinstance(value, dict) else [value]) if value else ""
     try:
         if kind == "int":
             return int(value)
@@ -113,6 +118,13 @@ def check(s: Settings) -> Settings:
 
     if s.runtime not in RUNTIMES:
         raise BadSettings(f"--runtime must be one of {', '.join(RUNTIMES)}, not {s.runtime!r}")
+    if s.node_groups or s.autoscaler:
+        from kubern.autoscaler.groups import BadGroup, parse_groups, parse_timings
+
+        try:
+            parse_groups(s.node_groups), parse_timings(s.autoscaler)
+        except BadGroup as e:
+            raise BadSettings(str(e)) from None
     if not 0 < s.port < 65536:
         raise BadSettings(f"--port must be between 1 and 65535, not {s.port}")
     if not 0 <= s.nodes <= 5000:

@@ -138,10 +138,14 @@ def flags_of(s: Settings) -> list[str]:
     """The command line that gives exactly these settings."""
     default = Settings()
     out = ["--data-dir", s.data_dir]
-    for name in ("bind", "port", "nodes", "runtime", "node_prefix", "roles", "store", "service_cidr", "pod_cidr", "log_level", "sans",
+    for name in ("bind", "port", "nodes", "runtime", "node_prefix", "roles", "store", "service_cidr", "pod_cidr", "log_level", "sans", "autoscaler",
                  "encryption_config", "audit_policy_file", "audit_log_path", "audit_log_maxsize", "audit_log_maxbackup"):
         if getattr(s, name) != getattr(default, name):
             out += ["--" + name.replace("_", "-"), str(getattr(s, name))]
+    if s.node_groups:
+        given = json.loads(s.node_groups) if s.node_groups[0] in "[{" else [s.node_groups]
+        for group in given if isinstance(given, list) else [given]:
+            out += ["--node-group", group if isinstance(group, str) else json.dumps(group)]
     if s.node_grace_s != default.node_grace_s:
         out += ["--node-grace", str(s.node_grace_s)]
     return out

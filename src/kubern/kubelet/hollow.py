@@ -124,6 +124,19 @@ class Hollow:
                 group.create_task(self._work())
             group.create_task(self._beat())
 
+    async def add(self, shape: Shape) -> None:
+        """One more node; returns when it is registered."""
+        self.nodes[shape.name] = shape
+        await self._register(shape)
+
+    def remove(self, name: str) -> None:
+        """The node stops, and with it its pods. Its Node object is the caller's."""
+        self.nodes.pop(name, None)
+        self.uids.pop(name, None)
+        self._leases.pop(name, None)
+        for uid in [u for u, p in self.pods.items() if p.pod["spec"].get("nodeName") == name]:
+            self._drop(uid)
+
     # --- nodes ---
 
     async def _register_all(self) -> None:
@@ -150,6 +163,8 @@ class Hollow:
                 await asyncio.sleep(RETRY_S)
 
     async def _renew(self, name: str) -> None:
+        if name not in self.uids:
+            return
         now = self.clock()
         micros = int(now * 1e6) % 1_000_000
         lease: Object = {
@@ -194,6 +209,8 @@ class Hollow:
                         await self._post_status(n)
 
     async def _post_status(self, name: str) -> None:
+        if name not in self.nodes:
+            return
         t = stamp(self.clock())
         conditions = [{"type": c["type"], "lastHeartbeatTime": t} for c in node_status(self.nodes[name], 0, self.version)["conditions"]]
         try:
@@ -392,14 +409,3 @@ class Hollow:
             current = self.pods.get(uid)
             if current is one and int(made["metadata"]["resourceVersion"]) >= int(one.pod["metadata"].get("resourceVersion") or 0):
                 one.pod = made
-
-
-async def run_simulated(client: Client, count: int, *, prefix: str = "fake-", version: str = "v1.36.0",
-                        ready: Callable[[], None] | None = None) -> None:
-    """The role for `--runtime simulated`: `count` nodes, until cancelled."""
-    hollow = Hollow(client, shapes(count, prefix), version=version)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(hollow.run())
-        await hollow.ready.wait()
-        if ready is not None:
-            ready()

@@ -1,0 +1,252 @@
+"""grow: which node group to make larger so that pods without a node get one. Pure; upstream's cluster-autoscaler FAQ, "How does scale-up work?".
+
+A node that does not exist is a template in the table; the scheduler's own filters say what it would hold. Pods are packed onto such
+templates first-fit decreasing, group by group, and the group that leaves least unused is chosen (expander least-waste).
+The table is changed while looking and restored before returning. Not who makes nodes: kubern.autoscaler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kubern.model.object import Object, clone, controller_of, meta
+from kubern.scheduler.pick import Decision, Extra, feasible, pick
+from kubern.scheduler.pod import PodInfo, pod_info
+from kubern.scheduler.table import CPU, MEMORY, NodeTable
+
+NEW_NODES_MAX = 1000                   # upstream's --max-nodes-per-scaleup
+PODS_MAX = 1000                        # looked at in one scan, most important first; the others in later ones
+EXPENDABLE_BELOW = -10                 # pods of less priority make no nodes and may be evicted without a thought
+MAX_SIZE = "max node group size reached"
+BACKOFF = "in backoff after failed scale-up"
+ExtraFor = Callable[[PodInfo], Extra]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Nodes that are alike and can be made more or fewer. `capacity` is what a node of it has, where no real one tells."""
+
+    name: str
+    min: int = 0
+    max: int = 10
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Mapping[str, str], ...] = ()
+    capacity: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A group as it stands. `target` counts nodes that exist and those on their way; `upcoming` those that are not ready yet."""
+
+    group: Group
+    target: int
+    upcoming: int = 0
+    template: Object = field(default_factory=dict)      # a Node object as the next one will be
+    backoff: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The verdict: one group and its new size (or none), whom that helps, and per other pod how many groups refused it for what."""
+
+    group: str = ""
+    size: int = 0
+    now: int = 0
+    max: int = 0
+    helped: tuple[PodInfo, ...] = ()
+    refused: tuple[tuple[PodInfo, Mapping[str, int]], ...] = ()
+
+    def __str__(self) -> str:
+        return f"[{{{self.group} {self.now}->{self.size} (max: {self.max})}}]"
+
+
+def template_node(group: Group, name: str, like: Object | None = None, room: Mapping[str, str] | None = None) -> Object:
+    """The Node object of a node of this group that does not exist: after one that does, or from the group's own words."""
+    if like is not None:
+        node = {"metadata": {"name": name, "labels": {**(meta(like).get("labels") or {}), **group.labels}},
+                "spec": {"taints": _kept_taints((like.get("spec") or {}).get("taints"))}, "status": clone(like.get("status") or {})}
+        node["status"].pop("conditions", None)
+    else:
+        capacity = {"cpu": "4", "memory": "8Gi", "pods": "110", "ephemeral-storage": "100Gi", **(room or {}), **group.capacity}
+        labels = {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", **group.labels}
+        node = {"metadata": {"name": name, "labels": labels}, "spec": {"taints": [dict(t) for t in group.taints]},
+                "status": {"capacity": capacity, "allocatable": capacity}}
+    node["metadata"]["labels"]["kubernetes.io/hostname"] = name
+    return node
+
+
+def _kept_taints(taints: Any) -> list[Any]:
+    """Taints that come with the group, not those a node's condition or the autoscaler gave it."""
+    return [t for t in taints or () if not str(t.get("key")).startswith("node.kubernetes.io/") and "ClusterAutoscaler" not in str(t.get("key"))]
+
+
+def daemon_pods(daemon_sets: Iterable[Object]) -> list[PodInfo]:
+    """One pod of every DaemonSet: a new node carries them before anything else."""
+    out = []
+    for d in daemon_sets:
+        template = (d.get("spec") or {}).get("template") or {}
+        m = meta(d)
+        out.append(pod_info({"metadata": {**(template.get("metadata") or {}), "name": m.get("name"), "namespace": m.get("namespace")},
+                             "spec": template.get("spec") or {}}))
+    return out
+
+
+@contextmanager
+def imagined(t: NodeTable) -> Iterator[_Imagined]:
+    """Nodes and placements that are taken back at the end."""
+    it = _Imagined(t)
+    try:
+        yield it
+    finally:
+        it.undo()
+
+
+class _Imagined:
+    """Owns what was put into a table for a thought."""
+
+    def __init__(self, table: NodeTable) -> None:
+        self.table = table
+        self.pods: list[PodInfo] = []
+        self.nodes: list[str] = []
+        self._daemons = 0
+
+    def add_node(self, template: Object, name: str, daemons: Iterable[PodInfo]) -> int:
+        """The slot of a new node like the template, with the DaemonSets' pods that belong there on it."""
+        m = template.get("metadata") or {}
+        node = {**template, "metadata": {**m, "name": name, "labels": {**(m.get("labels") or {}), "kubernetes.io/hostname": name}}}
+        self.table.set_node(node)
+        self.nodes.append(name)
+        slot = self.table.slots[name]
+        for d in daemons:
+            self._daemons += 1
+            p = pod_info({**d.pod, "metadata": {**meta(d.pod), "name": f"{d.name}-imagined-{self._daemons}"}})
+            if feasible(p, self.table, Extra())[0][slot]:
+                self.place(p, name)
+        return slot
+
+    def place(self, p: PodInfo, node: str) -> None:
+        self.table.add_pod(p, node)
+        self.pods.append(p)
+
+    def undo(self) -> None:
+        for p in self.pods:
+            self.table.remove_pod(p)
+        for name in self.nodes:
+            self.table.remove_node(name)
+        self.pods, self.nodes = [], []
+
+
+def grow(pods: Iterable[PodInfo], t: NodeTable, sizes: Iterable[Size], extra_for: ExtraFor, daemons: Iterable[PodInfo] = ()) -> Growth:
+    """What to make larger for these unschedulable pods. Pods that fit nodes that are on their way need nothing."""
+    sizes, daemons = list(sizes), list(daemons)
+    wanted = sorted((p for p in pods if p.priority >= EXPENDABLE_BELOW), key=lambda p: -p.priority)[:PODS_MAX]
+    with imagined(t) as now:
+        for s in sizes:
+            for i in range(min(s.upcoming, NEW_NODES_MAX)):
+                now.add_node(s.template, f"upcoming-{s.group.name}-{i}", daemons)
+        left = []
+        for p in wanted:
+            nominated = (p.pod.get("status") or {}).get("nominatedNodeName") or ""
+            if nominated in t.slots:                          # preemption makes room for it there
+                now.place(p, nominated)
+                continue
+            found = pick(p, t, lambda n: 0, extra_for(p))
+            if isinstance(found, Decision):
+                now.place(p, found.node)
+            else:
+                left.append(p)
+        return _choose(left, t, sizes, extra_for, daemons) if left else Growth()
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    size: Size
+    nodes: int
+    helped: tuple[PodInfo, ...]
+    waste: float
+
+
+def _choose(left: list[PodInfo], t: NodeTable, sizes: list[Size], extra_for: ExtraFor, daemons: list[PodInfo]) -> Growth:
+    refused: dict[tuple[str, str], dict[str, int]] = {p.key: {} for p in left}
+    options: list[_Option] = []
+    for s in sizes:
+        skip = BACKOFF if s.backoff else MAX_SIZE if s.target >= s.group.max else ""
+        if skip:
+            for p in left:
+                refused[p.key][skip] = refused[p.key].get(skip, 0) + 1
+            continue
+        option, reasons = _estimate(left, t, s, extra_for, daemons)
+        for key, why in reasons.items():
+            for r in why:
+                refused[key][r] = refused[key].get(r, 0) + 1
+        if option is not None:
+            options.append(option)
+    if not options:
+        return Growth(refused=tuple((p, refused[p.key]) for p in left))
+    best = min(options, key=lambda o: (o.waste, -len(o.helped), o.size.group.name))
+    helped = {p.key for p in best.helped}
+    return Growth(best.size.group.name, best.size.target + best.nodes, best.size.target, best.size.group.max, best.helped,
+                  tuple((p, refused[p.key]) for p in left if p.key not in helped))
+
+
+def _estimate(left: list[PodInfo], t: NodeTable, s: Size, extra_for: ExtraFor,
+              daemons: list[PodInfo]) -> tuple[_Option | None, dict[tuple[str, str], list[str]]]:
+    """How many nodes of one group the pods need, and why those that it cannot help are refused."""
+    room_left = min(s.group.max - s.target, NEW_NODES_MAX)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    with imagined(t) as it:
+        fresh = it.add_node(s.template, f"template-{s.group.name}-0", daemons)
+        suited = []
+        for p in left:
+            ok, rejection = feasible(p, t, extra_for(p), explain=True)
+            if ok[fresh]:
+                suited.append(p)
+            else:
+                reasons[p.key] = [r for _, r, mask in rejection.per_node if mask[fresh]] or [rejection.message or "node(s) didn't match"]
+        if not suited:
+            return None, reasons
+        slots, helped = [fresh], []
+        base = _used(t, fresh)
+        for p in sorted(suited, key=lambda p: -_weight(p, t, fresh)):
+            ok = feasible(p, t, extra_for(p))[0]
+            slot = next((x for x in slots if ok[x]), -1)
+            if slot < 0 and len(slots) < room_left and t.pods[slots[-1]]:
+                slot = it.add_node(s.template, f"template-{s.group.name}-{len(slots)}", daemons)
+                if feasible(p, t, extra_for(p))[0][slot]:
+                    slots.append(slot)
+                else:                                         # e.g. spreading that more nodes would not satisfy
+                    t.remove_node(it.nodes.pop())
+                    slot = -1
+            if slot >= 0:
+                it.place(p, t.names[slot])
+                helped.append(p)
+        waste = float(np.mean([_waste(t, x, base) for x in slots]))
+    return (_Option(s, len(slots), tuple(helped), waste) if helped else None), reasons
+
+
+def _weight(p: PodInfo, t: NodeTable, slot: int) -> float:
+    """How large a pod is in parts of a node."""
+    cpu, memory = int(t.allocatable[CPU, slot]) or 1, int(t.allocatable[MEMORY, slot]) or 1
+    return p.requests.get("cpu", 0) / cpu + p.requests.get("memory", 0) / memory
+
+
+def _used(t: NodeTable, slot: int) -> tuple[int, int]:
+    return int(t.used[CPU, slot]), int(t.used[MEMORY, slot])
+
+
+def _waste(t: NodeTable, slot: int, base: tuple[int, int]) -> float:
+    """The unused parts of cpu and memory, added; what DaemonSets take counts as unused."""
+    out = 0.0
+    for row, daemons in ((CPU, base[0]), (MEMORY, base[1])):
+        room = int(t.allocatable[row, slot]) or 1
+        out += (room - (int(t.used[row, slot]) - daemons)) / room
+    return out
+
+
+def is_daemon(pod: Object) -> bool:
+    return (controller_of(pod) or {}).get("kind") == "DaemonSet"
