@@ -36,6 +36,7 @@ BODY_MAX_BYTES = 3 * 1024 * 1024
 PIPELINE_MAX = 32                        # requests read ahead on one connection before it is no longer read
 WATCH_BUFFER_MAX_BYTES = 16 * 1024 * 1024   # unsent bytes at which a watcher counts as too slow
 WRITE_HIGH_BYTES = 256 * 1024
+WRITE_SLICE_BYTES = 128 * 1024
 STREAM_BUFFER_MAX_BYTES = 256 * 1024
 HANDSHAKE_TIMEOUT_S = 10.0
 HEAD_TIMEOUT_S = 30.0                    # from the first byte of a request to the end of its headers
@@ -453,11 +454,14 @@ class Connection(asyncio.Protocol):
             head += b"\r\n"
         if request.method == "HEAD":
             transport.write(head)
-        elif len(pieces) == 1 and len(pieces[0]) > 65536:
+        elif size < WRITE_SLICE_BYTES or len(pieces) > 16:
+            transport.write(b"".join([head, *pieces]))
+        else:                               # in slices: what TLS makes of megabytes at once is copied several times over
             transport.write(head)
-            transport.write(pieces[0])
-        else:
-            transport.write(head + b"".join(pieces) if size < 65536 else b"".join([head, *pieces]))
+            for piece in pieces:
+                view = memoryview(piece)
+                for at in range(0, len(piece), WRITE_SLICE_BYTES):
+                    transport.write(view[at:at + WRITE_SLICE_BYTES])
         if not keep or self.listening.closing:
             transport.close()
 
