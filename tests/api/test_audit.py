@@ -105,7 +105,8 @@ async def test_levels(api: Audited) -> None:
     assert response.header("Audit-Id") == "mine"
     secret, create, change = api.events()
     assert b"canary" not in api.path.read_bytes() and b"Y2FuYXJ5" not in api.path.read_bytes() and api.path.stat().st_mode & 0o77 == 0
-    assert secret["level"] == "Metadata" and "requestObject" not in secret and secret["objectRef"]["resource"] == "secrets"
+    assert secret["level"] == "Metadata" and "requestObject" not in secret and secret["objectRef"] == {
+        "resource": "secrets", "namespace": "default", "name": "s", "apiVersion": "v1"}
     assert create["kind"] == "Event" and create["stage"] == "ResponseComplete" and create["verb"] == "create" and create["sourceIPs"] == ["192.0.2.7"]
     assert create["requestObject"]["data"] == {"a": "b"} and create["responseObject"]["metadata"]["uid"] and create["responseStatus"]["code"] == 201
     assert create["user"]["username"] == "system:apiserver" and create["annotations"]["authorization.k8s.io/decision"] == "allow"

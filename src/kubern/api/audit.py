@@ -339,9 +339,13 @@ class Record:
         more: Object = {"responseStatus": {"metadata": {}, "code": response.status}}
         weight = 1024
         level = self._decided.level
-        if level >= 2 and request.body:
+        if request.body and (level >= 2 or request.method in ("POST", "PUT")):
             content = _body(request.body, request.headers.get("content-type", ""), self._decided.omit_managed_fields)
-            if content is not None:
+            if "objectRef" in self._event and isinstance(content, dict) and request.method in ("POST", "PUT"):
+                said = content.get("metadata") if isinstance(content.get("metadata"), dict) else {}
+                more["objectRef"] = {**{k: said[k] for k in ("namespace", "name", "uid", "resourceVersion") if isinstance(said.get(k), str)},
+                                     **self._event["objectRef"]}
+            if content is not None and level >= 2:
                 more["requestObject"] = content
                 weight += len(request.body)
         body = response.body
