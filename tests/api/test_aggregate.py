@@ -24,12 +24,16 @@ LIST = {"kind": "APIResourceList", "groupVersion": "x.example.com/v1", "resource
     {"name": "things", "singularName": "thing", "namespaced": True, "kind": "Thing", "verbs": ["get", "list"], "shortNames": ["th"]},
     {"name": "things/status", "singularName": "", "namespaced": True, "kind": "Thing", "verbs": ["get"]}]}
 
+OPENAPI = {"openapi": "3.0.0", "info": {"title": "Things"},
+           "paths": {"/apis/x.example.com/v1/things": {}}, "components": {"schemas": {"thing": {"type": "object"}}}}
+
 
 class Backend:
     """Answers its discovery document, and to anything else what it was asked."""
 
     def __init__(self) -> None:
         self.port, self.broken = 0, False
+        self.go_on = asyncio.Event()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -38,6 +42,23 @@ class Backend:
         length = int({k.lower(): v for k, v in headers}.get("content-length", 0))
         body = await reader.readexactly(length)
         document = LIST if target == "/apis/x.example.com/v1" else {"method": method, "target": target, "headers": headers, "body": body.decode()}
+        if target == "/openapi/v3/apis/x.example.com/v1":
+            document = OPENAPI
+        if "upgrade" in {k.lower() for k, _ in headers}:
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            while data := await reader.read(1000):
+                writer.write(b"echo " + data)
+            writer.close()
+            return
+        if "watch=1" in target:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for _ in range(3):
+                writer.write(b"5\r\nevent\r\n")
+                await self.go_on.wait()
+                self.go_on.clear()
+            writer.write(b"0\r\n\r\n")
+            writer.close()
+            return
         out = orjson.dumps(document)
         status = "500 no" if self.broken else "200 OK"
         writer.write(f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(out)}\r\n\r\n".encode() + out)
@@ -141,6 +162,57 @@ async def test_a_server_that_fails_or_is_another(parts: tuple[Server, Backend, b
     await register(server, backend.port, pki.authority(tmp_path, "stranger", "stranger").cert)
     assert "failing or missing response" in await available(server, "FailedDiscoveryCheck")
     assert RECHECK_S <= 30
+
+
+class Pipe:
+    """The client's side of an upgraded connection."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[bytes] = asyncio.Queue()
+        self.got: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read(self, n: int = 65536) -> bytes:
+        return await self.incoming.get()
+
+    async def write(self, data: bytes) -> None:
+        self.got.put_nowait(data)
+
+    async def close(self) -> None:
+        self.incoming.put_nowait(b"")
+
+
+async def test_streams_upgrades_and_documents_pass_through(parts: tuple[Server, Backend, bytes]) -> None:
+    server, backend, ca = parts
+    await ask(server, "POST", "/api/v1/namespaces/default/services", {"metadata": {"name": "s"}, "spec": {"type": "ExternalName", "externalName": "localhost"}})
+    await register(server, backend.port, ca)
+    await available(server, "Passed")
+    watch: Any = await server.handle(Request("GET", "/apis/x.example.com/v1/things", {"watch": ["1"]}, {}, user=MASTERS))
+    chunks = aiter(watch.body)
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            assert await anext(chunks) == b"event"           # as it comes
+            backend.go_on.set()
+        assert [c async for c in chunks] == []
+    response = await server.handle(Request("GET", "/apis/x.example.com/v1/things/a/exec", {}, {"connection": "Upgrade", "upgrade": "echo"}, user=MASTERS))
+    assert response.status == 101 and response.upgrade is not None
+    pipe = Pipe()
+    task = asyncio.create_task(response.upgrade(pipe))
+    pipe.incoming.put_nowait(b"hello")
+    assert await asyncio.wait_for(pipe.got.get(), 5) == b"echo hello"
+    await pipe.close()
+    await asyncio.wait_for(task, 5)
+
+    index = (await ask(server, "GET", "/openapi/v3"))[1]["paths"]
+    where = index["apis/x.example.com/v1"]["serverRelativeURL"]
+    assert (await ask(server, "GET", where))[1] == OPENAPI
+    backend.broken = True
+    await ask(server, "DELETE", "/apis/apiregistration.k8s.io/v1/apiservices/v1.x.example.com")
+    await register(server, backend.port, ca)
+    await available(server, "FailedDiscoveryCheck")
+    assert "apis/x.example.com/v1" not in (await ask(server, "GET", "/openapi/v3"))[1]["paths"]
+    r: Any = await server.handle(Request("GET", "/apis", {}, {"accept": "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"}, user=MASTERS))
+    group = next(g for g in orjson.loads(r.body)["items"] if g["metadata"]["name"] == "x.example.com")
+    assert group["versions"][0]["freshness"] == "Stale"
 
 
 def test_endpoints_by_the_port_s_name() -> None:

@@ -45,6 +45,7 @@ CHECKS_MAX = 10                        # at a time
 DOCUMENT_MAX_BYTES = 4 * 1024 * 1024
 TEXT = [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff")]
 CHECKER = User("system:kube-aggregator", ("system:masters",))
+DOWNLOADER = User("system:aggregator", ("system:masters", "system:authenticated"))
 
 Verdict = tuple[str, str, str]         # status, reason, message of the condition Available
 
@@ -208,6 +209,7 @@ class Aggregator:
             verdict, document = await self._ask(backend, f"/apis/{key[0]}/{key[1]}", service["spec"]["service"])
             if verdict[0] == "True":
                 self._rows[key] = self.server.remote_rows[key] = rows_of(document, *key)
+                await self._learn(service, key)
         if verdict[0] != "True":
             self._drop(key)
         self.server.extra_paths[f"/apis/{key[0]}/{key[1]}"] = self.serve           # also to say that it is unavailable
@@ -233,7 +235,25 @@ class Aggregator:
         except orjson.JSONDecodeError:
             return ("True", "Passed", "all checks passed"), None
 
+    async def _learn(self, service: Object, key: tuple[str, str]) -> None:
+        """The server's OpenAPI document, if it has one; without it there are only the names of its resources."""
+        _, backend = self.locate(service)
+        if backend is None:
+            return
+        backend.path, backend.headers = f"/openapi/v3/apis/{key[0]}/{key[1]}", [*identity_headers(DOWNLOADER), ("Accept", "application/json")]
+        body = b""
+        with contextlib.suppress(TimeoutError, StatusError, orjson.JSONDecodeError):
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                answer = await connect.send(backend, "GET", [])
+                body = await answer.whole(DOCUMENT_MAX_BYTES)
+            doc = orjson.loads(body)
+            if answer.status == 200 and isinstance(doc, dict) and str(doc.get("openapi") or "").startswith("3") and isinstance(doc.get("paths"), dict):
+                self.server.remote_openapi[key] = body
+                return
+        self.server.remote_openapi.pop(key, None)
+
     def _drop(self, key: tuple[str, str]) -> None:
+        self.server.remote_openapi.pop(key, None)
         if self._rows.pop(key, None) is not None:
             self.server.remote_rows.pop(key, None)
 

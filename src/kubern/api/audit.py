@@ -342,7 +342,8 @@ class Record:
         if request.body and (level >= 2 or request.method in ("POST", "PUT")):
             content = _body(request.body, request.headers.get("content-type", ""), self._decided.omit_managed_fields)
             if "objectRef" in self._event and isinstance(content, dict) and request.method in ("POST", "PUT"):
-                said = content.get("metadata") if isinstance(content.get("metadata"), dict) else {}
+                meta = content.get("metadata")
+                said = meta if isinstance(meta, dict) else {}
                 more["objectRef"] = {**{k: said[k] for k in ("namespace", "name", "uid", "resourceVersion") if isinstance(said.get(k), str)},
                                      **self._event["objectRef"]}
             if content is not None and level >= 2:

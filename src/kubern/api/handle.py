@@ -161,6 +161,7 @@ class Server:
         self.unlisted: dict[tuple[str, str, str], Handler] = {}          # our own GET-only subresources, not in discovery: it is upstream's
         self.extra_paths: dict[str, Callable[[Request, User], Awaitable[Response]]] = {}
         self.remote_rows: dict[tuple[str, str], list[Resource]] = {}     # (group, version) of APIServices -> what is known to lie there
+        self.remote_openapi: dict[tuple[str, str], bytes] = {}           # their OpenAPI documents, as they gave them
 
     # --- life ---
 
@@ -400,6 +401,8 @@ class Server:
                                            [("Retry-After", "1")]), request)
         except TooLarge as e:
             response = failure(StatusError(413, "RequestEntityTooLarge", str(e), {}), request)
+        except RecursionError:                # only what a client sent is so deep
+            response = failure(bad_request("exceeded max depth"), request)
         except asyncio.CancelledError:
             raise
         except Exception:

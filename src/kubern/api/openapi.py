@@ -240,8 +240,17 @@ def _schema(server: Any, row: Any) -> Any:
     return served.schema if served is not None else None
 
 
+def _remote(server: Server, key: str) -> bytes | None:
+    """The document of a group version that another server answers for, as that server gave it."""
+    parts = key.split("/")
+    return server.remote_openapi.get((parts[1], parts[2])) if len(parts) == 3 and parts[0] == "apis" and server.remote_openapi else None
+
+
 def _hash(server: Server, have: Catalog, key: str) -> str:
     """Of what the document is made from."""
+    remote = _remote(server, key)
+    if remote is not None:
+        return hashlib.sha512(remote).hexdigest().upper()
     found = have.documents.get(("hash", key))
     if found is None:
         h = hashlib.sha512(f"{_BUILD} {key}".encode())
@@ -424,6 +433,9 @@ async def respond(server: Server, request: Request, parts: list[str]) -> Respons
         if asked != tag:
             return Response(301, [("Location", f"/openapi/v3/{key}?hash={tag}"), ("Content-Type", "text/html; charset=utf-8")], b"")
         extra = [("Cache-Control", "public, immutable"), ("Expires", "Fri, 31 Dec 2100 00:00:00 GMT")]
+    remote = _remote(server, key)
+    if remote is not None:
+        return Response(200, [("Content-Type", "application/json"), ("ETag", f'"{tag}"'), ("Vary", "Accept"), *extra], remote)
     return _answer(request, _kept(have, ("v3", key), lambda: document(server, have, key)), tag, extra)
 
 
