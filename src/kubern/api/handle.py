@@ -37,7 +37,7 @@ from kubern.client.client import Client
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
 from kubern.model.resource import Resource
-from kubern.model.status import StatusError, internal
+from kubern.model.status import StatusError, bad_request, internal
 from kubern.store.protocol import Broken, Conflict, Store, TooLarge, Unavailable
 
 if TYPE_CHECKING:
