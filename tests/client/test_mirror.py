@@ -11,7 +11,7 @@ import pytest
 
 from kubern.client import watch
 from kubern.client.client import Client
-from kubern.client.lease import lead
+from kubern.client.lease import campaign, lead
 from kubern.client.loop import run_controllers
 from kubern.client.mirror import Mirror, Mirrors
 from kubern.model.controller import Controller
@@ -180,3 +180,27 @@ async def test_a_bad_handler_stops_nobody(client: Client) -> None:
         last = await client.create(config_map(name))
     assert await mirror.reached(int(last["metadata"]["resourceVersion"]), 2.0) and len(seen) == 2
     await mirrors.close()
+
+
+async def test_work_starts_anew_after_a_lost_lease(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubern.client.lease.RETRY_S", 0.02)
+    now, terms, ended = 1e9, 0, 0
+
+    async def run() -> None:
+        nonlocal terms, ended
+        terms += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended += 1
+    task = asyncio.create_task(campaign(client, "boss", run, lambda: now))
+    await until(lambda: terms == 1)
+    await client.patch(BUILT_IN["leases.coordination.k8s.io"], "kube-system", "boss", {"spec": {"holderIdentity": "thief"}})
+    await until(lambda: ended == 1)
+    await asyncio.sleep(0.1)
+    assert terms == 1                                                   # the thief's time is not over
+    now += 16
+    await until(lambda: terms == 2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert ended == 2

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
+import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -80,8 +82,8 @@ async def lead(client: Client, name: str, identity: str, run: Callable[[], Await
         try:
             if await election.attempt():
                 break
-        except StatusError as e:
-            log.info("lease %s: %s", name, e.message)
+        except (StatusError, OSError) as e:
+            log.info("lease %s: %s", name, e)
         await asyncio.sleep(RETRY_S * (1 + random.random() * 0.2))
     log.info("%s leads %s", identity, name)
     work = asyncio.ensure_future(run())
@@ -96,7 +98,7 @@ async def lead(client: Client, name: str, identity: str, run: Callable[[], Await
                     if not await election.attempt():
                         raise StatusError(409, "Conflict", f"lost the lease {name}")
                 renewed = clock()
-            except (StatusError, TimeoutError) as e:
+            except (StatusError, TimeoutError, OSError) as e:
                 if clock() - renewed > RENEW_DEADLINE_S or (isinstance(e, StatusError) and e.message.startswith("lost")):
                     raise StatusError(409, "Conflict", f"lost the lease {name}") from e
         await work
@@ -106,5 +108,16 @@ async def lead(client: Client, name: str, identity: str, run: Callable[[], Await
         try:
             async with asyncio.timeout(RETRY_S):
                 await election.release()
-        except (StatusError, TimeoutError):
+        except (StatusError, TimeoutError, OSError):
             pass
+
+
+async def campaign(client: Client, name: str, run: Callable[[], Awaitable[None]], clock: Callable[[], float]) -> None:
+    """Leads whenever it can, for ever: after a lost lease `run` starts anew, from nothing, once the lease is won again."""
+    identity = f"{socket.gethostname()}_{uuid.uuid4()}"
+    while True:
+        try:
+            await lead(client, name, identity, run, clock)
+            return
+        except StatusError as e:
+            log.warning("%s: %s", name, e.message)
