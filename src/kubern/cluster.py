@@ -127,14 +127,32 @@ async def controllers(ctx: Context) -> AsyncIterator[None]:
     from kubern.controllers import controllers as table
 
     rows = table(means(ctx))
+    if ctx.settings.runtime == "containerd":               # somewhere to run it
+        from kubern.ingress import controller as ingress
+
+        rows = (*rows, ingress.CONTROLLER)
     ready = asyncio.Event()
-    task = ctx.spawn(run_controllers(rows, ctx.client, clock=ctx.clock, ready=ready.set), "controllers")
+
+    async def work() -> None:
+        await run_controllers(rows, ctx.client, clock=ctx.clock, ready=ready.set)
+    task = ctx.spawn(alone(ctx, "kube-controller-manager", work, ready), "controllers")
     await ready.wait()
     ctx.tell(f"{len(rows)} controllers")
     try:
         yield
     finally:
         await end(task)
+
+
+async def alone(ctx: Context, name: str, work: Callable[[], Coroutine[Any, Any, None]], ready: asyncio.Event) -> None:
+    """Does work that one process of a cluster may do at a time. A store others can share decides by a Lease who."""
+    from kubern.client.lease import campaign
+
+    if not ctx.settings.store.startswith("etcd://"):
+        await work()
+        return
+    ready.set()                                              # whoever leads, the cluster goes on
+    await campaign(ctx.client(User(f"system:{name}", ("system:authenticated",)), name), name, work, ctx.clock)
 
 
 def means(ctx: Context) -> Any:
@@ -159,13 +177,22 @@ async def scheduler(ctx: Context) -> AsyncIterator[None]:
 
     ready = asyncio.Event()
     client = ctx.client(User("system:kube-scheduler", ("system:authenticated",)), f"kube-scheduler/{KUBERNETES_VERSION}")
-    mirrors = Mirrors(client)
-    at_work = Scheduler(client, mirrors, ctx.clock)
-    task = ctx.spawn(at_work.run(ready.set), "scheduler")
+    at_work: Scheduler | None = None
+
+    async def work() -> None:
+        nonlocal at_work
+        mirrors = Mirrors(client)
+        at_work = Scheduler(client, mirrors, ctx.clock)
+        try:
+            await at_work.run(ready.set)
+        finally:
+            at_work = None
+            await mirrors.close()
+    task = ctx.spawn(alone(ctx, "kube-scheduler", work, ready), "scheduler")
     await ready.wait()
 
     async def why(call: Call) -> Response:
-        found = at_work.why(call.attributes.namespace, call.attributes.name)
+        found = at_work.why(call.attributes.namespace, call.attributes.name) if at_work is not None else None
         if found is None:
             raise not_found("", "pods", call.attributes.name)
         return Response(200, [("Content-Type", "application/json")], json.dumps(found).encode())
@@ -176,7 +203,6 @@ async def scheduler(ctx: Context) -> AsyncIterator[None]:
         yield
     finally:
         await end(task)
-        await mirrors.close()
 
 
 @asynccontextmanager
@@ -271,10 +297,11 @@ async def open_to_nodes(ctx: Context) -> None:
     """What real nodes find in the cluster: access for their proxies and DNS, storage, and what lets other machines join."""
     from kubern import join
     from kubern.controllers import localpath
+    from kubern.ingress import controller as ingress
     from kubern.kubelet import network
 
     await network.ensure_access(ctx.client(MASTERS))
-    for obj in localpath.objects():
+    for obj in (*localpath.objects(), *ingress.objects()):
         await join.create(ctx.client(MASTERS), obj)
     await join.ensure(ctx, f"http://{ctx.fabric.gateway}:{REGISTRY_PORT}" if ctx.fabric else "")
 
