@@ -389,13 +389,19 @@ def _kept(have: Catalog, key: Any, make: Any) -> bytes:
     return found
 
 
-def _answer(request: Request, packed: bytes, tag: str, extra: list[tuple[str, str]]) -> Response:
-    headers = [("Content-Type", "application/json"), ("ETag", f'"{tag}"'), ("Vary", "Accept"), *extra]
+def _answer(request: Request, packed: bytes, tag: str, extra: list[tuple[str, str]], media: str = "application/json") -> Response:
+    headers = [("Content-Type", media), ("ETag", f'"{tag}"'), ("Vary", "Accept"), *extra]
     if request.headers.get("if-none-match", "") == f'"{tag}"':
         return Response(304, headers, b"")
     if "gzip" in request.headers.get("accept-encoding", ""):
         return Response(200, [*headers, ("Content-Encoding", "gzip")], packed)
     return Response(200, headers, gzip.decompress(packed))
+
+
+def _binary_wanted(request: Request) -> bool:
+    """Whether protobuf comes first; its old name has an @ where the new one has a dot."""
+    first = request.headers.get("accept", "").split(",")[0].partition(";")[0].strip().lower()
+    return first.replace("@", ".") == V2_PROTOBUF
 
 
 def _json_wanted(request: Request, protobuf: str) -> None:
@@ -413,8 +419,16 @@ async def respond(server: Server, request: Request, parts: list[str]) -> Respons
     """/openapi/v2, /openapi/v3, /openapi/v3/KEY?hash=…"""
     have = catalog(server)
     if parts[1:] == ["v2"]:
-        _json_wanted(request, V2_PROTOBUF)
         tag = hashlib.sha512("".join(_hash(server, have, k) for k in index_keys(have)).encode()).hexdigest().upper()
+        if _binary_wanted(request):
+            from kubern.api.openapi_binary import encode
+
+            kept: bytes | None = have.documents.get("v2 binary")
+            if kept is None:
+                doc = orjson.loads(gzip.decompress(_kept(have, "v2", lambda: swagger(server, have))))
+                kept = have.documents["v2 binary"] = gzip.compress(encode(doc), 6, mtime=0)
+            return _answer(request, kept, tag, [], V2_PROTOBUF)
+        _json_wanted(request, V2_PROTOBUF)
         return _answer(request, _kept(have, "v2", lambda: swagger(server, have)), tag, [])
     if parts[1:2] != ["v3"]:
         return None
