@@ -127,6 +127,10 @@ async def controllers(ctx: Context) -> AsyncIterator[None]:
     from kubern.controllers import controllers as table
 
     rows = table(means(ctx))
+    if ctx.settings.runtime == "containerd":               # somewhere to run it
+        from kubern.ingress import controller as ingress
+
+        rows = (*rows, ingress.CONTROLLER)
     ready = asyncio.Event()
 
     async def work() -> None:
@@ -293,10 +297,11 @@ async def open_to_nodes(ctx: Context) -> None:
     """What real nodes find in the cluster: access for their proxies and DNS, storage, and what lets other machines join."""
     from kubern import join
     from kubern.controllers import localpath
+    from kubern.ingress import controller as ingress
     from kubern.kubelet import network
 
     await network.ensure_access(ctx.client(MASTERS))
-    for obj in localpath.objects():
+    for obj in (*localpath.objects(), *ingress.objects()):
         await join.create(ctx.client(MASTERS), obj)
     await join.ensure(ctx, f"http://{ctx.fabric.gateway}:{REGISTRY_PORT}" if ctx.fabric else "")
 
