@@ -456,12 +456,16 @@ def start_units(ctx: Context) -> list[str]:
 
     s = ctx.settings
     assert ctx.fabric is not None
-    known = [u.name for u in list_units(s.home)]
+    records = {u.name: u.config for u in list_units(s.home)}
+    known = list(records)
     cleanup_stale(s.home, keep=[u.name for u in list_units(s.home) if u.alive()] or [""])
     wanted = list(dict.fromkeys([*known, *(f"{s.node_prefix}{i}" for i in range(s.nodes))]))
     wanted = [n for n in wanted if not (s.home / "nodes" / n / "killed").exists()]
     for name in wanted:
-        ctx.units.append(create_unit(unit_settings(s, ctx.pki, ctx.fabric.gateway, name), wait=False))
+        settings = unit_settings(s, ctx.pki, ctx.fabric.gateway, name)
+        if name in records:                                  # labels and taints its node group gave it
+            settings = replace(settings, labels=records[name].labels, taints=tuple(records[name].taints))
+        ctx.units.append(create_unit(settings, wait=False))
     return wanted
 
 

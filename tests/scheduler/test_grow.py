@@ -33,6 +33,7 @@ def table(nodes: list[dict[str, Any]], placed: dict[str, list[PodInfo]] | None =
         t.set_node(n)
     for where, pods in (placed or {}).items():
         for p in pods:
+            p.pod["spec"]["nodeName"] = where
             assert t.add_pod(p, where)
     return t
 

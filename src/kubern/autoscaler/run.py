@@ -136,8 +136,11 @@ class Autoscaler:
         if candidates and any(spare[g] > 0 for g in candidates.values()):
             table = table or self._table(nodes)
             unready = frozenset(n for n in candidates if not is_ready(nodes[n]))
-            unneeded = shrink(table, candidates, spare, budgets_of(self.mirrors.list("poddisruptionbudgets.policy")), extra_for,
-                              self.timings.scale_down_utilization_threshold, unready).unneeded
+            shrunk = shrink(table, candidates, spare, budgets_of(self.mirrors.list("poddisruptionbudgets.policy")), extra_for,
+                            self.timings.scale_down_utilization_threshold, unready)
+            unneeded = shrunk.unneeded
+            if shrunk.kept:
+                log.debug("nodes that stay: %s", ", ".join(f"{n} ({why})" for n, why in sorted(shrunk.kept.items())))
         self.unneeded = {u.node: self.unneeded.get(u.node, now) for u in unneeded}
         if not grown:
             self._shrink(unneeded, nodes, now)

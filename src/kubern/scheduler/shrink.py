@@ -13,7 +13,7 @@ from kubern.model.object import Object, controller_of, deleting, meta
 from kubern.model.selector import Selector, from_label_selector
 from kubern.scheduler.grow import EXPENDABLE_BELOW, ExtraFor, is_daemon
 from kubern.scheduler.pick import Decision, pick
-from kubern.scheduler.pod import PodInfo
+from kubern.scheduler.pod import PodInfo, pod_info
 from kubern.scheduler.table import CPU, MEMORY, NodeTable
 
 THRESHOLD = 0.5
@@ -138,7 +138,7 @@ def shrink(t: NodeTable, candidates: Mapping[str, str], spare: Mapping[str, int]
             t.remove_node(name)
             placed: list[tuple[PodInfo, str]] = []
             fits = True
-            for p in move:
+            for p in map(_homeless, move):
                 to = pick(p, t, lambda n: 0, extra_for(p))
                 if not isinstance(to, Decision):
                     fits = False
@@ -158,6 +158,12 @@ def shrink(t: NodeTable, candidates: Mapping[str, str], spare: Mapping[str, int]
         for node, pods, placed in reversed(gone):
             _back(t, node, pods, placed)
     return Shrinkage(tuple(found), kept)
+
+
+def _homeless(p: PodInfo) -> PodInfo:
+    """The pod that replaces this one: bound to no node."""
+    spec = {k: v for k, v in p.spec.items() if k != "nodeName"}
+    return pod_info({**p.pod, "spec": spec})
 
 
 def _back(t: NodeTable, node: Object, pods: list[PodInfo], placed: list[tuple[PodInfo, str]]) -> None:
