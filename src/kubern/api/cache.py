@@ -17,9 +17,11 @@ from typing import Any
 import orjson
 
 from kubern.model.object import Object
+from kubern.model.status import bad_request
 from kubern.store.protocol import Entry, Event
 
 WINDOW_EVENTS_MAX = 4096        # changes a collection remembers in memory; older ones come from the store's history
+ENCODED_CHANGES_MAX = 512       # changes whose lines are kept for watches that are a little behind
 _HEAD = b'"metadata":{"resourceVersion":"%d",'
 ROOT = "/registry/"
 
@@ -38,7 +40,10 @@ def value_of(obj: Object) -> bytes:
     for k, v in obj.items():
         if k not in ("kind", "apiVersion", "metadata"):
             out[k] = v
-    return orjson.dumps(out)[13:]     # after {"metadata":{
+    try:
+        return orjson.dumps(out)[13:]     # after {"metadata":{
+    except TypeError as e:                # deeper than the encoder goes, or an integer of more than 64 bits
+        raise bad_request(f"the object cannot be stored: {e}") from None
 
 
 def object_of(body: bytes, api_version: str, kind: str) -> Object:
@@ -201,6 +206,7 @@ class Cache:
         self.revision = 0
         self._next: asyncio.Future[None] | None = None
         self._parsed: list[Change] = []                     # the last batch, whose objects are still kept
+        self._encoded: deque[Change] = deque()              # those whose lines of watches are still kept
         self._unclaimed: dict[str, list[Entry]] = {}        # entries of collections nobody asked for yet (CRDs come later)
 
     def collection(self, group: str, plural: str) -> Collection:
@@ -232,6 +238,9 @@ class Cache:
         touched: dict[int, tuple[Collection, list[Change]]] = {}
         for change in self._parsed:
             change.seen.clear()
+        self._encoded.extend(self._parsed)
+        while len(self._encoded) > ENCODED_CHANGES_MAX:
+            self._encoded.popleft().encoded.clear()
         self._parsed = []
         for event in batch:
             if event.revision <= self.revision:
