@@ -139,3 +139,18 @@ def test_depth_and_numbers_are_bounded():
     with pytest.raises(StatusError):
         read("deployments", '{"spec":{"replicas":' + "9" * 10000 + "}}", group="apps")
     assert read("configmaps", b'{"data":{"a":"\xff"}}')[0]["data"] == {"a": "\ufffd"}
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"- " * 100_000, b"{a: " * 100_000, b"? " * 100_000, b"a:\n" + b"".join(b" " * i + b"a:\n" for i in range(1, 1400)),
+                                  b"x: &a [&b [*a]]"])
+def test_yaml_that_would_overrun_the_stack_is_refused(text: bytes) -> None:
+    from kubern.model import yamltree
+
+    with pytest.raises(yamltree.YAMLFault):
+        yamltree.parse(text)
+
+
+def test_half_a_surrogate_pair_is_read_as_in_go() -> None:
+    from kubern.model import gojson
+
+    assert gojson.parse(rb'["\ud800", "\ud83d\ude00", "\\ud800", "\udc00x"]') == ["�", "\U0001f600", "\\ud800", "�x"]

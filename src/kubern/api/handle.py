@@ -421,7 +421,7 @@ class Server:
             if record is not None:
                 (record.finish if response.upgrade is None else record.upgraded)(response, annotations)
         if a is not None:
-            self.metrics.observe(a, response.status, time.perf_counter() - started)
+            self.metrics.observe(a, response.status, time.perf_counter() - started, call is not None)
         return response
 
     async def _resource(self, call: Call) -> Response:

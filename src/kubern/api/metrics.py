@@ -30,9 +30,10 @@ class Metrics:
         elif len(requests) < SERIES_MAX:
             requests[key] = 1
 
-    def observe(self, a: Attributes, code: int, seconds: float) -> None:
-        if not a.is_resource:
-            self.count(a.verb, "", "", "", "", code)
+    def observe(self, a: Attributes, code: int, seconds: float, known: bool = True) -> None:
+        """`known`: the path is one of ours. Labels never hold what a client made up."""
+        if not known or not a.is_resource or (a.subresource and code in (404, 405)):
+            self.count(a.verb if a.verb in _VERBS else "other", "", "", "", "", code)
             return
         self.count(a.verb, a.group, a.version, a.resource, a.subresource, code)
         if a.verb == "watch" or a.subresource in ("exec", "attach", "portforward", "log", "proxy"):

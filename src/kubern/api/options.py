@@ -22,6 +22,7 @@ from kubern.model.status import invalid as invalid_status
 
 FIELD_MANAGER_MAX = 128
 _INT64 = 1 << 63
+DIGITS_MAX = 1000                      # int() of more raises; no number here has so many
 
 
 def flag(values: list[str] | None) -> bool | None:
@@ -41,7 +42,7 @@ def number(values: list[str] | None) -> int | None:
     digits = text[1:] if text[0] in "+-" else text
     if not digits.isascii() or not digits.isdigit():
         raise bad_request(f"strconv.ParseInt: parsing {quote(text)}: invalid syntax")
-    n = int(text)
+    n = int(text) if len(digits) <= DIGITS_MAX else _INT64
     if not -_INT64 <= n < _INT64:
         raise bad_request(f"strconv.ParseInt: parsing {quote(text)}: value out of range")
     return n
@@ -52,7 +53,7 @@ def version(text: str, *, listing: bool = False) -> int:
     if text in ("", "0"):
         return 0
     if text.isascii() and text.isdigit():
-        if int(text) < 1 << 64:
+        if len(text) <= DIGITS_MAX and int(text) < 1 << 64:
             return int(text)
         why = "value out of range"
     else:
@@ -289,18 +290,19 @@ def parse_delete_options(raw: dict[str, Any]) -> DeleteOptions:
 
 def _delete_body(body: bytes, content_type: str) -> dict[str, Any]:
     if content_type == "application/yaml":
-        import yaml
+        from kubern.model import yamltree
 
         try:
-            doc = yaml.load(body, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (yaml.YAMLError, ValueError, RecursionError) as e:
-            raise bad_request(f"couldn't get version/kind; json parse error: {str(e).splitlines()[0]}") from None
+            doc, _ = yamltree.parse(body)
+        except yamltree.YAMLFault as e:
+            raise bad_request(f"couldn't get version/kind; json parse error: {e}") from None
     elif content_type == "application/vnd.kubernetes.protobuf":
+        from kubern.model.protobuf import ProtobufFault, to_json
+
         try:
-            from kubern.model.protobuf import to_json
-        except ImportError:
-            raise bad_request("protobuf DeleteOptions are not understood here") from None
-        doc = to_json(body)
+            doc = to_json(body)
+        except ProtobufFault as e:
+            raise bad_request(f"couldn't get version/kind; {e}") from None
     else:
         try:
             doc = orjson.loads(body)

@@ -306,6 +306,8 @@ def apply(live: Object | None, applied: Object, manager: str, force: bool, api_v
     """The object after an apply: merged, without what the manager gave up, managedFields set. Raises 400 where the
     configuration does not fit its type, 409 with causes on conflicts. The result is a fresh object before defaulting."""
     have = applied.get("apiVersion") or "", applied.get("kind") or ""
+    if not isinstance(have[0], str) or not isinstance(have[1], str):
+        raise bad_request("Object 'apiVersion' and 'kind' must be strings")
     want = kind or (live or {}).get("kind") or (schema.name.rsplit(".", 1)[-1] if schema is not None else "") or have[1]
     if have != (api_version, want):
         group, _, version = have[0].rpartition("/")

@@ -15,6 +15,7 @@ DEPTH_MAX = 10000
 _SPACE = b" \t\r\n"
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
+_ESCAPE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(u[dD][89a-fA-F]..)|\\.", re.DOTALL)
 END = "unexpected end of JSON input"
 
 
@@ -51,12 +52,17 @@ class SyntaxFault(ValueError):
 def parse(body: bytes) -> Any:
     """The tree of a body; raises SyntaxFault."""
     try:
-        return json.loads(body.decode("utf-8", "replace"), object_pairs_hook=Pairs, parse_int=Int, parse_float=Float,
+        return json.loads(_whole_characters(body.decode("utf-8", "replace")), object_pairs_hook=Pairs, parse_int=Int, parse_float=Float,
                           parse_constant=_no_constant)
     except RecursionError:
         raise SyntaxFault("exceeded max depth") from None
     except ValueError:
         raise SyntaxFault(fault(body) or "invalid character") from None
+
+
+def _whole_characters(text: str) -> str:
+    """Escapes of half a surrogate pair become U+FFFD, as in Go: they stand for no character and could not be written again."""
+    return text if "\\u" not in text else _ESCAPE.sub(lambda m: "\\ufffd" if m[1] else m[0], text)
 
 
 def _no_constant(name: str) -> Any:

@@ -90,7 +90,10 @@ def patched(type_: str, original: Object, patch_body: bytes, schema: Schema, *, 
             except decode.Fault as e:
                 raise _invalid(value(), str(e)) from None
     else:
-        out, unknown = decode.typed(obj, schema, True)
+        try:
+            out, unknown = decode.typed(obj, schema, True)
+        except decode.Fault as e:
+            raise _invalid(value(), str(e)) from None
     errors = strict + unknown
     if errors and validation == "Strict":
         raise _invalid(value(), "strict decoding error: " + ", ".join(errors))

@@ -231,11 +231,11 @@ def _compare(old: Any, new: Any, s: Schema) -> Three:
     if shape == "scalar":
         return None, LEAF, None
     if shape == "list":
-        if not _associative(s) or (not old and not new):
+        if not _associative(s) or (not old and not new) or not isinstance(old or [], list) or not isinstance(new or [], list):
             return None, LEAF, None
         return _compare_lists(old or [], new or [], s)
-    if _atomic_map(s) or (not old and not new):
-        return None, LEAF, None
+    if _atomic_map(s) or (not old and not new) or not isinstance(old or {}, dict) or not isinstance(new or {}, dict):
+        return None, LEAF, None          # the wrong type: validation will say so
     return _compare_maps(old or {}, new or {}, s)
 
 

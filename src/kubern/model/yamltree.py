@@ -16,7 +16,8 @@ import yaml
 from kubern.model.gojson import Float
 
 NODES_MAX = 400_000          # values in one document, aliases expanded
-DEPTH_MAX = 1000
+DEPTH_MAX = 250              # what the JSON encoder takes; objects have 60 at most
+_DEEP = re.compile(rf"^[ \-?:]{{{DEPTH_MAX // 2}}}", re.MULTILINE)      # block style: a level costs a column, or two levels do
 _TRUE = {"y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"}
 _FALSE = {"n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"}
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -31,8 +32,11 @@ class YAMLFault(ValueError):
 
 def parse(body: bytes) -> tuple[Any, str]:
     """(tree, complaint about duplicate keys or ""). Raises YAMLFault."""
+    text = body.decode("utf-8", "replace").lstrip("\ufeff")
     try:
-        loader = yaml.CSafeLoader(body.decode("utf-8", "replace").lstrip("\ufeff"))
+        if _DEEP.search(text) or text.count("[") + text.count("{") > DEPTH_MAX:
+            _check_depth(text)
+        loader = yaml.CSafeLoader(text)
         try:
             node = loader.get_node() if loader.check_node() else None
         finally:
@@ -47,8 +51,29 @@ def parse(body: bytes) -> tuple[Any, str]:
         return None, ""
     budget = [NODES_MAX]
     duplicates: list[str] = []
-    tree = _value(node, 0, budget, duplicates)
+    try:
+        tree = _value(node, 0, budget, duplicates)
+    except RecursionError:
+        raise YAMLFault("yaml: exceeded max depth") from None
     return tree, ("yaml: unmarshal errors:\n" + "\n".join("  " + d for d in duplicates)) if duplicates else ""
+
+
+def _check_depth(text: str) -> None:
+    """Composing recurses in C and would overrun the stack; events come one after the other."""
+    loader, depth = yaml.CSafeLoader(text), 0
+    try:
+        while loader.check_event():
+            event = loader.get_event()
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > DEPTH_MAX:
+                    raise YAMLFault("yaml: exceeded max depth")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.DocumentEndEvent):
+                return
+    finally:
+        loader.dispose()
 
 
 def _message(e: yaml.MarkedYAMLError) -> str:

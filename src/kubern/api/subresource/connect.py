@@ -94,7 +94,7 @@ def kubelet_of(server: Server, node_name: str) -> tuple[str, int]:
     by_type = {a.get("type"): a.get("address") or "" for a in reversed(status.get("addresses") or ())}
     host = by_type.get("InternalIP") or by_type.get("ExternalIP") or by_type.get("Hostname") or ""
     if not host:
-        raise internal(f"no preferred addresses found; known addresses: {sorted(str(t) for t in by_type)}")
+        raise unavailable(f"no preferred addresses found; known addresses: {sorted(str(t) for t in by_type)}")
     port = ((status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}).get("Port") or server.settings.kubelet_port
     return host, port
 
