@@ -59,6 +59,11 @@ def test_a_node_that_does_not_answer() -> None:
     assert not of(done, Create) and of(done, Again) and emitted(done)[-1][0] == "ProvisioningFailed"
 
 
+def test_a_selected_node_that_is_gone() -> None:
+    done = look(claim(notes={"volume.kubernetes.io/selected-node": "n9"}))
+    assert "volume.kubernetes.io/selected-node" not in of(done, Update)[0].obj["metadata"]["annotations"] and not of(done, Create)
+
+
 @pytest.mark.parametrize("spec", [{"accessModes": ["ReadWriteMany"]}, {"volumeMode": "Block"}, {"dataSource": {"kind": "PersistentVolumeClaim", "name": "x"}},
                                   {"selector": {}} | {"selector": {"matchLabels": {"a": "b"}}}])
 def test_what_it_cannot_do(spec: Any) -> None:

@@ -110,5 +110,9 @@ def test_what_is_made_and_kept() -> None:
     for i in view.all[controller.INGRESSES]:
         i["status"] = {"loadBalancer": {"ingress": [{"ip": "10.9.9.9"}]}}
     assert drive(view) == []
+    old = made["DaemonSet"]
+    view.all[controller.SETS] = [{**old, "metadata": {**old["metadata"], "annotations": {controller.MADE_BY: "earlier"}}}]
+    assert [i.obj["metadata"]["annotations"] for i in drive(view) if isinstance(i, Update)] == [old["metadata"]["annotations"]]
+    view.all[controller.SETS] = [old]
     view.all[controller.INGRESSES].pop()
     assert [type(i) for i in drive(view)] == [Update, Emit]                # other paths, another configuration

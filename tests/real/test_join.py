@@ -106,6 +106,16 @@ def test_its_identity_and_its_serving_certificate(cluster: Any, machine: Any) ->
     assert "Verify return code: 0" in shown
 
 
+def test_it_starts_again_without_a_token(cluster: Any, machine: Any, command: list[str]) -> None:
+    """As after a reboot: with what it has. Its pods go on."""
+    before = cluster.get("pod", "web-far")["status"]["containerStatuses"][0]["containerID"]
+    machine("kill $(pgrep -of 'kubern _node'); sleep 3; true")
+    code, out = machine(*kubern(command[:3]))
+    assert code == 0 and "is Ready" in out, out
+    cluster.until(lambda: "nginx" in cluster.exec("web-near", "wget", "-qO-", "http://web-far", check=False), "web-far answers")
+    assert cluster.get("pod", "web-far")["status"]["containerStatuses"][0]["containerID"] == before
+
+
 def test_tokens_are_listed_and_deleted(cluster: Any, command: list[str]) -> None:
     id_ = command[command.index("--token") + 1].partition(".")[0]
     assert id_ in cluster.kubern("token", "list")

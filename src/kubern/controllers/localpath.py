@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kubern.controllers.context import Context
-from kubern.controllers.volumes import BIND_COMPLETED, CLAIMS, CLASSES, PROVISIONED_BY, PROVISIONER, PVS, SELECTED_NODE, class_of, storage
+from kubern.controllers.volumes import BIND_COMPLETED, CLAIMS, CLASSES, PROVISIONED_BY, PROVISIONER, PVS, SELECTED_NODE, annotated, class_of, storage
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Again, Create, Delete, Emit, Failed, Fetch, Update
 from kubern.model.object import Key, Object, condition, deleting, key, labels, meta, name, namespace, notes, uid
@@ -30,7 +30,7 @@ _SHOWN_PATH_MAX = 200
 def objects() -> list[Object]:
     """The default class, and what this controller may do."""
     rules = [{"apiGroups": [""], "resources": ["persistentvolumes"], "verbs": ["get", "list", "watch", "create", "update", "delete"]},
-             {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["get", "list", "watch"]},
+             {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["get", "list", "watch", "update"]},
              {"apiGroups": [""], "resources": ["persistentvolumeclaims/status"], "verbs": ["update"]},
              {"apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["get", "list", "watch"]},
              {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
@@ -103,6 +103,10 @@ def _provision(claim: Object, c: Object, view: View) -> Steps:
         yield from _failed(claim, c, "claim Selector is not supported")
         return
     node = node_for(claim, c, view)
+    if node is None and SELECTED_NODE in notes(claim):            # gone meanwhile: the scheduler shall choose again
+        yield from _failed(claim, c, f"node {notes(claim)[SELECTED_NODE]} is gone")
+        yield Update(annotated(claim, {}, (SELECTED_NODE,)))
+        return
     if node is None:
         yield Again("no node for the volume")
         return

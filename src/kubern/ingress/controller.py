@@ -8,6 +8,8 @@ IngressClass with controller kubern.dev/ingress; `objects()` is the default clas
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +17,7 @@ from kubern.ingress import routes
 from kubern.ingress.render import FOLDER, HEALTH, HTTP, HTTPS, nginx
 from kubern.model.controller import SINGLE, Controller, Keys, Steps, Trigger
 from kubern.model.intent import Create, Emit, Failed, Update
-from kubern.model.object import Key, Object, labels, meta, name, namespace, uid
+from kubern.model.object import Key, Object, labels, meta, name, namespace, notes, uid
 from kubern.model.view import View
 
 INGRESSES, CLASSES = "ingresses.networking.k8s.io", "ingressclasses.networking.k8s.io"
@@ -24,6 +26,7 @@ NAMESPACE, NAME = "kube-system", "kubern-ingress"
 LABELS = {"app.kubernetes.io/name": NAME}
 IMAGE = "docker.io/library/nginx:latest"
 TLS = "kubernetes.io/tls"
+MADE_BY = "kubern.dev/template"                # on the DaemonSet; taken off by hand it is left alone
 GATHER_S = 0.1
 BYTES_MAX = 1_000_000                          # what a Secret holds
 _SHELL = f"""c={FOLDER}/nginx.conf
@@ -72,8 +75,10 @@ def daemon_set() -> Object:
     pod = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 35, "priorityClassName": "system-cluster-critical",
            "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}], "containers": [container],
            "volumes": [{"name": "config", "secret": {"secretName": NAME}}, {"name": "tmp", "emptyDir": {}}]}
-    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": LABELS},
-            "spec": {"selector": {"matchLabels": LABELS}, "template": {"metadata": {"labels": LABELS}, "spec": pod}}}
+    spec = {"selector": {"matchLabels": LABELS}, "template": {"metadata": {"labels": LABELS}, "spec": pod}}
+    made_by = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+    return {"apiVersion": "apps/v1", "kind": "DaemonSet",
+            "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": LABELS, "annotations": {MADE_BY: made_by}}, "spec": spec}
 
 
 def service() -> Object:
@@ -123,8 +128,12 @@ def _reconcile(single: Object, view: View, now: float) -> Steps:
             return
         for i in mine:
             yield Emit(i, "Normal", "Sync", "Scheduled for sync")
-    if view.get(SETS, NAMESPACE, NAME) is None:
-        yield Create(daemon_set(), ignore_exists=True)
+    wanted, running = daemon_set(), view.get(SETS, NAMESPACE, NAME)
+    if running is None:
+        yield Create(wanted, ignore_exists=True)
+    elif notes(running).get(MADE_BY) not in (None, notes(wanted)[MADE_BY]):       # made by another version of kubern
+        yield Update({**running, "apiVersion": "apps/v1", "kind": "DaemonSet", "spec": wanted["spec"],
+                      "metadata": {**meta(running), "annotations": {**notes(running), **notes(wanted)}}})
     front = view.get(SERVICES, NAMESPACE, NAME)
     if front is None:
         yield Create(service(), ignore_exists=True)

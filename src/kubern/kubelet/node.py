@@ -119,7 +119,8 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
     if old and old.alive():
         return old
     cluster = s.cluster or fabric.cluster_id(s.home)
-    if old:
+    resumes = s.host and _mounts_below(str(run_dir(cluster, s.name)))     # its pods run without it: containerd finds them by its state
+    if old and not resumes:
         _clean_unit(cluster, s.name)
     nodes = s.home / "nodes"
     data = nodes / s.name
@@ -129,9 +130,10 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
     run = run_dir(cluster, s.name)
     if len(f"{run}/containerd.sock.ttrpc") > SOCKET_PATH_MAX:
         raise CannotRun(f"the node's name {s.name} is too long for the path of a unix socket")
-    shutil.rmtree(run, ignore_errors=True)
+    if not resumes:
+        shutil.rmtree(run, ignore_errors=True)
     for d in ("cni", "certs.d/_default", "tmp", "state"):
-        (run / d).mkdir(parents=True)
+        (run / d).mkdir(parents=True, exist_ok=True)
     config_path = run / "config.json"
     config = UnitConfig(
         name=s.name, cluster=cluster, run_dir=str(run), data_dir=str(data), address=f.address(index) if f else s.address,
@@ -335,9 +337,14 @@ def _kill_below(root: str) -> None:
 
 def _unmount_below(folder: str) -> None:
     libc = ctypes.CDLL(None)
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for point in sorted((p for p in points if p == folder or p.startswith(folder + "/")), reverse=True):
+    for point in _mounts_below(folder):
         libc.umount2(point.encode(), _MNT_DETACH)
+
+
+def _mounts_below(folder: str) -> list[str]:
+    """Mount points in a directory, innermost first."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return sorted((p for p in points if p == folder or p.startswith(folder + "/")), reverse=True)
 
 
 def cleanup_stale(home: Path, cluster: str = "", keep: Iterable[str] = ()) -> list[str]:
