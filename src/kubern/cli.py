@@ -94,6 +94,7 @@ def up(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info].")] = None,
     node_group: Annotated[list[str] | None, typer.Option(metavar="GROUP", help=
         "Nodes that come and go as needed: name=G,min=1,max=4[,label=K=V][,taint=K=V:EFFECT].")] = None,
+    scheduler_config: Annotated[str | None, typer.Option(metavar="FILE", help="A KubeSchedulerConfiguration: profiles, plugins, weights.")] = None,
     autoscaler: Annotated[str | None, typer.Option(metavar="OPTIONS", help="Its timings: scan-interval=10s,scale-down-unneeded-time=10m,…")] = None,
     sans: Annotated[str | None, typer.Option(metavar="NAMES", help="Further names and addresses for the serving certificate.")] = None,
     encryption_config: Annotated[str | None, typer.Option(metavar="FILE", help="An EncryptionConfiguration: what is encrypted in the store.")] = None,
@@ -110,6 +111,7 @@ def up(
                     service_cidr=service_cidr, pod_cidr=pod_cidr, load_balancer_pool=load_balancer_pool,
                     node_grace_s=node_grace_s, log_level=log_level, sans=sans,
                     node_groups=[_group(g) for g in node_group] if node_group else None, autoscaler=autoscaler,
+                    scheduler_config=os.path.abspath(scheduler_config) if scheduler_config else None,
                     encryption_config=encryption_config, audit_policy_file=audit_policy_file, audit_log_path=audit_log_path,
                     audit_log_maxsize=audit_log_maxsize, audit_log_maxbackup=audit_log_maxbackup)
     from kubern import daemon

@@ -155,6 +155,20 @@ async def alone(ctx: Context, name: str, work: Callable[[], Coroutine[Any, Any, 
     await campaign(ctx.client(User(f"system:{name}", ("system:authenticated",)), name), name, work, ctx.clock)
 
 
+def scheduler_configuration(path: str) -> Any:
+    """The scheduler's Configuration from a file; the standard one without. Raises OSError or BadConfiguration."""
+    from kubern.scheduler import profile
+
+    if not path:
+        return profile.STANDARD
+    import yaml
+
+    try:
+        return profile.parse(yaml.safe_load(Path(path).read_text()))
+    except (yaml.YAMLError, profile.BadConfiguration) as e:
+        raise OSError(f"{path}: {e}") from None
+
+
 def means(ctx: Context) -> Any:
     """What controllers cannot do by themselves: sign certificates and tokens."""
     from kubern.api.authn.tokens import Keys, legacy_token
@@ -182,7 +196,7 @@ async def scheduler(ctx: Context) -> AsyncIterator[None]:
     async def work() -> None:
         nonlocal at_work
         mirrors = Mirrors(client)
-        at_work = Scheduler(client, mirrors, ctx.clock)
+        at_work = Scheduler(client, mirrors, ctx.clock, configuration=scheduler_configuration(ctx.settings.scheduler_config))
         try:
             await at_work.run(ready.set)
         finally:

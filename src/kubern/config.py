@@ -51,6 +51,7 @@ class Settings:
     audit_log_maxsize: int = 100                # MB: when the file is put aside and a new one begun
     audit_log_maxbackup: int = 10               # how many put aside are kept
     node_groups: str = ""                       # groups the autoscaler may size, as JSON (autoscaler/groups.py); "" = no autoscaler
+    scheduler_config: str = ""                  # file: a KubeSchedulerConfiguration
     autoscaler: str = ""                        # its timings: scan-interval=10s,scale-down-unneeded-time=10m,…
     sans: str = ""                              # further names and addresses in the serving certificate, comma separated
 

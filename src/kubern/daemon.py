@@ -139,6 +139,7 @@ def flags_of(s: Settings) -> list[str]:
     default = Settings()
     out = ["--data-dir", s.data_dir]
     for name in ("bind", "port", "nodes", "runtime", "node_prefix", "roles", "store", "service_cidr", "pod_cidr", "log_level", "sans", "autoscaler",
+                 "scheduler_config",
                  "encryption_config", "audit_policy_file", "audit_log_path", "audit_log_maxsize", "audit_log_maxbackup"):
         if getattr(s, name) != getattr(default, name):
             out += ["--" + name.replace("_", "-"), str(getattr(s, name))]

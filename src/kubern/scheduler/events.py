@@ -90,13 +90,20 @@ class Speaker:
         self._series[key] = (name, 1, at_s)
         if len(self._series) > SERIES_MAX:
             self._series.popitem(last=False)
+        speaker = _spoken_for(related) or _spoken_for(regarding) or CONTROLLER
         event: Object = {
             "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": name, "namespace": namespace}, "eventTime": micro_time(at_s),
-            "reportingController": CONTROLLER, "reportingInstance": self.instance, "action": action, "reason": reason, "type": type_,
+            "reportingController": speaker,
+            "reportingInstance": self.instance.replace(CONTROLLER, speaker, 1), "action": action, "reason": reason, "type": type_,
             "note": note[:1024], "regarding": _reference(regarding)}
         if related is not None:
             event["related"] = _reference(related)
         await self.client.create_in(ROW, event, namespace=namespace)
+
+
+def _spoken_for(pod: Object | None) -> str:
+    """The profile a pod asked for: each speaks in its own name."""
+    return ((pod or {}).get("spec") or {}).get("schedulerName") or ""
 
 
 def _reference(obj: Object) -> Object:

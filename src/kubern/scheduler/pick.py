@@ -14,6 +14,7 @@ import numpy as np
 from kubern.scheduler.plugins import node, resources, topology
 from kubern.scheduler.plugins.verdict import Ints, Mask, Reject, Restrict, Verdict
 from kubern.scheduler.pod import PodInfo, Spread
+from kubern.scheduler.profile import WEIGHTS, Profile
 from kubern.scheduler.table import NodeTable
 
 Filter = Callable[[PodInfo, NodeTable], Iterator[Verdict]]
@@ -31,8 +32,6 @@ AFTER_VOLUMES: tuple[tuple[str, Filter], ...] = (      # volume plugins stand be
     ("InterPodAffinity", topology.pod_affinity),
 )
 ONE_REASON = frozenset({"InterPodAffinity", "PodTopologySpread"})     # plugins that give a node one reason at most
-WEIGHTS = {"TaintToleration": 3, "NodeAffinity": 2, "PodTopologySpread": 2, "InterPodAffinity": 2, "NodeResourcesFit": 1,
-           "NodeResourcesBalancedAllocation": 1, "ImageLocality": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,7 @@ class Extra:
     prefilters: tuple[tuple[str, Callable[[PodInfo, NodeTable], Restrict | Reject | None]], ...] = ()
     late_filters: tuple[tuple[str, Filter], ...] = ()
     default_spreads: tuple[Spread, ...] = ()
+    profile: Profile | None = None                      # None: upstream's default
     nominated: tuple[tuple[int, PodInfo], ...] = ()     # (slot, pod) of at least this pod's priority, not placed yet
 
 
@@ -83,7 +83,10 @@ def feasible(p: PodInfo, t: NodeTable, extra: Extra, *, explain: bool = False) -
     out = Rejection(int(alive.sum()))
     final = np.zeros(t.size, bool)
     only_fit = np.zeros(t.size, bool)
+    off = extra.profile.off if extra.profile is not None else ()
     for name, pre in (("NodeAffinity", node.prefilter_affinity), *extra.prefilters):
+        if name in off:
+            continue
         verdict = pre(p, t)
         if isinstance(verdict, Reject):
             out.message = verdict.reason
@@ -101,6 +104,8 @@ def feasible(p: PodInfo, t: NodeTable, extra: Extra, *, explain: bool = False) -
     reserved = _reserve(t, extra.nominated)
     try:
         for name, run in (*FILTERS, *extra.filters, *AFTER_VOLUMES, *extra.late_filters):
+            if name in off:
+                continue
             failing: Mask | None = None
             for v in run(p, t):
                 bad = v.bad & alive
@@ -166,7 +171,9 @@ def scores(p: PodInfo, t: NodeTable, ok: Mask, extra: Extra) -> tuple[Ints, dict
     preferred = node.score_affinity(p, t)
     if preferred is not None:
         parts["NodeAffinity"] = _normalized(preferred, ok, reverse=False)
-    parts["NodeResourcesFit"] = resources.least_allocated(p, t)
+    profile = extra.profile
+    parts["NodeResourcesFit"] = (resources.least_allocated(p, t) if profile is None or profile.strategy is None
+                                 else resources.by_strategy(p, t, profile.strategy))
     soft = tuple(c for c in p.spreads if not c.hard) or (() if p.spreads else extra.default_spreads)
     for name, part in (("PodTopologySpread", topology.score_spread(p, t, ok, soft, system=soft is extra.default_spreads)),
                        ("InterPodAffinity", topology.score_pod_affinity(p, t, ok)),
@@ -175,8 +182,10 @@ def scores(p: PodInfo, t: NodeTable, ok: Mask, extra: Extra) -> tuple[Ints, dict
         if part is not None:
             parts[name] = part
     total = np.zeros(t.size, np.int64)
+    weights = WEIGHTS if profile is None else profile.weights
     for name, part in parts.items():
-        total += WEIGHTS[name] * part
+        if name in weights:
+            total += weights[name] * part
     return total, parts
 
 

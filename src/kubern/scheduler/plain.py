@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from kubern.scheduler.pick import FILTERS, WEIGHTS, Decision, Extra
+from kubern.scheduler.pick import FILTERS, Decision, Extra
 from kubern.scheduler.plugins import node, resources
 from kubern.scheduler.plugins.verdict import Ints
 from kubern.scheduler.pod import PodInfo
+from kubern.scheduler.profile import WEIGHTS
 from kubern.scheduler.table import PODS, NodeTable
 
 KINDS_MAX = 64
@@ -60,6 +61,8 @@ class Plain:
     def pick(self, p: PodInfo, extra: Extra, random: Callable[[int], int]) -> Decision | None:
         """The best node, or None: not a plain pod, or no node (pick then says why)."""
         t = self.table
+        if extra.profile is not None:
+            return None
         if extra.filters or extra.prefilters or extra.late_filters or extra.default_spreads or extra.nominated or any(t.carried.values()):
             return None
         key = _signature(p)

@@ -48,7 +48,8 @@ class Queued:
 class Queue:
     """Pods that want a node, by (namespace, name)."""
 
-    def __init__(self) -> None:
+    def __init__(self, initial_backoff_s: float = INITIAL_BACKOFF_S, max_backoff_s: float = MAX_BACKOFF_S) -> None:
+        self.initial_backoff_s, self.max_backoff_s = initial_backoff_s, max_backoff_s
         self.pods: dict[tuple[str, str], Queued] = {}
         self._active: list[tuple[int, float, int, Queued]] = []
         self._backoff: list[tuple[float, int, Queued]] = []
@@ -144,7 +145,7 @@ class Queue:
         q.plugins, q.parked_s = set(plugins), now_s
         for plugin in q.plugins:
             self._parked.setdefault(plugin, {})[q.info.key] = q
-        q.until_s = now_s + min(INITIAL_BACKOFF_S * 2 ** min(q.attempts - 1, 10), MAX_BACKOFF_S)
+        q.until_s = now_s + min(self.initial_backoff_s * 2 ** min(q.attempts - 1, 10), self.max_backoff_s)
         q.place = "parked"
         if q.moved:
             self._wake(q, now_s)
@@ -153,7 +154,7 @@ class Queue:
         """Something other than the cluster's state failed (a refused binding): try again after the back-off."""
         self._flying.pop(q.info.key, None)
         if self.pods.get(q.info.key) is q:
-            q.until_s = now_s + min(INITIAL_BACKOFF_S * 2 ** min(q.attempts - 1, 10), MAX_BACKOFF_S)
+            q.until_s = now_s + min(self.initial_backoff_s * 2 ** min(q.attempts - 1, 10), self.max_backoff_s)
             self._wake(q, now_s)
 
     def event(self, name: str, now_s: float) -> None:

@@ -25,6 +25,7 @@ from kubern.scheduler.pick import Decision, Extra, Filter, Rejection, pick
 from kubern.scheduler.plain import Plain
 from kubern.scheduler.pod import PodInfo, Spread, default_spreads, pod_info
 from kubern.scheduler.preempt import NoHelp, Victims, preempt
+from kubern.scheduler.profile import STANDARD, Configuration
 from kubern.scheduler.queue import Queue, Queued
 from kubern.scheduler.table import NodeTable
 from kubern.scheduler.why import why
@@ -49,10 +50,12 @@ NO_CLAIMS_TAIL = "no new claims to deallocate, preemption: "
 class Scheduler:
     """Owns the table and the queue. `random(n)` gives 0..n-1, `clock()` seconds."""
 
-    def __init__(self, client: Client, mirrors: Mirrors, clock: Callable[[], float], random: Callable[[int], int] | None = None) -> None:
+    def __init__(self, client: Client, mirrors: Mirrors, clock: Callable[[], float], random: Callable[[int], int] | None = None,
+                 configuration: Configuration = STANDARD) -> None:
+        self.profiles = configuration.profiles
         self.client, self.mirrors, self.clock = client, mirrors, clock
         self.random = random or _random.SystemRandom().randrange
-        self.table, self.queue = NodeTable(), Queue()
+        self.table, self.queue = NodeTable(), Queue(configuration.initial_backoff_s, configuration.max_backoff_s)
         self.plain = Plain(self.table)
         self.speaker = Speaker(client, clock, socket.gethostname())
         self.homeless: dict[str, dict[tuple[str, str], PodInfo]] = {}      # pods on nodes that are not there (yet)
@@ -116,7 +119,7 @@ class Scheduler:
         node = (new.get("spec") or {}).get("nodeName")
         if node:
             self._placed(key, new, node, now)
-        elif (new.get("spec") or {}).get("schedulerName", NAME) == NAME:
+        elif (new.get("spec") or {}).get("schedulerName", NAME) in self.profiles:
             self._waiting(key, old, new, now)
 
     def _forget(self, key: tuple[str, str], uid: str, now: float) -> None:
@@ -272,7 +275,8 @@ class Scheduler:
                           if q.priority >= p.priority and key != p.key and node in self.table.slots)
         prefilters = (*(self.volume_prefilters if p.volumes else ()), *(self.claim_prefilters if p.claims else ()))
         return Extra(filters=self.volume_filters if p.volumes else (), prefilters=prefilters, late_filters=self.claim_filters if p.claims else (),
-                     default_spreads=() if p.spreads else self._default_spreads(p), nominated=nominated)
+                     default_spreads=() if p.spreads else self._default_spreads(p), nominated=nominated,
+                     profile=self.profiles.get(p.spec.get("schedulerName", NAME)))
 
     def _default_spreads(self, p: PodInfo) -> tuple[Spread, ...]:
         """The system's soft spreading over the pods of the same Services and owner."""
@@ -426,7 +430,7 @@ class Scheduler:
         else:
             if rejection.message:
                 tail = "not found"                                          # upstream's device plugin has no state then, and says so
-            else:
+            elif extra.profile is None or extra.profile.preempts:
                 found = preempt(p, self.table, rejection, self.mirrors.list("poddisruptionbudgets.policy"), extra, self.random)
                 if isinstance(found, NoHelp):
                     tail = ("still not schedulable, preemption: " if p.claims else NO_CLAIMS_TAIL) + found.message
@@ -498,7 +502,7 @@ class Scheduler:
             if deleting(v.pod):
                 continue
             condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
-                         "message": f"{NAME}: preempting to accommodate a higher priority pod", "lastProbeTime": None,
+                         "message": f"{p.spec.get('schedulerName', NAME)}: preempting to accommodate a higher priority pod", "lastProbeTime": None,
                          "lastTransitionTime": _timestamp(self.clock())}
             if meta(v.pod).get("generation"):
                 condition["observedGeneration"] = meta(v.pod)["generation"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from kubern.scheduler.plugins.verdict import Ints, Verdict
 from kubern.scheduler.pod import PodInfo
+from kubern.scheduler.profile import Strategy
 from kubern.scheduler.table import PODS, NodeTable
 
 IGNORED = ("pods",)
@@ -41,6 +42,34 @@ def least_allocated(p: PodInfo, t: NodeTable) -> Ints:
         score = np.where(have & (after <= room), (room - after) * 100 // np.maximum(room, 1), 0)
         total += score
         weights += have
+    return total // np.maximum(weights, 1)
+
+
+def by_strategy(p: PodInfo, t: NodeTable, strategy: Strategy) -> Ints:
+    """0-100 as NodeResourcesFitArgs.scoringStrategy says, averaged by the resources' weights where the node has the resource."""
+    n = t.size
+    total = np.zeros(n, np.int64)
+    weights = np.zeros(n, np.int64)
+    for name, weight in strategy.resources:
+        i = t.resource_row(name)
+        room = t.allocatable[i, :n]
+        if i < 2:
+            after = t.nonzero[i, :n] + (p.nonzero_cpu, p.nonzero_memory)[i]
+        elif p.requests.get(name):
+            after = t.used[i, :n] + p.requests[name]
+        else:
+            continue
+        have = room > 0
+        some = np.maximum(room, 1)
+        if strategy.type == "LeastAllocated":
+            score = np.where(have & (after <= room), (room - after) * 100 // some, 0)
+        elif strategy.type == "MostAllocated":
+            score = np.where(have, np.minimum(after, room) * 100 // some, 0)
+        else:
+            utilization = np.where(after > room, 100, after * 100 // some)
+            score = np.interp(utilization, [u for u, _ in strategy.shape], [s for _, s in strategy.shape]).astype(np.int64)
+        total += weight * score
+        weights += weight * have
     return total // np.maximum(weights, 1)
 
 
