@@ -508,6 +508,7 @@ def run(s: Settings, tell: Tell) -> int:
     os.chmod(s.home, 0o700)
     pki.write_private(s.home / "cluster.json", json.dumps({**asdict(s), "pid": os.getpid()}).encode())
     gc.set_threshold(50_000, 20, 100)
+    gc.disable()                           # until everything is there: what start makes stays
     sys.setswitchinterval(0.0005)          # the store's writer must not wait long for the interpreter when its sync is done
     try:
         import uvloop
@@ -559,6 +560,7 @@ async def _run(s: Settings, tell: Tell) -> int:
                 starting.result()
                 gc.collect()
                 gc.freeze()
+                gc.enable()
                 tell("ready")
                 log.info("ready; kubeconfig: %s", s.home / "admin.kubeconfig")
                 await stopping
