@@ -156,7 +156,7 @@ def ca_hash(ca: bytes) -> str:
 
 def cluster_info(server: str, ca: bytes) -> Object:
     """kube-public/cluster-info, unsigned: the signer adds the signatures."""
-    doc = {"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "", "cluster": {
+    doc: Object = {"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "", "cluster": {
         "certificate-authority-data": base64.b64encode(ca).decode(), "server": server}}], "contexts": None, "current-context": "",
         "preferences": {}, "users": None}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CLUSTER_INFO, "namespace": PUBLIC},

@@ -78,8 +78,8 @@ async def handle(call: Call) -> Response:
         scale = scale_of(call, call.served.shown(find(call)))
         if accept.convert == "Table":
             include = table.check_include(call.request.param("includeObject"))
-            revision = {"resourceVersion": scale["metadata"].get("resourceVersion", "")}
-            scale = table.table(kind_of("autoscaling", KIND), [scale], revision, include, call.now_s, meta_version=f"meta.k8s.io/{accept.version}")
+            list_meta = {"resourceVersion": scale["metadata"].get("resourceVersion", "")}
+            scale = table.table(kind_of("autoscaling", KIND), [scale], list_meta, include, call.now_s, meta_version=f"meta.k8s.io/{accept.version}")
         return answer(scale, accept)
     patching = method == "PATCH"
     schema = schema_for(API_VERSION, KIND)
