@@ -42,7 +42,7 @@ def kubelet_settings(c: UnitConfig) -> KubeletSettings:
         root=f"{c.data_dir}/kubelet", log_root=f"{c.data_dir}/pods", cgroup_root=c.cgroup_root, cluster_dns=(c.cluster_dns,),
         cluster_domain=c.cluster_domain, labels=c.labels, taints=tuple(taints), version=KUBERNETES_VERSION,
         resolv_conf=f"{c.run_dir}/resolv.conf" if not c.host else "/etc/resolv.conf", client_ca=str(ca) if ca.exists() else "",
-        static_pods=f"{c.data_dir}/manifests", serving_csr=c.serving_csr)
+        static_pods=f"{c.data_dir}/manifests", serving_csr=c.serving_csr, lease_s=c.lease_s)
 
 
 async def run(config: UnitConfig) -> None:

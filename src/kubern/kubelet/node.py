@@ -78,6 +78,7 @@ class UnitSettings:
     labels: dict[str, str] | None = None
     taints: tuple[str, ...] = ()
     log_level: str = "info"
+    lease_s: float = 40.0
     cluster: str = ""                              # default: fabric.cluster_id(home)
     host: bool = False                             # the machine itself becomes the node (experimental)
     address: str = ""                              # with host: the node's address
@@ -142,7 +143,7 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
         sandbox_image=s.sandbox_image, cgroup_root=cgroup_root(cluster, s.name), server=s.server, kubeconfig=s.kubeconfig,
         network_kubeconfig=s.network_kubeconfig,
         containerd=(_which("containerd") or "containerd", "-c", f"{run}/containerd.toml"),
-        agent=s.agent or (sys.executable, "-m", "kubern.agent"), host=s.host, labels=s.labels or {}, taints=s.taints, log_level=s.log_level,
+        agent=s.agent or (sys.executable, "-m", "kubern.agent"), host=s.host, labels=s.labels or {}, taints=s.taints, log_level=s.log_level, lease_s=s.lease_s,
         serving_csr=s.serving_csr)
     (run / "containerd.toml").write_text(containerd.config_toml(
         config, runc=_which("runc") or "runc", cni_bin=containerd.cni_dir(), restrict_oom=not containerd.may_raise_limits()))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NODES, LEASES = by_path["", "v1", "nodes"], by_path["coordination.k8s.io", "v1", "leases"]
-LEASE_S, RENEW_S = 40, 10.0
+RENEWALS_A_LEASE = 4                   # upstream: 40 s, renewed every 10
 STATUS_CHECK_S, NOT_READY_CHECK_S, STATUS_EVERY_S = 10.0, 0.3, 300.0
 RUNTIME_CHECK_S, RUNTIME_RETRY_S = 5.0, 0.2
 OBSERVER_SILENCE_S = 180.0
@@ -174,7 +174,7 @@ class Presence:
             began = asyncio.get_running_loop().time()
             try:
                 self._lease = await self._renew()
-                wait = RENEW_S
+                wait = self.kubelet.settings.lease_s / RENEWALS_A_LEASE
             except StatusError as e:
                 log.info("lease: %s", e.message)
                 self._lease = None
@@ -185,7 +185,7 @@ class Presence:
         client = self.kubelet.client
         assert client is not None and self.node_object is not None
         s = self.kubelet.settings
-        spec = {"holderIdentity": s.name, "leaseDurationSeconds": LEASE_S, "renewTime": micro_time(self.kubelet.clock())}
+        spec = {"holderIdentity": s.name, "leaseDurationSeconds": max(1, round(s.lease_s)), "renewTime": micro_time(self.kubelet.clock())}
         if self._lease is None:
             owner = {"apiVersion": "v1", "kind": "Node", "name": s.name, "uid": self.node_object["metadata"]["uid"]}
             try:

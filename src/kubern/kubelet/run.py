@@ -81,6 +81,7 @@ class KubeletSettings:
     tls_cert: str = ""                             # files; made on the spot when missing
     tls_key: str = ""
     pod_pids_max: int = -1
+    lease_s: float = 40.0                          # how long the node's lease holds; renewed four times in that
     anonymous: bool = False
     serving_csr: bool = False                      # have the server's certificate signed by the cluster
 

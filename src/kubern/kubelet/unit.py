@@ -58,6 +58,7 @@ class UnitConfig:
     host: bool = False                 # the machine itself is the node: no namespaces, no fabric
     labels: dict[str, str] = field(default_factory=dict)
     log_level: str = "info"
+    lease_s: float = 40.0              # of the node's lease; shorter than the control plane's patience
     taints: tuple[str, ...] = ()
     address6: str = ""                 # dual stack: address with prefix length
     gateway6: str = ""
