@@ -63,7 +63,9 @@ def web(cluster: Any) -> Any:
     cluster.wait("pod/one")
     cluster.wait("pod/two")
     cluster.until(lambda: address(cluster, "first"), "an address for the Ingress")
-    cluster.until(lambda: ask(cluster, "foo.example.com", "/").startswith("one"), "the first answer")
+    # both proxies have to know both backends: several answers in a row, each from either of them
+    cluster.until(lambda: all(ask(cluster, "foo.example.com", path).startswith(who) for _ in range(6) for path, who in (("/", "one"), ("/two", "two"))),
+                  "the first answers")
     return cluster
 
 
