@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,23 +103,27 @@ def up(s: Settings, *, detach: bool, merge: bool) -> int:
     if pid:
         say(f"the cluster in {s.data_dir} is already running (process {pid})")
         return ensure_nodes(s)
-    if detach:
-        code = start_background(s)
-    else:
-        from kubern import cluster
-
-        try:
-            held = lock(s.home)
-        except Running as e:
-            say(f"kubern: {e}")
-            return 1
-        try:
-            return cluster.run(s, progress())
-        finally:
-            os.close(held)
+    if not detach:
+        return run_here(s)
+    code = start_background(s)
     if code == 0 and merge:
         merge_context(s)
     return code
+
+
+def run_here(s: Settings) -> int:
+    """The cluster in this process, under its lock, until it is told to stop."""
+    from kubern import cluster
+
+    try:
+        held = lock(s.home)
+    except Running as e:
+        say(f"kubern: {e}")
+        return 1
+    try:
+        return cluster.run(s, progress())
+    finally:
+        os.close(held)
 
 
 def merge_context(s: Settings) -> None:
@@ -134,24 +138,6 @@ def merge_context(s: Settings) -> None:
     say(f"context {config['current-context']} is now in {target}")
 
 
-def flags_of(s: Settings) -> list[str]:
-    """The command line that gives exactly these settings."""
-    default = Settings()
-    out = ["--data-dir", s.data_dir]
-    for name in ("bind", "port", "nodes", "runtime", "node_prefix", "roles", "store", "service_cidr", "pod_cidr", "log_level", "sans", "autoscaler",
-                 "scheduler_config",
-                 "encryption_config", "audit_policy_file", "audit_log_path", "audit_log_maxsize", "audit_log_maxbackup"):
-        if getattr(s, name) != getattr(default, name):
-            out += ["--" + name.replace("_", "-"), str(getattr(s, name))]
-    if s.node_groups:
-        given = json.loads(s.node_groups) if s.node_groups[0] in "[{" else [s.node_groups]
-        for group in given if isinstance(given, list) else [given]:
-            out += ["--node-group", group if isinstance(group, str) else json.dumps(group)]
-    if s.node_grace_s != default.node_grace_s:
-        out += ["--node-grace", str(s.node_grace_s)]
-    return out
-
-
 def start_background(s: Settings) -> int:
     """Start `kubern up` as a process of its own session and wait until it reports ready."""
     s.home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -159,8 +145,11 @@ def start_background(s: Settings) -> int:
     log = open(s.home / "kubern.log", "ab")                  # noqa: SIM115  (the child keeps it)
     os.chmod(s.home / "kubern.log", 0o600)
     began = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-m", "kubern", "up", *flags_of(s)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+    child = subprocess.Popen([sys.executable, "-m", "kubern", "_up", s.data_dir], stdin=subprocess.PIPE, stdout=log, stderr=log,
                              start_new_session=True, pass_fds=[write], env={**os.environ, "KUBERN_NOTIFY_FD": str(write)})
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(asdict(s)).encode())
+    child.stdin.close()
     os.close(write)
     log.close()
     for line in _lines(read, began + READY_TIMEOUT_S):
