@@ -2,7 +2,7 @@
 
 Three places for a pod: active (a heap by priority, then age), backing off (1 s doubling to 10 s), unschedulable (until an event that
 could help, or five minutes). Gated pods wait outside. KEP-4247 (queueing hints), KEP-5142 (popping from back-off when
-nothing else is active).
+nothing else is active; never what met an error, or a refused binding would be tried again without a pause).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Queue:
         self.pods: dict[tuple[str, str], Queued] = {}
         self._active: list[tuple[int, float, int, Queued]] = []
         self._backoff: list[tuple[float, int, Queued]] = []
+        self._errors: list[tuple[float, int, Queued]] = []               # backing off from an error: not to be taken early
         self._serial = 0
         self._parked: dict[str, dict[tuple[str, str], Queued]] = {}      # by the plugin that refused them
         self._flying: dict[tuple[str, str], Queued] = {}                 # being scheduled just now
@@ -132,10 +133,11 @@ class Queue:
         return q
 
     def _flush(self, now_s: float) -> None:
-        while self._backoff and self._backoff[0][0] <= now_s:
-            q = heapq.heappop(self._backoff)[2]
-            if q.place == "backoff" and self.pods.get(q.info.key) is q:
-                self._push(q)
+        for heap in (self._backoff, self._errors):
+            while heap and heap[0][0] <= now_s:
+                q = heapq.heappop(heap)[2]
+                if q.place == "backoff" and self.pods.get(q.info.key) is q:
+                    self._push(q)
 
     def park(self, q: Queued, plugins: set[str], now_s: float) -> None:
         """It could not be placed: wait for an event that may cure one of these plugins' refusals."""
@@ -155,7 +157,9 @@ class Queue:
         self._flying.pop(q.info.key, None)
         if self.pods.get(q.info.key) is q:
             q.until_s = now_s + min(self.initial_backoff_s * 2 ** min(q.attempts - 1, 10), self.max_backoff_s)
-            self._wake(q, now_s)
+            self._serial += 1
+            q.place = "backoff"
+            heapq.heappush(self._errors, (q.until_s, self._serial, q))
 
     def event(self, name: str, now_s: float) -> None:
         """Something changed: wake the unschedulable pods it may cure. Costs what it wakes, not what waits."""
@@ -174,8 +178,10 @@ class Queue:
                 self._wake(q, now_s)
 
     def next_s(self) -> float | None:
-        """When a back-off ends, for the shell's timer."""
-        return self._backoff[0][0] if self._backoff else None
+        """When the first back-off from an error ends, for the shell's timer; the others are taken early."""
+        while self._errors and not (self._errors[0][2].place == "backoff" and self.pods.get(self._errors[0][2].info.key) is self._errors[0][2]):
+            heapq.heappop(self._errors)
+        return self._errors[0][0] if self._errors else None
 
     @property
     def depth(self) -> dict[str, int]:

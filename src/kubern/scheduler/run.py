@@ -7,6 +7,7 @@ BINDINGS_MAX bindings are on their way; a refused one is taken back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random as _random
 import socket
@@ -243,7 +244,7 @@ class Scheduler:
             queued = self.queue.pop(self.clock())
             if queued is None:
                 self.wake.clear()
-                await self.wake.wait()
+                await self._woken()
                 until = loop.time() + SLICE_S
                 continue
             await self.slots.acquire()
@@ -262,6 +263,16 @@ class Scheduler:
             if loop.time() >= until:
                 await asyncio.sleep(0)
                 until = loop.time() + SLICE_S
+
+    async def _woken(self) -> None:
+        """Until something changes, or a back-off ends."""
+        due_s = self.queue.next_s()
+        if due_s is None:
+            await self.wake.wait()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.001, due_s - self.clock())):
+                await self.wake.wait()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)

@@ -1,0 +1,41 @@
+"""The scheduler's queue: what backs off from an error is not taken early."""
+
+from __future__ import annotations
+
+from kubern.scheduler.pod import pod_info
+from kubern.scheduler.queue import Queue
+
+
+def info(name: str) -> object:
+    return pod_info({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": name}, "spec": {"containers": []}})
+
+
+def test_an_error_is_waited_out() -> None:
+    queue = Queue()
+    queue.add(info("a"), 0.0)                                # type: ignore[arg-type]
+    first = queue.pop(0.0)
+    assert first is not None
+    queue.retry(first, 0.0)
+    assert queue.pop(0.5) is None and queue.next_s() == 1.0
+    assert queue.pop(1.0) is first and queue.next_s() is None
+
+
+def test_a_refused_pod_is_taken_early_when_nothing_else_waits() -> None:
+    queue = Queue()
+    queue.add(info("a"), 0.0)                                # type: ignore[arg-type]
+    first = queue.pop(0.0)
+    assert first is not None
+    queue.park(first, {"NodeResourcesFit"}, 0.0)
+    assert queue.pop(0.1) is None
+    queue.event("pod-removed", 0.1)
+    assert queue.pop(0.1) is first
+
+
+def test_what_went_meanwhile_is_not_waited_for() -> None:
+    queue = Queue()
+    queue.add(info("a"), 0.0)                                # type: ignore[arg-type]
+    first = queue.pop(0.0)
+    assert first is not None
+    queue.retry(first, 0.0)
+    queue.remove(first.info.key)
+    assert queue.next_s() is None and queue.pop(5.0) is None
