@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -16,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,6 +42,8 @@ log = logging.getLogger("kubern")
 
 REGISTRY_PORT = 5001
 READY_TIMEOUT_S = 120.0
+STOP_MAX_S = 9.0                       # from SIGTERM to the end of the process, whatever happens
+DRAIN_S = 4.0                          # for requests that are being answered when the end comes
 ROUTES_GATHER_S = 0.05
 MASTERS = User("system:apiserver", ("system:masters", "system:authenticated"))
 Tell = Callable[[str], None]
@@ -113,7 +117,7 @@ async def api(ctx: Context) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await listening.close()
+        await listening.close(DRAIN_S)
         await server.stop()
         await store.close()
         if audited is not None:
@@ -530,18 +534,46 @@ def run(s: Settings, tell: Tell) -> int:
 
         for each in e.exceptions if isinstance(e, ExceptionGroup) else (e,):
             if isinstance(each, (CannotRun, OSError, BadConfiguration, BadPolicy, Broken)):
-                log.error("%s", each)
-                tell(f"kubern: {each}")
+                why = explained(each, s)
+                log.error("%s", why)
+                tell(f"kubern: {why}")
             else:
                 log.error("ended by an error", exc_info=each)
         return 1
 
 
+def explained(e: Exception, s: Settings) -> str:
+    """An error of the machine, and what to do about it."""
+    match getattr(e, "errno", None):
+        case errno.EADDRINUSE:
+            return f"port {s.port} is in use by another process; choose another with --port, or stop the other cluster with kubern down --data-dir"
+        case errno.EADDRNOTAVAIL:
+            return f"{s.bind} is no address of this machine; give another with --bind"
+        case errno.ENOSPC:
+            return f"the disk of {s.data_dir} is full; free some space and start again"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{e}; choose a directory you may write to with --data-dir"
+    return str(e)
+
+
+def give_up() -> None:
+    """Ends the process that was asked to stop and has not: a thread waits for something outside. What was acknowledged is on disk."""
+    log.error("not everything stopped within %.0f s; ending", STOP_MAX_S)
+    os._exit(1)
+
+
 async def _run(s: Settings, tell: Tell) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def asked() -> None:
+        if not stop.is_set():
+            stop.set()
+            last = threading.Timer(STOP_MAX_S, give_up)
+            last.daemon = True
+            last.start()
     for sig in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sig, stop.set)
+        loop.add_signal_handler(sig, asked)
     chosen = [r for r in ROLES if s.roles == "all" or r.name in s.roles.split(",")]
     fabric = None
     if (s.nodes or s.node_groups) and s.runtime == "containerd" and any(r.name == "nodes" for r in chosen):

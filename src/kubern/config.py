@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 RUNTIMES = ("containerd", "simulated", "none")
+STORES = ("sqlite", "memory")
+ROLES = ("api", "controllers", "scheduler", "metrics", "nodes", "autoscaler")
 
 
 class BadSettings(ValueError):
@@ -126,6 +128,11 @@ def check(s: Settings) -> Settings:
             parse_groups(s.node_groups), parse_timings(s.autoscaler)
         except BadGroup as e:
             raise BadSettings(str(e)) from None
+    wanted = set(s.roles.split(","))
+    if s.roles != "all" and (wanted - set(ROLES) or "api" not in wanted):       # the others reach the API inside this process
+        raise BadSettings(f"--roles must be all, or api and some of {', '.join(ROLES[1:])}, not {s.roles!r}")
+    if s.store not in STORES and not s.store.startswith("etcd://"):
+        raise BadSettings(f"--store must be sqlite, memory or etcd://HOST:PORT, not {s.store!r}")
     if not 0 < s.port < 65536:
         raise BadSettings(f"--port must be between 1 and 65535, not {s.port}")
     if not 0 <= s.nodes <= 5000:

@@ -22,6 +22,7 @@ from kubern.config import Settings
 
 READY_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 20
+END_WAIT_S = 12.0                      # for a process that gave up starting to be gone
 
 
 def say(text: str) -> None:
@@ -99,6 +100,13 @@ def progress() -> Any:
 
 def up(s: Settings, *, detach: bool, merge: bool) -> int:
     """Start the cluster in this process, or in the background. Returns the exit code."""
+    try:
+        s.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(s.home, os.W_OK | os.X_OK):
+            raise PermissionError(f"{s.home} is not writable")
+    except OSError as e:
+        say(f"kubern: the data directory cannot be used ({e}); choose another with --data-dir")
+        return 1
     pid = running_pid(s.home)
     if pid:
         say(f"the cluster in {s.data_dir} is already running (process {pid})")
@@ -143,6 +151,7 @@ def start_background(s: Settings) -> int:
     s.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     read, write = os.pipe()
     log = open(s.home / "kubern.log", "ab")                  # noqa: SIM115  (the child keeps it)
+    before = log.tell()
     os.chmod(s.home / "kubern.log", 0o600)
     began = time.monotonic()
     child = subprocess.Popen([sys.executable, "-m", "kubern", "_up", s.data_dir], stdin=subprocess.PIPE, stdout=log, stderr=log,
@@ -157,9 +166,16 @@ def start_background(s: Settings) -> int:
             say(f"ready in {time.monotonic() - began:.1f} s; kubeconfig: {s.home / 'admin.kubeconfig'}")
             return 0
         say(f"  {time.monotonic() - began:5.1f} s  {line}")
-    code = child.poll()
+    try:
+        code = child.wait(max(0.1, min(END_WAIT_S, began + READY_TIMEOUT_S - time.monotonic())))
+    except subprocess.TimeoutExpired:
+        code = None
+    other = running_pid(s.home)
+    if code is not None and other:                            # started by somebody else at the same moment
+        say(f"the cluster in {s.data_dir} is already running (process {other})")
+        return 0
     say(f"kubern: the cluster {'ended while starting' if code is not None else 'did not become ready in time'}; the end of {s.home / 'kubern.log'}:")
-    say(tail(s.home / "kubern.log", 15))
+    say(tail(s.home / "kubern.log", 15, before))
     return 1
 
 
@@ -178,12 +194,12 @@ def _lines(fd: int, deadline: float) -> Iterator[str]:
         yield from (line.decode(errors="replace") for line in whole)
 
 
-def tail(path: Path, lines: int) -> str:
-    """The last lines of a file; "" if there is none."""
+def tail(path: Path, lines: int, start: int = 0) -> str:
+    """The last lines of a file, of what comes after `start` bytes; "" if there is none."""
     try:
         with open(path, "rb") as f:
             f.seek(0, os.SEEK_END)
-            f.seek(max(0, f.tell() - lines * 400))
+            f.seek(max(min(start, f.tell()), f.tell() - lines * 400))
             return b"\n".join(f.read().splitlines()[-lines:]).decode(errors="replace")
     except OSError:
         return ""

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Watchers over real connections that come, go, dawdle and resume, against random writes: each sees the store's log, whole and in order."""
 
 from __future__ import annotations
