@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 AGENT = "kube-controller-manager/v1.36.2"
 BATCH_CALLS_MAX = 64                # of a list of intents, so many are under way at once
 STEPS_MAX = 100_000                 # intents of one pass; more is a mistake
+UNCLEAR_LOOKS_MAX, UNCLEAR_FIRST_S = 6, 0.1
 MIRROR_WAITS_MAX = 10               # of 30 s each: client-go lets its expectations expire after five minutes
 
 
@@ -48,6 +49,7 @@ class _Writes:
     def __init__(self) -> None:
         self.revisions: dict[str, int] = {}
         self.deleted: list[tuple[str, str, str, str]] = []       # resource, namespace, name, uid
+        self.unclear: dict[tuple[str, str], Resource] = {}       # (resource, namespace) where a create may have been done: no answer told
         self.failed: Failed | None = None
 
     def saw(self, resource: str, answer: Object) -> bool:
@@ -158,6 +160,8 @@ class Worker:
 
     async def _rest(self, writes: _Writes) -> None:
         """Waits until the mirrors show what the pass wrote: on older news the next pass would do it again."""
+        for (resource, namespace), row in writes.unclear.items():
+            await self._clear_up(resource, namespace, row, writes)
         for resource, revision in writes.revisions.items():
             mirror = self.mirrors.mirrors.get(resource)
             for _ in range(MIRROR_WAITS_MAX):
@@ -168,6 +172,20 @@ class Worker:
             mirror = self.mirrors.mirrors.get(resource)
             if mirror is not None:
                 await mirror.left(namespace, name, uid)
+
+    async def _clear_up(self, resource: str, namespace: str, row: Resource, writes: _Writes) -> None:
+        """A create that failed without a clear answer may have taken effect: the newest object there must be seen first."""
+        for attempt in range(UNCLEAR_LOOKS_MAX):
+            try:
+                found, _ = await self.client.list(row, namespace, metadata_only=True)
+            except StatusError as e:
+                if e.code < 500 and e.code != 429:
+                    return
+                await asyncio.sleep(UNCLEAR_FIRST_S * 2 ** attempt)
+                continue
+            for obj in found:
+                writes.saw(resource, obj)
+            return
 
     async def _reconcile(self, key: Key, writes: _Writes) -> None:
         row, now = self.row, self.clock()
@@ -210,6 +228,9 @@ class Worker:
             return await execute(self.client, intent, writes)
         except StatusError as e:
             failed = Failed(intent, e.code, e.reason, e.message, e.details or {})
+            if e.code >= 500 and isinstance(intent, Create) and not intent.subresource:
+                row = self.client.row(intent.obj["apiVersion"], intent.obj["kind"])
+                writes.unclear[qualified(row.group, row.plural), intent.obj["metadata"].get("namespace") or ""] = row
             if e.code == 403 and " cannot " in e.message and not self.queue.failures(key):
                 log.warning("%s: %s", self.row.name, e.message)          # a rule is missing: nothing else will say so
             if not isinstance(intent, Fetch) and not namespace_terminating(failed):

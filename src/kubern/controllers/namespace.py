@@ -60,7 +60,10 @@ def _empty(row: Resource, ns: Object, view: View, now: float, left: _Left) -> Ge
         left.estimate_s = max(left.estimate_s, estimate)
         return
     found = yield Fetch(where, accept=rows.METADATA_LIST)
-    items = [] if isinstance(found, Failed) else found.get("items") or []
+    if isinstance(found, Failed):
+        left.errors.append(found.message)                # not knowing is not emptiness
+        return
+    items = found.get("items") or []
     if not items:
         return
     held: dict[str, int] = {}

@@ -58,12 +58,15 @@ def reconcile(quota: Object, view: View, now: float) -> Steps:
     hard = {k: canonical(str(v)) for k, v in (quota["spec"].get("hard") or {}).items()}
     status = quota.get("status") or {}
     new = "used" not in status or not _same(status.get("hard") or {}, hard)     # admission has not charged what is there already
-    counted = yield from used_by(quota, view, now, new)
-    if counted is None:
-        return
-    used = {k: v for k, v in {**(status.get("used") or {}), **counted}.items() if k in hard}
-    if "hard" in status and "used" in status and _same(status["hard"], hard) and _same(status["used"], used):
-        return
+    for live in (False, True):
+        if new and not live:
+            continue
+        counted = yield from used_by(quota, view, now, live)
+        if counted is None:
+            return
+        used = {k: v for k, v in {**(status.get("used") or {}), **counted}.items() if k in hard}
+        if not new and _same(status["used"], used):
+            return                               # and never lowered by what late mirrors show: they lack what was charged last
     yield Update({**quota, "status": {"hard": hard, "used": used}}, "status")
 
 

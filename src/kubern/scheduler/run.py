@@ -38,6 +38,7 @@ BINDINGS_MAX = 128
 SLICE_S = 0.004                      # decide for so long before letting others run
 LEFTOVERS_S = 30.0
 REPORTS_PER_S, REPORTS_BURST = 100.0, 200   # refusals told in conditions and events; when thousands wait, telling must not slow placing down
+LOOK_FIRST_S, LOOK_LAST_S = 0.1, 10.0
 CLAIM_BIND_S = 600.0                 # how long a placed pod waits for its volumes
 POD = by_kind[("v1", "Pod")]
 READS = ("pods", "nodes", "namespaces", "services", "replicationcontrollers", "replicasets.apps", "statefulsets.apps",
@@ -377,9 +378,13 @@ class Scheduler:
                 await self._take_devices(p, devices)
             if bound.static or bound.provision:
                 await self._bind_volumes(p, node, bound)
-            await self.client.call("POST", path_of(POD, p.namespace, p.name, "binding"), None,
-                                   {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": p.name, "namespace": p.namespace, "uid": p.uid},
-                                    "target": {"apiVersion": "v1", "kind": "Node", "name": node}})
+            try:
+                await self.client.call("POST", path_of(POD, p.namespace, p.name, "binding"), None, {
+                    "apiVersion": "v1", "kind": "Binding", "metadata": {"name": p.name, "namespace": p.namespace, "uid": p.uid},
+                    "target": {"apiVersion": "v1", "kind": "Node", "name": node}})
+            except StatusError as e:
+                if not await self._bound_after_all(p, node, e):
+                    raise
         except (StatusError, TimeoutError) as e:
             for volume, _ in bound.static:
                 self.promised.pop(meta(volume)["name"], None)
@@ -400,6 +405,21 @@ class Scheduler:
             return
         self.queue.remove(p.key)
         self.speaker.say(p.pod, "Normal", "Scheduled", "Binding", f"Successfully assigned {p.namespace}/{p.name} to {node}")
+
+    async def _bound_after_all(self, p: PodInfo, node: str, e: StatusError) -> bool:
+        """A binding without a clear answer may have been made: until that is known its room must not be given away."""
+        if e.code < 500 and e.code != 409:
+            return False
+        delay_s = LOOK_FIRST_S
+        while True:
+            try:
+                pod = await self.client.get(POD, p.namespace, p.name)
+                return meta(pod).get("uid") == p.uid and (pod.get("spec") or {}).get("nodeName") == node
+            except StatusError as again:
+                if again.code < 500 and again.code != 429:
+                    return False
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, LOOK_LAST_S)
 
     async def _bind_volumes(self, p: PodInfo, node: str, bound: volumes.Bindings) -> None:
         """Promise volumes to claims and name the node to provisioners, then wait until the claims are bound."""
