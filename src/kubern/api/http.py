@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 HEADERS_MAX_BYTES = 1024 * 1024
 HEADERS_MAX = 512
+PARAMETERS_MAX = 1000
 BODY_MAX_BYTES = 3 * 1024 * 1024
 PIPELINE_MAX = 32                        # requests read ahead on one connection before it is no longer read
 WATCH_BUFFER_MAX_BYTES = 16 * 1024 * 1024   # unsent bytes at which a watcher counts as too slow
@@ -352,7 +353,7 @@ class Connection(asyncio.Protocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         request = Request(
             self._method or self._parser.get_method().decode(), text,
-            parse_qs(query.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=1000) if query else {},
+            _parameters(query) if query else {},
             self._headers, body, self.peer, self.certificate, repeated=self._repeated)
         keep = self._parser.should_keep_alive()
         upgrade = "upgrade" in self._headers
@@ -558,6 +559,13 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         return self._state in ("idle", "head") and not self._busy and self._watch is None
+
+
+def _parameters(query: bytes) -> dict[str, list[str]]:
+    try:
+        return parse_qs(query.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=PARAMETERS_MAX)
+    except ValueError:
+        raise StatusError(400, "BadRequest", f"400 Bad Request: more than {PARAMETERS_MAX} query parameters") from None
 
 
 def _too_large() -> StatusError:
