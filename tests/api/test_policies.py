@@ -132,7 +132,7 @@ async def test_mutating_policy_applies_a_configuration() -> None:
     assert got["metadata"]["labels"] == {"made": "by-admin"}
     (mesh,) = got["spec"]["initContainers"]
     assert (mesh["name"], mesh["imagePullPolicy"]) == ("mesh", "Always")         # defaults follow
-    assert [m["name"] for m in mesh["volumeMounts"]][0].startswith("kube-api-access-")    # and so do the plugins before it, once more
+    assert next(m["name"] for m in mesh["volumeMounts"]).startswith("kube-api-access-")    # and so do the plugins before it, once more
     assert got["spec"]["containers"][0]["name"] == "c"
 
 

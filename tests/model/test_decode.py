@@ -141,7 +141,7 @@ def test_depth_and_numbers_are_bounded():
     assert read("configmaps", b'{"data":{"a":"\xff"}}')[0]["data"] == {"a": "\ufffd"}
 
 
-@pytest.mark.parametrize("text", [b"[" * 100_000, b"- " * 100_000, b"{a: " * 100_000, b"? " * 100_000, b"a:\n" + b"".join(b" " * i + b"a:\n" for i in range(1, 1400)),
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"- " * 100_000, b"{a: " * 100_000, b"? " * 100_000, b"a:\n" + b"".join(b" " * i + b"a:\n" for i in range(1, 1400)),  # noqa: E501
                                   b"x: &a [&b [*a]]"])
 def test_yaml_that_would_overrun_the_stack_is_refused(text: bytes) -> None:
     from kubern.model import yamltree

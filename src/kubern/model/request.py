@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-
 @dataclass(frozen=True, slots=True)
 class User:
     """Who asks. Groups hold system:authenticated or system:unauthenticated already."""
