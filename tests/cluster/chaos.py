@@ -281,8 +281,10 @@ class Watchdog:
             yield from self._job(j)
         for s in self.under("core/services"):
             if selector := s["spec"].get("selector"):
-                want_ips = {p["status"].get("podIP") for p in self.under("core/pods", s["metadata"]["namespace"])
-                            if _ready(p) and selector.items() <= (p["metadata"].get("labels") or {}).items()}
+                want_ips = [p["status"].get("podIP") for p in self.under("core/pods", s["metadata"]["namespace"])
+                            if _ready(p) and selector.items() <= (p["metadata"].get("labels") or {}).items()]
+                if len(want_ips) != len(set(want_ips)):
+                    yield f"service {s['metadata']['name']}: pods share addresses {want_ips}"
                 ips = [a for e in self.owned("discovery.k8s.io/endpointslices", s) for x in e.get("endpoints") or () for a in x["addresses"]
                        if (x.get("conditions") or {}).get("ready")]
                 if sorted(ips) != sorted(want_ips):
@@ -427,6 +429,8 @@ class Chaos:
             await self.space(name)
         await self.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q", "namespace": "quota"},
                            "spec": {"hard": {"pods": str(QUOTA_PODS)}}})
+        while not any((q.get("status") or {}).get("used") for q in self.dog.under("core/resourcequotas")):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)                          # until then it limits nothing
         await self.create({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "kept", "namespace": "kept"},
                            "spec": {"minAvailable": KEPT_MIN, "selector": {"matchLabels": {"app": "kept"}}}})
         await self.create(workload("Deployment", "kept", "kept", KEPT, "100m"))

@@ -579,7 +579,8 @@ def reconcile(d: Object, view: View, now: float) -> Steps:
     is_scaling = yield from rollout.scaling()
     if rollout.failed:
         return
-    if is_scaling:
+    torn = _rolling(d) is None and sum((rs["spec"].get("replicas") or 0) > 0 for rs in sets) > 1     # scaling would wait for ever
+    if is_scaling and not torn:
         yield from rollout.sync()
     elif _rolling(d) is None:
         yield from rollout.recreate(view)

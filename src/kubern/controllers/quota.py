@@ -11,13 +11,14 @@ from typing import Any
 from kubern.controllers.pods import finished
 from kubern.model import rows
 from kubern.model.controller import Controller, Steps
-from kubern.model.intent import Again, Failed, Fetch, Update
+from kubern.model.intent import Again, Failed, Fetch, Requeue, Update
 from kubern.model.object import Key, Object, key, namespace
 from kubern.model.quantity import add, canonical, compare
 from kubern.model.usage import matches, matching, usage
 from kubern.model.view import View
 
 RESYNC_S = 300.0
+RECOUNT_S = 1.0
 COUNTED = ("pods", "services", "persistentvolumeclaims", "resourceclaims.resource.k8s.io", "resourcequotas")
 
 
@@ -68,6 +69,8 @@ def reconcile(quota: Object, view: View, now: float) -> Steps:
         if not new and _same(status["used"], used):
             return                               # and never lowered by what late mirrors show: they lack what was charged last
     yield Update({**quota, "status": {"hard": hard, "used": used}}, "status")
+    if new:
+        yield Requeue(RECOUNT_S)                 # what was made between the count and its writing has not been charged
 
 
 def _lower(old: Object, new: Object) -> bool:

@@ -254,6 +254,7 @@ class Hollow:
         self.runtime.add_sandbox(uid, "", "", 0, pods.host_network(one.pod))
         ip = status.get("podIP")
         if ip:
+            self.runtime.taken.add(ip)
             seen = self.runtime.by_pod[uid]
             self.runtime.by_pod[uid] = replace(seen, sandboxes=(replace(seen.sandboxes[0], ips=(ip,)),))
         for s in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):

@@ -55,11 +55,16 @@ class SimulatedRuntime:
         self.exits: dict[str, int] = {}                # container id -> code it will end with
         self._address = address or self._next_address
         self._count = 0
+        self.taken: set[str] = set()                   # addresses of pods that were there before this process
         self._changes: list[asyncio.Queue[str]] = []
 
     def _next_address(self, _uid: str) -> str:
-        n = self._count
-        return f"10.{128 + (n >> 16) % 64}.{n >> 8 & 255}.{n & 255}"
+        while True:
+            n = self._count
+            address = f"10.{128 + (n >> 16) % 64}.{n >> 8 & 255}.{n & 255}"
+            if address not in self.taken:
+                return address
+            self._count += 1
 
     def _id(self) -> str:
         self._count += 1
@@ -136,6 +141,7 @@ class SimulatedRuntime:
     def forget(self, uid: str) -> None:
         seen = self.by_pod.pop(uid, None)
         if seen is not None:
+            self.taken.difference_update(ip for s in seen.sandboxes for ip in s.ips)
             for id_ in (*(s.id for s in seen.sandboxes), *(c.id for c in seen.containers)):
                 self.where.pop(id_, None)
                 self.exits.pop(id_, None)
