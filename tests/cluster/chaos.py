@@ -429,7 +429,7 @@ class Chaos:
             await self.space(name)
         await self.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q", "namespace": "quota"},
                            "spec": {"hard": {"pods": str(QUOTA_PODS)}}})
-        while not any((q.get("status") or {}).get("used") for q in self.dog.under("core/resourcequotas")):  # noqa: ASYNC110
+        while not any((q.get("status") or {}).get("used") for q in self.dog.under("core/resourcequotas")):  # noqa: ASYNC110  # noqa: ASYNC110
             await asyncio.sleep(0.1)                          # until then it limits nothing
         await self.create({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "kept", "namespace": "kept"},
                            "spec": {"minAvailable": KEPT_MIN, "selector": {"matchLabels": {"app": "kept"}}}})
