@@ -36,7 +36,7 @@ def port() -> Iterator[int]:
     yield int(number)
 
 
-@pytest.mark.parametrize("after_s", [0.3, 0.8, 1.5])
+@pytest.mark.parametrize("after_s", [0.3, 0.8, 1.1, 1.3, 1.6])
 def test_it_stops_in_every_state(tmp_path: Path, port: int, after_s: float) -> None:
     process = kubern("up", "--data-dir", str(tmp_path / "k"), "--port", str(port), "--bind", "127.0.0.1", "--runtime", "simulated", "--nodes", "1")
     time.sleep(after_s)
@@ -44,7 +44,7 @@ def test_it_stops_in_every_state(tmp_path: Path, port: int, after_s: float) -> N
     process.send_signal(signal.SIGTERM)
     code, text = said(process)
     assert time.monotonic() - began < STOP_MAX_S and code in (0, -signal.SIGTERM, 128 + signal.SIGTERM), text
-    assert "Traceback" not in text, text
+    assert "Traceback" not in text and "not everything stopped" not in text, text
 
 
 def test_two_at_once_and_a_port_in_use(tmp_path: Path, port: int) -> None:

@@ -139,13 +139,10 @@ async def controllers(ctx: Context) -> AsyncIterator[None]:
 
     async def work() -> None:
         await run_controllers(rows, ctx.client, clock=ctx.clock, ready=ready.set)
-    task = ctx.spawn(alone(ctx, "kube-controller-manager", work, ready), "controllers")
-    await ready.wait()
-    ctx.tell(f"{len(rows)} controllers")
-    try:
+    async with running(ctx.spawn(alone(ctx, "kube-controller-manager", work, ready), "controllers")):
+        await ready.wait()
+        ctx.tell(f"{len(rows)} controllers")
         yield
-    finally:
-        await end(task)
 
 
 async def alone(ctx: Context, name: str, work: Callable[[], Coroutine[Any, Any, None]], ready: asyncio.Event) -> None:
@@ -206,21 +203,18 @@ async def scheduler(ctx: Context) -> AsyncIterator[None]:
         finally:
             at_work = None
             await mirrors.close()
-    task = ctx.spawn(alone(ctx, "kube-scheduler", work, ready), "scheduler")
-    await ready.wait()
+    async with running(ctx.spawn(alone(ctx, "kube-scheduler", work, ready), "scheduler")):
+        await ready.wait()
 
-    async def why(call: Call) -> Response:
-        found = at_work.why(call.attributes.namespace, call.attributes.name) if at_work is not None else None
-        if found is None:
-            raise not_found("", "pods", call.attributes.name)
-        return Response(200, [("Content-Type", "application/json")], json.dumps(found).encode())
-    assert ctx.server is not None
-    ctx.server.unlisted["", "pods", "why"] = why
-    ctx.tell("scheduler")
-    try:
+        async def why(call: Call) -> Response:
+            found = at_work.why(call.attributes.namespace, call.attributes.name) if at_work is not None else None
+            if found is None:
+                raise not_found("", "pods", call.attributes.name)
+            return Response(200, [("Content-Type", "application/json")], json.dumps(found).encode())
+        assert ctx.server is not None
+        ctx.server.unlisted["", "pods", "why"] = why
+        ctx.tell("scheduler")
         yield
-    finally:
-        await end(task)
 
 
 @asynccontextmanager
@@ -237,13 +231,10 @@ async def nodes(ctx: Context) -> AsyncIterator[None]:
 
         client = ctx.client(User("system:simulated-nodes", ("system:masters", "system:authenticated")), "kubelet/simulated")
         ctx.hollow = Hollow(client, shapes(s.nodes, s.node_prefix), version=KUBERNETES_VERSION)
-        task = ctx.spawn(ctx.hollow.run(), "simulated nodes")
-        await nodes_ready(ctx, [f"{s.node_prefix}{i}" for i in range(s.nodes)])
-        ctx.tell(f"{s.nodes} simulated nodes: pods turn Running without containers")
-        try:
+        async with running(ctx.spawn(ctx.hollow.run(), "simulated nodes")):
+            await nodes_ready(ctx, [f"{s.node_prefix}{i}" for i in range(s.nodes)])
+            ctx.tell(f"{s.nodes} simulated nodes: pods turn Running without containers")
             yield
-        finally:
-            await end(task)
         return
     async with registry(ctx), routes(ctx), names_of_the_world(ctx):
         names = await asyncio.to_thread(start_units, ctx)
@@ -289,13 +280,13 @@ async def autoscaler(ctx: Context) -> AsyncIterator[None]:
     mirrors = Mirrors(client)
     groups = parse_groups(s.node_groups)
     ready = asyncio.Event()
-    task = ctx.spawn(Autoscaler(client, mirrors, provider, groups, parse_timings(s.autoscaler), ctx.clock).run(ready.set), "autoscaler")
-    await ready.wait()
-    ctx.tell(f"autoscaler: {', '.join(f'{g.name} {g.min} to {g.max}' for g in groups)} nodes")
+    at_work = Autoscaler(client, mirrors, provider, groups, parse_timings(s.autoscaler), ctx.clock)
     try:
-        yield
+        async with running(ctx.spawn(at_work.run(ready.set), "autoscaler")):
+            await ready.wait()
+            ctx.tell(f"autoscaler: {', '.join(f'{g.name} {g.min} to {g.max}' for g in groups)} nodes")
+            yield
     finally:
-        await end(task)
         await mirrors.close()
 
 
@@ -369,6 +360,15 @@ def write_kubeconfigs(ctx: Context) -> None:
     name = "kubern" if s.port == 6443 else f"kubern-{s.port}"
     host = "127.0.0.1" if s.bind in ("0.0.0.0", "::") else s.bind
     pki.write_kubeconfig(s.home / "admin.kubeconfig", pki.kubeconfig(name, f"https://{host}:{s.port}", p.ca.cert, p.clients["admin"]))
+
+
+@asynccontextmanager
+async def running(task: asyncio.Task[None]) -> AsyncIterator[None]:
+    """A task that ends with this block, also when the block is left before its role was ready."""
+    try:
+        yield
+    finally:
+        await end(task)
 
 
 async def end(task: asyncio.Task[None]) -> None:
