@@ -617,7 +617,3 @@ def first_service_address(service_cidr: str) -> str:
     import ipaddress
 
     return str(ipaddress.ip_network(service_cidr)[1])
-
-
-def pki_dir(s: Settings) -> Path:
-    return s.home / "pki"

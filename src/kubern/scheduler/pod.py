@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from kubern.model import quantity
-from kubern.model.object import Object, controller_of, meta
+from kubern.model.object import Object, meta
 from kubern.model.selector import Selector, from_label_selector
 
 DEFAULT_CPU_MILLI = 100                  # what a container without a request counts as when nodes are scored
@@ -269,8 +269,3 @@ def _claim_names(pod_name: str, spec: Mapping[str, Any]) -> tuple[str, ...]:
 def start_time(p: PodInfo) -> str:
     """status.startTime, or now's stand-in for pods that have not started: the latest."""
     return (p.pod.get("status") or {}).get("startTime") or "9999"
-
-
-def owner_uid(pod: Object) -> str:
-    ref = controller_of(pod)
-    return (ref or {}).get("uid") or ""

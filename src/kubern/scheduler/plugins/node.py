@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from kubern.model.object import meta
 from kubern.scheduler.plugins.verdict import Ints, Mask, Reject, Restrict, Verdict
 from kubern.scheduler.pod import PodInfo
 from kubern.scheduler.table import NodeTable
@@ -243,8 +242,3 @@ def score_images(p: PodInfo, t: NodeTable) -> Ints | None:
     top = IMAGE_MAX_PER_CONTAINER * max(1, len(names))
     clipped = np.clip(total.astype(np.int64), IMAGE_MIN, top)
     return 100 * (clipped - IMAGE_MIN) // (top - IMAGE_MIN)
-
-
-def zone_of(t: NodeTable, slot: int) -> str:
-    node = t.nodes[slot]
-    return (meta(node).get("labels") or {}).get("topology.kubernetes.io/zone") or "" if node else ""
