@@ -1,6 +1,6 @@
 """OpenAPI: /openapi/v3 (an index with hashes, one document a group version) and /openapi/v2 (one document), for kubectl, helm and their like.
 
-Made from the definitions (model/schema.py), the rows and CRDs' schemas when first asked for, and kept as bytes until a row changes.
+Made from the definitions (openapi_definitions.py), the rows (openapi_paths.py) and CRDs' schemas when first asked for, and kept as bytes until a row changes.
 The hash of a document is that of what it is made from, so that the index costs nothing.
 Upstream: kube-openapi handler3, builder3; KEP-2896.
 """
@@ -16,9 +16,8 @@ import orjson
 from kubern import KUBERNETES_VERSION
 from kubern.api import openapi_paths as paths
 from kubern.api.discovery import Catalog, catalog
+from kubern.api.openapi_definitions import INT_OR_STRING, QUANTITY, closure, custom_definitions, model_name, render
 from kubern.model.request import Request, Response
-from kubern.model.resource import Resource
-from kubern.model.schema import BOOL, INT32, INT64, STRING, STRUCT, Schema, definition, definition_of, definitions, describe
 from kubern.model.status import StatusError
 
 if TYPE_CHECKING:
@@ -27,150 +26,9 @@ if TYPE_CHECKING:
 Doc = dict[str, Any]
 V3_PROTOBUF = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
 V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
-_QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
-_INT_OR_STRING = "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
-_PROTOCOL = ("io.k8s.api.core.v1.ContainerPort", "io.k8s.api.core.v1.ServicePort")   # their list keys count on the default
 _INFO = {"title": "Kubernetes", "version": "unversioned"}
 _SECURITY = {"BearerToken": {"description": "Bearer Token authentication", "in": "header", "name": "authorization", "type": "apiKey"}}
 _BUILD = hashlib.sha512(f"kubern {KUBERNETES_VERSION} 1".encode()).hexdigest()
-
-
-# ---------------------------------------------------------------- definitions
-
-def render(name: str, group: str = "", version: str = "") -> Doc:
-    """A definition in the v3 form; group and version are of the document it stands in."""
-    raw = definitions().raw(name)
-    text = describe(name)
-    out: Doc = {}
-    if text.get(""):
-        out["description"] = text[""]
-    if name == _QUANTITY:
-        out.setdefault("description", "An exact amount: a number, or text of a number with a suffix such as m, k, M, G, Ki, Mi, Gi.")
-        out["oneOf"] = [{"type": "string"}, {"type": "number"}]
-        return out
-    if name == _INT_OR_STRING:
-        out.setdefault("description", "A 32-bit integer or a string.")
-        out["format"] = "int-or-string"
-        out["oneOf"] = [{"type": "integer"}, {"type": "string"}]
-        return out
-    schema = definition(name)
-    for key, value in raw.items():
-        if key == "properties":
-            out[key] = {p: _property(node, text.get(p, ""), (schema.props or {}).get(p)) for p, node in value.items()}
-        elif key == "x-kubernetes-group-version-kind" and len(value) > 2:
-            out[key] = [g for g in value if not g["group"] or (g["group"], g["version"]) == (group, version)]
-        else:
-            out[key] = value
-    if name in _PROTOCOL:
-        out["properties"]["protocol"]["default"] = "TCP"
-    return out
-
-
-def _property(node: Doc, description: str, schema: Schema | None) -> Doc:
-    """A property of a struct: its description and the zero value that upstream shows as its default."""
-    out = _node(node)
-    by_value = schema is not None and schema.code == STRUCT and not schema.pointer
-    if description or by_value:
-        if "$ref" in out:
-            out = {"allOf": [{"$ref": out["$ref"]}], **{k: v for k, v in out.items() if k != "$ref"}}
-    if description:
-        out["description"] = description
-    if schema is not None and not schema.pointer:
-        if by_value and "allOf" in out:
-            out["default"] = {}
-        elif schema.keep:
-            zero = {STRING: "", BOOL: False, INT32: 0, INT64: 0}.get(schema.code)
-            if zero is not None:
-                out["default"] = zero
-    return dict(sorted(out.items()))
-
-
-def _node(node: Doc) -> Doc:
-    out: Doc = {}
-    for key, value in node.items():
-        if key == "$ref":
-            out[key] = f"#/components/schemas/{value}"
-        elif key == "items" or (key == "additionalProperties" and isinstance(value, dict)):
-            out[key] = _node(value)
-        else:
-            out[key] = value
-    return out
-
-
-def _refs(value: Any, found: set[str]) -> None:
-    if isinstance(value, dict):
-        for k, v in value.items():
-            if k == "$ref" and isinstance(v, str):
-                found.add(v.rsplit("/", 1)[-1])
-            else:
-                _refs(v, found)
-    elif isinstance(value, list):
-        for v in value:
-            _refs(v, found)
-
-
-def _closure(names: set[str], made: dict[str, Doc], group: str, version: str) -> dict[str, Doc]:
-    """All definitions that some need; `made` are those of CRDs."""
-    out: dict[str, Doc] = {}
-    todo = sorted(names, reverse=True)
-    while todo:
-        name = todo.pop()
-        if name in out:
-            continue
-        if name in made:
-            out[name] = made[name]
-        elif name in definitions():
-            out[name] = render(name, group, version)
-        else:
-            continue
-        found: set[str] = set()
-        _refs(out[name], found)
-        todo += [f for f in found if f not in out]
-    return dict(sorted(out.items()))
-
-
-# ---------------------------------------------------------------- definitions of custom resources
-
-def model_name(group: str, version: str, kind: str) -> str:
-    """The definition of a kind: a built-in's own, else as CRDs are named: com.example.v1.Foo."""
-    api_version = f"{group}/{version}" if group else version
-    return definition_of(api_version, kind) or ".".join([*reversed(group.split(".")), version, kind])
-
-
-def custom_definitions(row: Resource, schema: Schema | None) -> dict[str, Doc]:
-    """The definitions of a CRD's kind and its list."""
-    name = model_name(row.group, row.version, row.kind)
-    raw = dict(schema.raw or {}) if schema is not None else {}
-    gvk = [{"group": row.group, "kind": row.kind, "version": row.version}]
-    base = definitions().raw(paths.META + "Status")["properties"]
-    texts = describe(paths.META + "Status")
-    own = {p: {**base[p], "description": texts[p]} for p in ("apiVersion", "kind")}
-    meta = {"description": "Standard object's metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/"
-                           "api-conventions.md#metadata", "allOf": [{"$ref": f"#/components/schemas/{paths.META}ObjectMeta"}]}
-    shape = {**raw, "type": raw.get("type") or "object", "x-kubernetes-group-version-kind": gvk}
-    if raw.get("properties") or not raw.get("x-kubernetes-preserve-unknown-fields"):
-        shape["properties"] = {**_embedded(raw.get("properties") or {}), **own, "metadata": meta}
-    items = {"description": f"List of {row.plural}. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md",
-             "items": {"$ref": f"#/components/schemas/{name}"}, "type": "array"}
-    list_meta = {"description": "Standard list metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/"
-                                "api-conventions.md#types-kinds", "allOf": [{"$ref": f"#/components/schemas/{paths.META}ListMeta"}]}
-    listed = {"description": f"{row.list_kind or row.kind + 'List'} is a list of {row.kind}", "type": "object", "required": ["items"],
-              "properties": {**own, "items": items, "metadata": list_meta},
-              "x-kubernetes-group-version-kind": [{**gvk[0], "kind": row.list_kind or row.kind + "List"}]}
-    return {name: shape, model_name(row.group, row.version, row.kind + "List"): listed}
-
-
-def _embedded(node: Any) -> Any:
-    """Embedded objects have apiVersion, kind and metadata, said or not."""
-    if isinstance(node, list):
-        return [_embedded(v) for v in node]
-    if not isinstance(node, dict):
-        return node
-    out = {k: _embedded(v) if k not in ("default", "enum", "example") else v for k, v in node.items()}
-    if out.get("x-kubernetes-embedded-resource") is True:
-        out["properties"] = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, **(out.get("properties") or {}),
-                             "metadata": {"$ref": f"#/components/schemas/{paths.META}ObjectMeta"}}
-    return out
 
 
 # ---------------------------------------------------------------- v3 documents
@@ -191,7 +49,7 @@ def document(server: Server, have: Catalog, key: str) -> Doc:
         table, used = _single(key, parts)
     out: Doc = {"openapi": "3.0.0", "info": _INFO, "paths": table, "components": {}}
     if used:
-        out["components"]["schemas"] = _closure(used, made, group, version)
+        out["components"]["schemas"] = closure(used, made, group, version)
     out["components"]["securitySchemes"] = _SECURITY
     return out
 
@@ -291,7 +149,7 @@ def swagger(server: Server, have: Catalog) -> Doc:
         some, names = _single(key, [key])
         table |= some
         used |= names
-    schemas = _closure(used, made, "", "")
+    schemas = closure(used, made, "", "")
     return {"swagger": "2.0", "info": {"title": "Kubernetes", "version": f"v{KUBERNETES_VERSION.removeprefix('v')}"},
             "paths": {p: _path_v2(item) for p, item in sorted(table.items())},
             "definitions": {n: _schema_v2(n, s, n in made) for n, s in schemas.items()},
@@ -357,9 +215,9 @@ def _flat(node: Any) -> Any:
 
 
 def _schema_v2(name: str, schema: Doc, custom: bool) -> Doc:
-    if name == _QUANTITY:
+    if name == QUANTITY:
         return {"description": schema.get("description", ""), "type": "string"}
-    if name == _INT_OR_STRING:
+    if name == INT_OR_STRING:
         return {"description": schema.get("description", ""), "format": "int-or-string", "type": "string"}
     return _loose(_flat(schema)) if custom else _flat(schema)
 
