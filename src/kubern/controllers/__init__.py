@@ -17,6 +17,7 @@ from kubern.controllers import (
     cronjob,
     daemonset,
     deployment,
+    devicetaint,
     disruption,
     endpoints,
     endpointslice,
@@ -69,6 +70,7 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     serviceaccount.ACCOUNTS,
     serviceaccount.root_ca,
     tokens.controller,
+    tokens.LEGACY,
     certificates.APPROVER,
     certificates.signer,
     certificates.CLEANER,
@@ -81,6 +83,7 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     ipam.controller,
     ttl.CONTROLLER,
     tainteviction.CONTROLLER,
+    devicetaint.CONTROLLER,
     podgc.CONTROLLER,
     podgc.finished_pods,
     # storage and devices

@@ -30,16 +30,16 @@ def _ephemeral(pod: Object, view: View, now: float) -> Steps:
     for v in (pod.get("spec") or {}).get("volumes") or ():
         if "ephemeral" not in v:
             continue
-        claim_name = f"{name(pod)}-{v['name']}"
-        have = view.get(CLAIMS, namespace(pod), claim_name)
+        wanted = f"{name(pod)}-{v['name']}"
+        have = view.get(CLAIMS, namespace(pod), wanted)
         error = ""
         if have is not None:
             ref = controller_of(have)
             if ref is None or ref.get("uid") != uid(pod):
-                error = f"PVC {namespace(pod)}/{claim_name} was not created for pod {namespace(pod)}/{name(pod)} (pod is not owner)"
+                error = f"PVC {namespace(pod)}/{wanted} was not created for pod {namespace(pod)}/{name(pod)} (pod is not owner)"
         else:
             template = v["ephemeral"].get("volumeClaimTemplate") or {}
-            m: dict[str, Any] = {"name": claim_name, "namespace": namespace(pod), "ownerReferences": [
+            m: dict[str, Any] = {"name": wanted, "namespace": namespace(pod), "ownerReferences": [
                 {"apiVersion": "v1", "kind": "Pod", "name": name(pod), "uid": uid(pod), "controller": True, "blockOwnerDeletion": True}]}
             if labels(template):
                 m["labels"] = dict(labels(template))
@@ -47,7 +47,7 @@ def _ephemeral(pod: Object, view: View, now: float) -> Steps:
                 m["annotations"] = dict(notes(template))
             made = yield Create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": m, "spec": clone(template.get("spec") or {})})
             if isinstance(made, Failed):
-                error = f"create PVC {claim_name}: {made.message}"
+                error = f"create PVC {wanted}: {made.message}"
         if error:
             yield Emit(pod, "Warning", "FailedBinding", f"ephemeral volume {v['name']}: {error}")
             yield Again(error)
@@ -89,7 +89,7 @@ def _done(pod: Object) -> bool:
     return finished(pod) or (deleting(pod) and not node_of(pod))
 
 
-def _claim_name(pod: Object, pod_claim: dict[str, Any]) -> str | None:
+def claim_name(pod: Object, pod_claim: dict[str, Any]) -> str | None:
     """The claim's name; "" = not made yet; None = none is needed."""
     if pod_claim.get("resourceClaimName"):
         return str(pod_claim["resourceClaimName"])
@@ -99,25 +99,25 @@ def _claim_name(pod: Object, pod_claim: dict[str, Any]) -> str | None:
     return ""
 
 
-def _owned_by(claim: Object, pod: Object) -> bool:
+def owned_by(claim: Object, pod: Object) -> bool:
     ref = controller_of(claim)
     return ref is not None and ref.get("uid") == uid(pod)
 
 
-def _generate_name(pod_name: str, claim_name: str) -> str:
-    text = f"{pod_name}-{claim_name}-"
+def _generate_name(pod_name: str, short: str) -> str:
+    text = f"{pod_name}-{short}-"
     if len(text) > NAME_MAX:
-        text = f"{pod_name[:len(pod_name) * NAME_MAX // len(text)]}-{claim_name[:len(claim_name) * NAME_MAX // len(text)]}"
+        text = f"{pod_name[:len(pod_name) * NAME_MAX // len(text)]}-{short[:len(short) * NAME_MAX // len(text)]}"
     return text
 
 
 def _make(pod: Object, pod_claim: dict[str, Any], view: View) -> Generator[Any, Any, tuple[str, str]]:
     """(name of a claim that is new to the pod's status, error)."""
-    have = _claim_name(pod, pod_claim)
+    have = claim_name(pod, pod_claim)
     if have is None:
         return "", ""
     existing = view.get(RESOURCE_CLAIMS, namespace(pod), have) if have else None
-    if existing is not None and (pod_claim.get("resourceClaimName") or _owned_by(existing, pod)):
+    if existing is not None and (pod_claim.get("resourceClaimName") or owned_by(existing, pod)):
         return "", ""
     template_name = pod_claim.get("resourceClaimTemplateName")
     if not template_name:
@@ -145,13 +145,13 @@ def _pod(pod: Object, view: View, now: float) -> Steps:
         return
     new: list[dict[str, str]] = []
     for pod_claim in wanted:
-        claim_name, error = yield from _make(pod, pod_claim, view)
+        made, error = yield from _make(pod, pod_claim, view)
         if error:
             yield Emit(pod, "Warning", "FailedResourceClaimCreation", f"PodResourceClaim {pod_claim['name']}: {error}")
             yield Again(error)
             return
-        if claim_name:
-            new.append({"name": pod_claim["name"], "resourceClaimName": claim_name})
+        if made:
+            new.append({"name": pod_claim["name"], "resourceClaimName": made})
     if new:
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name(pod), "namespace": namespace(pod)},
                 "status": {"resourceClaimStatuses": new}}
@@ -159,7 +159,7 @@ def _pod(pod: Object, view: View, now: float) -> Steps:
     if not node_of(pod):
         return
     for pod_claim in wanted:                   # a pod that was bound without the scheduler
-        have = _claim_name(pod, pod_claim)
+        have = claim_name(pod, pod_claim)
         claim = view.get(RESOURCE_CLAIMS, namespace(pod), have) if have else None
         if claim is None:
             continue
@@ -237,8 +237,8 @@ def _pod_wakes_claims(old: Object | None, new: Object | None, view: View) -> Ite
     if pod is None or not (pod.get("spec") or {}).get("resourceClaims") or (new is not None and not _done(new)):
         return
     for pod_claim in pod["spec"]["resourceClaims"]:
-        if claim_name := _claim_name(pod, pod_claim):
-            yield namespace(pod), claim_name
+        if used := claim_name(pod, pod_claim):
+            yield namespace(pod), used
 
 
 RELEASE = Controller("resource-claim-controller", RESOURCE_CLAIMS, _release, reads=("pods",), component="resource_claim",

@@ -23,6 +23,7 @@ class Context:
     signing_duration_s: int = 365 * 24 * 3600
     pod_cidr: str = "10.244.0.0/16"
     node_cidr_bits: int = 24
+    node_cidr_bits6: int = 64
     service_cidr: str = "10.96.0.0/16"
     node_grace_s: float = 50.0
     node_startup_grace_s: float = 60.0

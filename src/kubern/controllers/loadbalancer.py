@@ -43,20 +43,35 @@ def usable(node: Object) -> bool:
     return not deleting(node) and EXCLUDED not in labels(node) and (condition(node, "Ready") or {}).get("status") == "True"
 
 
-def choose(service: Object, others: Iterable[Object], addresses: pool.Pool) -> str:
-    """The address of a service: the one it has, the one it asks for, or the lowest free one. Raises LookupError."""
+def choose(service: Object, others: Iterable[Object], addresses: pool.Pool) -> list[str]:
+    """The addresses of a service, one of each of its families. Raises LookupError. Of a service that only prefers two families one will do."""
     taken = {ip for s in others if uid(s) != uid(service) for ip in _held(s)}
+    families = service["spec"].get("ipFamilies") or ["IPv4"]
+    out: list[str] = []
+    failure: LookupError | None = None
+    for family in families:
+        try:
+            out.append(_choose(service, taken, addresses, 6 if family == "IPv6" else 4))
+        except LookupError as e:
+            failure = failure or e
+    if failure and (not out or service["spec"].get("ipFamilyPolicy") != "PreferDualStack"):
+        raise failure
+    return out
+
+
+def _choose(service: Object, taken: set[str], addresses: pool.Pool, version: int) -> str:
+    """The one it asks for, the one it has, or the lowest that is free."""
     wanted = service["spec"].get("loadBalancerIP") or ""
-    if wanted:
+    if wanted and (":" in wanted) == (version == 6):
         if not addresses.has(wanted):
             raise LookupError(f"the address {wanted} is not in the pool {addresses.text}")
         if wanted in taken:
             raise LookupError(f"the address {wanted} is held by another service")
         return wanted
     for ip in _held(service):
-        if addresses.has(ip) and ip not in taken:
+        if (":" in ip) == (version == 6) and addresses.has(ip) and ip not in taken:
             return ip
-    free = addresses.free(taken)
+    free = addresses.free(taken, version)
     if free is None:
         raise LookupError(f"no address of the pool {addresses.text} is free")
     return free
@@ -97,13 +112,13 @@ def controller(context: Context) -> Controller:
         if not any(usable(n) for n in view.list(NODES)):
             yield Emit(service, "Warning", "UnAvailableLoadBalancer", "There are no available nodes for LoadBalancer")
         try:
-            ip = choose(service, view.list(SERVICES), addresses)
+            ips = choose(service, view.list(SERVICES), addresses)
         except LookupError as e:
             why = f"Error syncing load balancer: failed to ensure load balancer: {e.args[0]}"
             yield Emit(service, "Warning", "SyncLoadBalancerFailed", why)
             yield Again(why)
             return
-        ingress = [{"ip": ip, "ipMode": "VIP"}]
+        ingress = [{"ip": ip, "ipMode": "VIP"} for ip in ips]
         if ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") != ingress:
             answer = yield _patch(service, {"status": {"loadBalancer": {"ingress": ingress}}})
             if isinstance(answer, Failed):

@@ -18,6 +18,7 @@ from kubern.model.resource import Resource
 from kubern.model.time import rfc3339, seconds_of
 from kubern.model.view import View
 
+API_SERVICES = "apiservices.apiregistration.k8s.io"
 FINALIZER_ESTIMATE_S = 15
 OK = {  # in the order of status.conditions: type -> (reason, message) when all is well
     "NamespaceDeletionDiscoveryFailure": ("ResourcesDiscovered", "All resources successfully discovered"),
@@ -36,6 +37,7 @@ class _Left:
     remaining: dict[str, int] = field(default_factory=dict)       # "configmaps." -> how many
     finalizers: dict[str, int] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    undiscovered: list[str] = field(default_factory=list)         # "group/version" of aggregated APIs that do not answer
 
 
 def _grace(ns: Object, pods: Iterable[Object], now: float) -> int:
@@ -54,7 +56,12 @@ def _empty(row: Resource, ns: Object, view: View, now: float, left: _Left) -> Ge
     if not found.get("items"):
         return
     estimate = _grace(ns, view.list("pods", name(ns)), now) if row.plural == "pods" and not row.group else 0
-    done = yield DeleteAll(row, name(ns), propagation="Background")
+    if "deletecollection" in row.verbs:
+        done = yield DeleteAll(row, name(ns), propagation="Background")
+    else:
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+        each = yield [Fetch(rows.path(row, name(ns), name(x)), method="DELETE", body=body) for x in found["items"]]
+        done = next((x for x in each if isinstance(x, Failed) and x.code != 404), None)
     if isinstance(done, Failed):
         left.errors.append(done.message)
         left.estimate_s = max(left.estimate_s, estimate)
@@ -79,8 +86,33 @@ def _empty(row: Resource, ns: Object, view: View, now: float, left: _Left) -> Ge
         left.finalizers[f] = left.finalizers.get(f, 0) + n
 
 
+def _aggregated(view: View, left: _Left) -> Generator[Any, Any, list[Resource]]:
+    """The namespaced resources of aggregated APIs, read from their discovery: of each the preferred version."""
+    out: dict[tuple[str, str], Resource] = {}
+    services = [a for a in view.list(API_SERVICES) if (a.get("spec") or {}).get("service")]
+    for api in sorted(services, key=lambda a: -int(a["spec"].get("versionPriority") or 0)):
+        group, version = api["spec"].get("group") or "", api["spec"].get("version") or ""
+        found = yield Fetch(f"/apis/{group}/{version}")
+        if isinstance(found, Failed):
+            left.undiscovered.append(f"{group}/{version}")
+            continue
+        for r in found.get("resources") or ():
+            plural, verbs = r.get("name") or "", tuple(r.get("verbs") or ())
+            if r.get("namespaced") and "/" not in plural and {"delete", "list"} <= set(verbs):
+                out.setdefault((group, plural), Resource(group, version, plural, r.get("kind") or "", verbs=verbs))
+    return list(out.values())
+
+
+def _undiscovered(groups: list[str]) -> str:
+    each = ", ".join(f"{g}: stale GroupVersion discovery: {g}" for g in sorted(groups))
+    return f"unable to retrieve the complete list of server APIs: {each}"
+
+
 def _conditions(ns: Object, left: _Left, totals: bool, now: float) -> list[dict[str, Any]]:
     new: dict[str, tuple[str, str]] = {}
+    if left.undiscovered:
+        new["NamespaceDeletionDiscoveryFailure"] = ("DiscoveryFailed", f"Discovery failed for some groups, {len(left.undiscovered)} failing: "
+                                                    f"{_undiscovered(left.undiscovered)}")
     if left.errors:
         new["NamespaceDeletionContentFailure"] = ("ContentDeletionFailed", f"Failed to delete all resource types, {len(left.errors)} "
                                                   f"remaining: {', '.join(sorted(left.errors))}")
@@ -116,7 +148,7 @@ def reconcile(ns: Object, view: View, now: float) -> Steps:
     if not (ns.get("spec") or {}).get("finalizers"):
         return
     left = _Left()
-    found = [r for r in rows.deletable(view) if r.namespaced]
+    found = [r for r in rows.deletable(view) if r.namespaced] + (yield from _aggregated(view, left))
     pods = rows.BUILT_IN["pods"]
     yield from _empty(pods, ns, view, now, left)
     totals = not left.remaining            # while pods remain nothing else is touched
@@ -130,8 +162,8 @@ def reconcile(ns: Object, view: View, now: float) -> Steps:
         if isinstance(answer, Failed):
             return
         ns = answer
-    if left.errors:
-        yield Again(", ".join(left.errors))
+    if left.errors or left.undiscovered:
+        yield Again(", ".join([*left.errors, *([_undiscovered(left.undiscovered)] if left.undiscovered else ())]))
     elif left.estimate_s:
         yield Requeue(left.estimate_s / 2 + 1)
     else:
@@ -148,5 +180,5 @@ def _pod_left(old: Object | None, new: Object | None, view: View) -> Iterable[Ke
     return ()
 
 
-CONTROLLER = Controller("namespace-controller", "namespaces", reconcile, reads=("pods", rows.CRDS), workers=10,
+CONTROLLER = Controller("namespace-controller", "namespaces", reconcile, reads=("pods", rows.CRDS, API_SERVICES), workers=10,
                         triggers=(Trigger("pods", _pod_left, after_s=0.05),), changed=lambda old, new: deleting(new), after_s=0.05)
