@@ -3,10 +3,10 @@
 import pytest
 
 from kubern.model import fields, fieldset
-from kubern.model.decode import tidy
 from kubern.model.object import clone
 from kubern.model.schema import from_openapi, schema_for
 from kubern.model.status import StatusError
+from kubern.model.strict import tidy
 
 T = [f"2024-01-01T00:00:0{i}Z" for i in range(10)]
 

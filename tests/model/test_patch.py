@@ -3,7 +3,8 @@
 import orjson
 import pytest
 
-from kubern.model.patch import OPERATIONS_MAX, apply_patch, patched
+from kubern.model.jsonpatch import OPERATIONS_MAX
+from kubern.model.patch import apply_patch, patched
 from kubern.model.schema import schema_for
 from kubern.model.status import StatusError
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from kubern.model import protobuf
-from kubern.model.decode import decode, typed
+from kubern.model.decode import decode
 from kubern.model.resources import by_path
 from kubern.model.schema import definition_of, schema_for
 from kubern.model.status import StatusError
+from kubern.model.strict import typed
 
 VECTORS = Path(__file__).resolve().parents[3] / "shared" / "data" / "api-objects"
 GROUPS = {"core": ""}

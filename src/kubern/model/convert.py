@@ -12,11 +12,11 @@ from typing import Any
 
 import orjson
 
-from kubern.model.decode import Fault, tidy
 from kubern.model.object import Object
-from kubern.model.patch import _Marks, text
+from kubern.model.patch_words import Marks, text
 from kubern.model.resource import Resource
 from kubern.model.schema import definition, schema_for
+from kubern.model.strict import Fault, tidy
 
 _PREFIX = "autoscaling.alpha.kubernetes.io/"
 METRICS, CURRENT, CONDITIONS, BEHAVIOR = (_PREFIX + n for n in ("metrics", "current-metrics", "conditions", "behavior"))
@@ -128,14 +128,14 @@ def _declared_json(value: Any, name: str) -> str:
     from kubern.model import wire
 
     if not isinstance(value, dict):
-        return text(value, None, _Marks())
+        return text(value, None, Marks())
     parts = []
     for f in wire.fields(name):
         if f.name in value:
             inner = value[f.name]
             if f.scalar or f.wrap or "Quantity" in f.type or f.type.endswith("LabelSelector"):
                 schema = definition(f.type) if f.type.endswith("LabelSelector") else None
-                parts.append(f'"{f.name}":{text(inner, schema, _Marks())}')
+                parts.append(f'"{f.name}":{text(inner, schema, Marks())}')
             else:
                 parts.append(f'"{f.name}":{_declared_json(inner, f.type)}')
     return "{" + ",".join(parts) + "}"

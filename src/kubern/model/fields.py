@@ -14,14 +14,15 @@ from typing import Any
 import orjson
 
 from kubern.model import fieldset, gojson, typed, yamltree
-from kubern.model.decode import Fault, _count, _key_count, tidy, zero
 from kubern.model.fieldset import LEAF, Set
 from kubern.model.invalid import quote
 from kubern.model.likeness import Kept, likeness
 from kubern.model.object import Object, clone
 from kubern.model.resource import Resource
 from kubern.model.schema import Schema, schema_for
+from kubern.model.shape import count, key_count, zero
 from kubern.model.status import StatusError, bad_request
+from kubern.model.strict import Fault, tidy
 
 Entry = dict[str, Any]
 Manager = tuple[str, str, str, str]        # manager, operation, apiVersion ("" for Apply), subresource
@@ -494,7 +495,7 @@ def parse_applied(body: bytes, row: Resource, schema: Schema, validation: str = 
     except ValueError:
         obj = None
     complaint = ""
-    if isinstance(obj, dict) and _key_count(body) == _count(obj):
+    if isinstance(obj, dict) and key_count(body) == count(obj):
         obj = _whole(obj)
     else:
         try:

@@ -204,7 +204,7 @@ def _resource(row: Resource) -> dict[str, str]:
 def taken_back(a: Attributes, changed: Object, row: Resource, *, strict: bool) -> None:
     """A changed object becomes the request's: fitted to its type, in the stored shape, with defaults. Raises 500 where it does not fit."""
     from kubern.model.convert import to_storage
-    from kubern.model.decode import Fault, typed
+    from kubern.model.strict import Fault, typed
 
     served = a.served
     if served is None or (a.subresource and kind_of(row, a.subresource)["kind"] != row.kind):

@@ -14,8 +14,8 @@ from kubern.api.admission.policies import Binding, Misconfigured, Policy, Source
 from kubern.model import typed
 from kubern.model.cel import CelProblem, Program
 from kubern.model.cel.values import Message, to_json
+from kubern.model.jsonpatch import json_patch
 from kubern.model.object import Object, clone
-from kubern.model.patch import json_patch
 from kubern.model.resource import Resource
 from kubern.model.schema import Schema
 from kubern.model.status import StatusError, internal

@@ -19,8 +19,8 @@ from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Att
 from kubern.api.admission.expressions import Conditions, Failed, variables
 from kubern.api.admission.webhook_call import TIMEOUT_S, CallFailed, post
 from kubern.model.invalid import quote
+from kubern.model.jsonpatch import json_patch
 from kubern.model.object import Object, clone
-from kubern.model.patch import json_patch
 from kubern.model.resource import Resource
 from kubern.model.status import StatusError, bad_request, forbidden, internal
 
