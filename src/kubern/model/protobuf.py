@@ -83,6 +83,10 @@ def definition_for(api_version: str, kind: str) -> str:
     name = definition_of(api_version, kind)
     if name is None and api_version in ("v1", "meta.k8s.io/v1") and wire.known(META + kind):
         name = META + kind
+    if name is None:                                     # kinds that are read and written but served no more, or only as options
+        group, _, version = api_version.rpartition("/")
+        if "." not in group or group.endswith(".k8s.io"):
+            name = f"io.k8s.api.{group.split('.')[0] or 'core'}.{version}.{kind}"
     if name is None or not wire.known(name):
         raise ProtobufFault(f'no kind "{kind}" is registered for version "{api_version}" in protobuf')
     return name
