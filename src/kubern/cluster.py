@@ -29,6 +29,7 @@ from kubern import KUBERNETES_VERSION, pki
 from kubern.client.client import Client
 from kubern.client.mirror import Mirrors
 from kubern.config import Settings
+from kubern.model.addresses import networks
 from kubern.model.request import User
 
 if TYPE_CHECKING:
@@ -428,7 +429,7 @@ async def routes(ctx: Context) -> AsyncIterator[None]:
             want = {**fabric.node_routes(nodes, ""), **vips.routes(services, slices, nodes)}
             if want != before:
                 try:
-                    await asyncio.to_thread(fabric.sync_routes, want, ctx.fabric.subnet if ctx.fabric else "")
+                    await asyncio.to_thread(fabric.sync_routes, want, ctx.fabric.subnets if ctx.fabric else ())
                     before = want
                 except OSError as e:
                     log.warning("routes to pods: %s", e)
@@ -468,9 +469,7 @@ def unit_settings(s: Settings, p: pki.Pki, gateway: str, name: str) -> Any:
 
 def cluster_dns(service_cidr: str) -> str:
     """The tenth address of the service range, as everywhere."""
-    import ipaddress
-
-    return str(ipaddress.ip_network(service_cidr)[10])
+    return str(networks(service_cidr)[0][10])
 
 
 def start_units(ctx: Context) -> list[str]:
@@ -585,7 +584,8 @@ async def _run(s: Settings, tell: Tell) -> int:
         s = replace(s, pod_cidr=fabric.pod_cidr)             # another cluster on this machine may have the default
     names = [n for n in s.sans.split(",") if n]
     addresses = [n for n in names if n.replace(".", "").isdigit() or ":" in n]
-    ips = [first_service_address(s.service_cidr), own_address(), *([fabric.gateway] if fabric else []), *addresses]
+    gateways = [a for a in (fabric.gateway, fabric.gateway6) if a] if fabric else []
+    ips = [first_service_address(s.service_cidr), own_address(), *gateways, *addresses]
     keys = pki.ensure(s.home / "pki", [n for n in [socket.gethostname(), *names] if n not in addresses], ips)
     async with asyncio.TaskGroup() as tasks:
         ctx = Context(s, tell, tasks, keys, fabric)
@@ -614,6 +614,4 @@ async def _enter(stack: AsyncExitStack, ctx: Context, roles: list[Role]) -> None
 
 
 def first_service_address(service_cidr: str) -> str:
-    import ipaddress
-
-    return str(ipaddress.ip_network(service_cidr)[1])
+    return str(networks(service_cidr)[0][1])

@@ -117,8 +117,6 @@ def load(flags: Mapping[str, Any], config_file: str = "", environ: Mapping[str, 
 
 def check(s: Settings) -> Settings:
     """The settings with the data directory filled in, or BadSettings."""
-    import ipaddress
-
     if s.runtime not in RUNTIMES:
         raise BadSettings(f"--runtime must be one of {', '.join(RUNTIMES)}, not {s.runtime!r}")
     if s.node_groups or s.autoscaler:
@@ -137,12 +135,18 @@ def check(s: Settings) -> Settings:
         raise BadSettings(f"--port must be between 1 and 65535, not {s.port}")
     if not 0 <= s.nodes <= 5000:
         raise BadSettings(f"--nodes must be between 0 and 5000, not {s.nodes}")
+    from kubern.model import pool
+    from kubern.model.addresses import networks
+
     for name in ("service_cidr", "pod_cidr"):
         try:
-            ipaddress.ip_network(getattr(s, name))
+            versions = [n.version for n in networks(getattr(s, name))]
         except ValueError as e:
             raise BadSettings(f"--{name.replace('_', '-')}: {e}") from None
-    from kubern.model import pool
+        if versions[0] != 4:
+            raise BadSettings(f"--{name.replace('_', '-')}: an IPv4 range comes first: nodes speak to the API server over IPv4")
+    if len(networks(s.service_cidr)) > len(networks(s.pod_cidr)):
+        raise BadSettings("--pod-cidr needs an IPv6 range too when --service-cidr has one")
 
     try:
         pool.parse(s.load_balancer_pool)

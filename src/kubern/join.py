@@ -325,6 +325,16 @@ def own_address(server: str) -> str:
         return str(c.getsockname()[0])
 
 
+def own_address6(address: str) -> str:
+    """A global IPv6 address, with its prefix length, of the interface that has this address; "" if it has none."""
+    links = json.loads(subprocess.run(["ip", "-json", "addr", "show", "scope", "global"], capture_output=True, check=False).stdout or "[]")
+    for link in links:
+        held = link.get("addr_info") or ()
+        if any(a.get("local") == address for a in held):
+            return next((f"{a['local']}/{a['prefixlen']}" for a in held if a.get("family") == "inet6"), "")
+    return ""
+
+
 def start(s: Settings, home: Path, name: str, server: str, w: Wish) -> int:
     """Start the node with the credentials it has and wait until it is Ready."""
     from kubern.client.kubeconfig import sender_of
@@ -337,11 +347,12 @@ def start(s: Settings, home: Path, name: str, server: str, w: Wish) -> int:
         say(f"the cluster's registry {registry} cannot be reached from here: images come from the real ones")
         registry = ""
     labels = dict(x.partition("=")[::2] for x in w.labels)
+    address = w.address or own_address(server)
     unit = node.create_unit(node.UnitSettings(
         home=s.home, name=name, server=server, kubeconfig=str(home / "kubelet.kubeconfig"), network_kubeconfig=str(home / "network.kubeconfig"),
         registry=registry, pod_cidr=config["podCIDR"], service_cidr=config["serviceCIDR"], cluster_dns=config["clusterDNS"],
         cluster_domain=config["clusterDomain"], labels=labels, taints=w.taints, log_level=s.log_level, host=True,
-        address=w.address or own_address(server), serving_csr=True))
+        address=address, address6=own_address6(address) if ":" in config["podCIDR"] else "", serving_csr=True))
     if not registry:
         import_pause(unit.config.socket, s.home / "images")
     say(f"the node runs as process {unit.pid}; logs in {home / 'logs'}")

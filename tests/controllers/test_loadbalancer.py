@@ -106,12 +106,27 @@ async def test_in_a_server(cluster: Any) -> None:
     await c.until(passed_on)
 
 
+def test_one_address_of_each_family() -> None:
+    row = loadbalancer.controller(Context(load_balancer_pool="10.0.0.1-10.0.0.2,fd00::/120"))
+
+    def held(policy: str, *families: str) -> list[str]:
+        s = service("a", ipFamilies=list(families), ipFamilyPolicy=policy)
+        return given(drive(row.reconcile(s, ListView(services=[s], nodes=[node("n", "10.1.0.1")]), 0.0), answer=lambda i: s))
+    assert held("RequireDualStack", "IPv6", "IPv4") == ["fd00::", "10.0.0.1"]
+    assert held("SingleStack", "IPv6") == ["fd00::"]
+    only4 = service("a", ipFamilies=["IPv4", "IPv6"], ipFamilyPolicy="PreferDualStack")
+    assert given(look(only4)) == ["10.0.0.1"]                               # a pool of one family, a service that only prefers two
+    assert emitted(look(service("a", ipFamilies=["IPv4", "IPv6"], ipFamilyPolicy="RequireDualStack")))[-1][0] == "SyncLoadBalancerFailed"
+
+
 def test_pools() -> None:
     p = pool.parse("10.0.0.0/30,10.0.1.5-10.0.1.6")
     assert p.has("10.0.0.2") and not p.has("10.0.0.3") and p.has("10.0.1.6") and not p.has("x")
     assert p.free({"10.0.0.0", "10.0.0.1", "10.0.0.2"}) == "10.0.1.5"
+    six = pool.parse("10.0.0.1/32,fd00::10-fd00::1f")
+    assert six.free((), 6) == "fd00::10" and six.has("fd00:0::1f") and not six.has("fd00::20") and not six.has("0.0.0.16")
     assert not pool.parse("none")
-    for bad in ("x", "10.0.0.5-10.0.0.1", "10.0.0.0/8", "10.0.0.1/24"):
+    for bad in ("x", "10.0.0.5-10.0.0.1", "10.0.0.0/8", "10.0.0.1/24", "10.0.0.1-fd00::1", "fd00::/64"):
         with pytest.raises(ValueError):
             pool.parse(bad)
 

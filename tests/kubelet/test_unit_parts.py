@@ -49,6 +49,13 @@ def test_fabric_addresses() -> None:
     assert (f.gateway, f.address(0), f.address(1), f.prefix) == ("172.30.3.1", "172.30.3.11", "172.30.3.12", 24)
 
 
+def test_the_second_family() -> None:
+    f = fabric.Fabric("abcde", "kn-abcde", "172.30.3.0/24", subnet6=fabric.local_subnet("abcde"))
+    assert f.subnet6.startswith("fd") and f.subnet6.endswith("::/64") and f.subnet6 != fabric.local_subnet("abcdf")
+    assert f.gateway6 == f.subnet6.replace("::/64", "::1") and f.address6(0) == f.subnet6.replace("::/64", "::b/64")
+    assert fabric.pick_pod_cidr("10.244.0.0/16,fd00::/56", ["10.244.1.0/24"]) == "10.245.0.0/16,fd00::/56"
+
+
 def test_routes_to_other_nodes_only_and_by_family() -> None:
     nodes = [a_node("a", "172.30.0.11", "10.244.0.0/24"), a_node("b", "172.30.0.12,fd00::12", "10.244.1.0/24", "fd00:244:1::/64"), a_node("c", "172.30.0.13")]
     assert fabric.node_routes(nodes, "a") == {"10.244.1.0/24": "172.30.0.12", "fd00:244:1::/64": "fd00::12"}

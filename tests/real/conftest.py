@@ -1,4 +1,4 @@
-"""Fixtures for tests on real containers: one cluster of two nodes for the module, skipped with a reason where it cannot run."""
+"""Fixtures for tests on real containers: one cluster of two nodes for the module (FLAGS: of `kubern up`), skipped with a reason where it cannot run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ cluster_module = _load("cluster")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[object]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[object]:
     why = cluster_module.missing()
     if why:
         pytest.skip(why)
-    made = cluster_module.Cluster(Path(tempfile.mkdtemp(prefix="kt")), "--nodes", "2", "--node-grace", "6")
+    made = cluster_module.Cluster(Path(tempfile.mkdtemp(prefix="kt")), "--nodes", "2", "--node-grace", "6", *getattr(request.module, "FLAGS", ()))
     try:
         made.up()
         yield made

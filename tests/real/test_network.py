@@ -75,7 +75,7 @@ class Bed:
             self.state["endpointslices.discovery.k8s.io"].append(dns_run.slice_of(n, self.units[n["metadata"]["name"]].config.address))
         self.state["namespaces"] = [{"metadata": {"name": n, "labels": {"kubernetes.io/metadata.name": n}}} for n in ("default", "other")]
         self.write()
-        await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(self.state["nodes"], ""), f.subnet)
+        await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(self.state["nodes"], ""), f.subnets)
         for name, u in self.units.items():
             self.cri[name] = Cri(u.config.socket)
             for _ in range(500):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kubern.api.cache import Change, value_of
 from kubern.model import invalid
+from kubern.model.addresses import networks
 from kubern.model.invalid import FieldError
 from kubern.model.kinds import service_ips
 from kubern.model.object import Object
@@ -134,8 +135,7 @@ class Allocator:
 
     def networks(self) -> list[Network]:
         """The CIDRs that may be allocated from: those of ready ServiceCIDRs, the cluster's own first."""
-        own = ipaddress.ip_network(self.server.settings.service_cidr)
-        out: list[Network] = [own]
+        out: list[Network] = list(networks(self.server.settings.service_cidr))
         for item in self.cidrs.range():
             obj = item.peek()
             if obj["metadata"].get("deletionTimestamp"):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kubern.api import aggregate, allocate, flow_status
 from kubern.api.allocate import Allocator
 from kubern.api.authn import Authenticator, Keys
+from kubern.model.addresses import networks
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.metadata import parse_timestamp
 from kubern.model.object import Object
@@ -65,15 +66,13 @@ def _objects(server: Server) -> list[Object]:
         _priority_class("system-cluster-critical", 2000000000,
                         "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
     ]
-    import ipaddress
-
-    first = str(ipaddress.ip_network(s.service_cidr)[1])
+    ranges = networks(s.service_cidr)
     out.append({
-        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [s.service_cidr]}})
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [str(n) for n in ranges]}})
     out.append({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"provider": "kubernetes", "component": "apiserver"}},
-        "spec": {"ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": s.advertise_port}], "clusterIP": first,
+        "spec": {"ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": s.advertise_port}], "clusterIP": str(ranges[0][1]),
                  "sessionAffinity": "None", "type": "ClusterIP"}})
     return out
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    service_cidr: str = "10.96.0.0/16"
+    service_cidr: str = "10.96.0.0/16"            # dual stack: a second one of the other family behind a comma
     node_ports: tuple[int, int] = (30000, 32767)
     advertise_address: str = "127.0.0.1"         # what the kubernetes Service's endpoint shows
     advertise_port: int = 6443

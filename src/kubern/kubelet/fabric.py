@@ -2,7 +2,7 @@
 
 One bridge, one subnet and one range of pod addresses per cluster, so several clusters run side by side. The machine has the subnet's first address (the API
 server and the registry are reached there) and routes to every node's podCIDR. Pure L2 between nodes: the machine's ip_forward
-is never touched. Where it is on already, pods also get out, masqueraded.
+is never touched. Where it is on already, pods also get out, masqueraded. A dual-stack cluster has a second subnet, a unique local one (RFC 4193).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ POD_CIDR = "10.244.0.0/16"             # the default; another cluster on the mac
 POD_CIDRS = (POD_CIDR, *(f"10.{i}.0.0/16" for i in (*range(245, 255), *range(128, 244))))
 FIRST_NODE = 11                        # nodes get .11, .12, …
 LOAD_BALANCERS = 32                    # so many addresses at the end of the subnet are for load balancers
+LOAD_BALANCERS_6 = 0xff00              # and from here on in the second one
 MTU = 1500
 ROUTE_PROTOCOL = 75                    # marks our routes in the machine's table (rtnetlink: values from 64 up are free for programs)
 
@@ -36,23 +37,40 @@ class Fabric:
     subnet: str
     pod_cidr: str = ""                 # as asked for, unless that was the default and another cluster here has it
     mtu: int = MTU
+    subnet6: str = ""                  # dual stack
 
     @property
     def gateway(self) -> str:
         return str(ipaddress.ip_network(self.subnet)[1])
 
     @property
+    def gateway6(self) -> str:
+        return str(ipaddress.ip_network(self.subnet6)[1]) if self.subnet6 else ""
+
+    @property
     def prefix(self) -> int:
         return ipaddress.ip_network(self.subnet).prefixlen
 
     @property
+    def subnets(self) -> tuple[str, ...]:
+        return (self.subnet, self.subnet6) if self.subnet6 else (self.subnet,)
+
+    @property
     def load_balancers(self) -> str:
-        """The end of the subnet: addresses of Services of type LoadBalancer, unless others were asked for."""
+        """The end of the subnet, and as many of the second one: addresses of Services of type LoadBalancer, unless others were asked for."""
         net = ipaddress.ip_network(self.subnet)
-        return f"{net[-LOAD_BALANCERS]}-{net[-2]}"
+        pool = f"{net[-LOAD_BALANCERS]}-{net[-2]}"
+        if self.subnet6:
+            net6 = ipaddress.ip_network(self.subnet6)
+            pool += f",{net6[LOAD_BALANCERS_6]}-{net6[LOAD_BALANCERS_6 + LOAD_BALANCERS - 1]}"
+        return pool
 
     def address(self, index: int) -> str:
         return str(ipaddress.ip_network(self.subnet)[FIRST_NODE + index])
+
+    def address6(self, index: int) -> str:
+        """With the prefix length; "" where there is one family."""
+        return f"{ipaddress.ip_network(self.subnet6)[FIRST_NODE + index]}/64" if self.subnet6 else ""
 
 
 def cluster_id(home: Path | str) -> str:
@@ -68,6 +86,12 @@ def veth_name(cluster: str, index: int) -> str:
     return f"kn-{cluster}-{index}"[:15]
 
 
+def local_subnet(cluster: str) -> str:
+    """The cluster's own /64 of unique local addresses: 40 bits made from its name."""
+    digits = hashlib.sha256(cluster.encode()).hexdigest()[:10]
+    return str(ipaddress.ip_network(f"fd{digits[:2]}:{digits[2:6]}:{digits[6:10]}::/64"))
+
+
 def pick_subnet(taken: Iterable[str]) -> str:
     """The first subnet that overlaps none of these networks. Raises LookupError."""
     used = [ipaddress.ip_network(t, strict=False) for t in taken]
@@ -79,13 +103,13 @@ def pick_subnet(taken: Iterable[str]) -> str:
 
 
 def pick_pod_cidr(wanted: str, taken: Iterable[str]) -> str:
-    """The pods' addresses: `wanted`, or if that is the default and in use here, the next free range. Raises LookupError."""
-    if wanted != POD_CIDR:
+    """The pods' addresses: `wanted`, but where the default range of it is in use here, the next free one. Raises LookupError."""
+    if POD_CIDR not in wanted.split(","):
         return wanted
     used = list(taken)
     for c in POD_CIDRS:
         if not _overlaps(c, used):
-            return c
+            return wanted.replace(POD_CIDR, c)
     raise LookupError("no free range of pod addresses in 10.0.0.0/8; choose one with --pod-cidr")
 
 
@@ -140,13 +164,17 @@ def ensure(cluster: str, saved: Path, pod_cidr: str = "", service_cidr: str = ""
     subnet = before.get("subnet") or ""
     if not subnet or _overlaps(subnet, taken):
         subnet = pick_subnet(taken)
-    pods = before.get("pod_cidr") or ""                        # nodes have their share of it already: it stays
-    if not pods or (pod_cidr and pod_cidr not in (POD_CIDR, pods)):
+    if have := before.get("pod_cidr") or "":                   # nodes have their share of it already: it stays
+        pods = pod_cidr.replace(POD_CIDR, have.partition(",")[0]) if pod_cidr else have
+    else:
         pods = pick_pod_cidr(pod_cidr or POD_CIDR, taken)
     forwards = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
-    fabric = Fabric(cluster, bridge, subnet, pods, _way_out_mtu() if forwards else MTU)
+    subnet6 = local_subnet(cluster) if ":" in pods else ""
+    fabric = Fabric(cluster, bridge, subnet, pods, _way_out_mtu() if forwards else MTU, subnet6)
     lines = [] if _show("link", "show", bridge) else [f"link add {bridge} type bridge forward_delay 0"]
     lines += [f"addr replace {fabric.gateway}/{fabric.prefix} dev {bridge}", f"link set {bridge} mtu {fabric.mtu} up"]
+    if subnet6:
+        lines.append(f"addr replace {fabric.gateway6}/64 dev {bridge} nodad")
     _batch(lines)
     # shows other clusters that the pods' range is taken; and no pod address leaves by the default route
     _batch((f"route add {c} dev {bridge} proto {ROUTE_PROTOCOL}" for c in pods.split(",")), force=True)
@@ -197,18 +225,18 @@ def attach(f: Fabric, index: int, pid: int) -> None:
     _batch([f"link add {name} mtu {f.mtu} type veth peer name eth0 mtu {f.mtu} netns {pid}", f"link set {name} master {f.bridge} up"])
 
 
-def sync_routes(want: Mapping[str, str], within: str = "") -> tuple[int, int]:
+def sync_routes(want: Mapping[str, str], within: Iterable[str] = ()) -> tuple[int, int]:
     """Makes our routes (those of ROUTE_PROTOCOL) in this process's network namespace exactly these; (set, deleted).
 
-    `within`: only routes by way of this subnet are ours: in the machine's namespace other clusters have theirs. A destination
+    `within`: only routes by way of these subnets are ours: in the machine's namespace other clusters have theirs. A destination
     somebody else has a route for is left to them.
     """
-    ours = ipaddress.ip_network(within) if within else None
+    ours = [ipaddress.ip_network(n) for n in within]
     have: dict[str, str] = {}
     for family in ("-4", "-6"):
         for r in _show(family, "route", "show", "proto", str(ROUTE_PROTOCOL)):
             via = r.get("gateway")
-            if via and (not ours or ipaddress.ip_address(via) in ours):
+            if via and (not ours or any(ipaddress.ip_address(via) in n for n in ours)):
                 have[r["dst"]] = via
     to_set, to_delete = route_changes(want, have)
     lines = [f"route del {d} via {have[d]} proto {ROUTE_PROTOCOL}" for d in (*to_delete, *(d for d in to_set if d in have))]

@@ -82,6 +82,7 @@ class UnitSettings:
     cluster: str = ""                              # default: fabric.cluster_id(home)
     host: bool = False                             # the machine itself becomes the node (experimental)
     address: str = ""                              # with host: the node's address
+    address6: str = ""                             # and its second one, in a dual-stack cluster
     agent: tuple[str, ...] = ()                    # default: this Python running kubern.agent
     serving_csr: bool = False                      # the kubelet's serving certificate is signed by the cluster
 
@@ -144,7 +145,7 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
         network_kubeconfig=s.network_kubeconfig,
         containerd=(_which("containerd") or "containerd", "-c", f"{run}/containerd.toml"),
         agent=s.agent or (sys.executable, "-m", "kubern.agent"), host=s.host, labels=s.labels or {}, taints=s.taints, log_level=s.log_level, lease_s=s.lease_s,
-        serving_csr=s.serving_csr)
+        serving_csr=s.serving_csr, address6=f.address6(index) if f else s.address6, gateway6=f.gateway6 if f else "")
     (run / "containerd.toml").write_text(containerd.config_toml(
         config, runc=_which("runc") or "runc", cni_bin=containerd.cni_dir(), restrict_oom=not containerd.may_raise_limits()))
     if s.registry:

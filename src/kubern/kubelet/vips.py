@@ -16,13 +16,13 @@ EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"
 SERVICE_LABEL = "kubernetes.io/service-name"
 
 
-def candidates(nodes: Iterable[Object]) -> dict[str, str]:
-    """name -> InternalIP of every node that may take outside traffic."""
-    out = {}
+def candidates(nodes: Iterable[Object]) -> dict[str, dict[int, str]]:
+    """name -> family -> InternalIP of every node that may take outside traffic."""
+    out: dict[str, dict[int, str]] = {}
     for n in nodes:
-        ip = next((a["address"] for a in (n.get("status") or {}).get("addresses") or () if a.get("type") == "InternalIP" and ":" not in a["address"]), "")
-        if ip and not deleting(n) and EXCLUDED not in labels(n) and (condition(n, "Ready") or {}).get("status") == "True":
-            out[n["metadata"]["name"]] = ip
+        ips = {6 if ":" in a["address"] else 4: a["address"] for a in reversed((n.get("status") or {}).get("addresses") or ()) if a.get("type") == "InternalIP"}
+        if ips and not deleting(n) and EXCLUDED not in labels(n) and (condition(n, "Ready") or {}).get("status") == "True":
+            out[n["metadata"]["name"]] = ips
     return out
 
 
@@ -55,6 +55,8 @@ def routes(services: Iterable[Object], slices: Iterable[Object], nodes: Iterable
             local = local_nodes(slices) if local is None else local
             names = [n for n in names if n in local.get(f"{namespace(s)}/{s['metadata']['name']}", ())]
         for ip in (i.get("ip") for i in ingress if i.get("ipMode", "VIP") == "VIP"):
-            if ip and ":" not in ip and names:
-                out[ip] = usable[max(names, key=lambda n: hashlib.sha256(f"{ip}/{n}".encode()).digest())]
+            family = 6 if ip and ":" in ip else 4
+            able = [n for n in names if family in usable[n]]
+            if ip and able:
+                out[ip] = usable[max(able, key=lambda n: hashlib.sha256(f"{ip}/{n}".encode()).digest())][family]
     return out

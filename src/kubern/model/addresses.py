@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from kubern.model.invalid import FieldError, invalid, quote
 
@@ -53,6 +53,15 @@ def parse_cidr(text: str) -> tuple[Address, Network] | None:
     length = int(tail)
     network: Network = (IPv6Network if isinstance(address, IPv6Address) else IPv4Network)((int(address), length), strict=False)
     return address, network
+
+
+@lru_cache(maxsize=64)
+def networks(text: str) -> tuple[Network, ...]:
+    """The ranges of a cluster's setting: one, or "IPV4,IPV6" for dual stack. Raises ValueError."""
+    found = tuple(ip_network(part.strip()) for part in text.split(","))
+    if len({n.version for n in found}) != len(found):
+        raise ValueError(f"{text} has two ranges of one family")
+    return found
 
 
 def _mapped(text: str) -> bool:

@@ -3,7 +3,8 @@
 A pod that some policy selects for a direction is isolated in it: only what a rule of such a policy allows comes through. Every pod
 address leads by a map to the chain of its *combination* of policies, so pods of one workload share chains; the peers a selector
 means are a set shared by all rules that name them. Checked where packets are forwarded: same-node traffic passes there too by
-br_netfilter, after translation of service addresses and before masquerading, so rules see the real pods.
+br_netfilter, after translation of service addresses and before masquerading, so rules see the real pods. Neighbour discovery between
+pods of one node passes there as well and is no traffic of theirs.
 Traffic between a pod and its own node (probes, node-local DNS) is never filtered, nor is a pod from itself.
 Sources: NetworkPolicy API (networking/v1), KEP-2079 (endPort).
 """
@@ -40,6 +41,7 @@ table inet {TABLE} {{
  chain forward {{
   type filter hook forward priority filter - 5;
   ct state established,related accept;
+  icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} accept;
   ip saddr . ip daddr @self4 accept;
   ip6 saddr . ip6 daddr @self6 accept;
   ip saddr vmap @egress4;
