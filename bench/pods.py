@@ -52,7 +52,7 @@ class Watcher:
 
     async def until(self, seen: dict[str, float], names: list[str]) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while any(n not in seen for n in names):
+            while any(n not in seen for n in names):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import orjson
 
 from kubern.client.client import Client
+from kubern.kubelet import plugins, proto
 from kubern.kubelet.projection import Missing
 from kubern.model.invalid import quote
 from kubern.model.object import Object
@@ -32,15 +33,13 @@ log = logging.getLogger(__name__)
 
 CSI_NODES, CSI_DRIVERS = by_path["storage.k8s.io", "v1", "csinodes"], by_path["storage.k8s.io", "v1", "csidrivers"]
 ATTACHMENTS, SECRETS, NODES = by_path["storage.k8s.io", "v1", "volumeattachments"], by_path["", "v1", "secrets"], by_path["", "v1", "nodes"]
-LOOK_S, CALL_TIMEOUT_S = 2.0, 120.0
 STAGE_UNSTAGE = 1
 ACCESS = {"ReadWriteOnce": 1, "ReadOnlyMany": 3, "ReadWriteMany": 5, "ReadWriteOncePod": 6}
 DATA = "vol_data.json"
 
-# message -> its fields: (name, number, type); type is a scalar, "map" (string to string), a message, or any of these with "*" for repeated
-MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
-    "InfoRequest": (), "PluginInfo": (("type", 1, "string"), ("name", 2, "string"), ("endpoint", 3, "string"), ("supported_versions", 4, "string*")),
-    "RegistrationStatus": (("plugin_registered", 1, "bool"), ("error", 2, "string")), "Empty": (),
+# as proto.py reads them
+MESSAGES: proto.Messages = {
+    **plugins.MESSAGES,
     "NodeGetInfoResponse": (("node_id", 1, "string"), ("max_volumes_per_node", 2, "int64"), ("accessible_topology", 3, "Topology")),
     "Topology": (("segments", 1, "map"),), "NodeGetCapabilitiesResponse": (("capabilities", 1, "NodeServiceCapability*"),),
     "NodeServiceCapability": (("rpc", 1, "Rpc"),), "Rpc": (("type", 1, "int32"),),
@@ -59,37 +58,12 @@ MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
 @cache
 def classes() -> Mapping[str, Any]:
     """The message classes of MESSAGES."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    kinds = {"string": 9, "int64": 3, "int32": 5, "bool": 8}
-    f = descriptor_pb2.FileDescriptorProto(name="kubern/csi.proto", package="kubern.csi", syntax="proto3")
-    for name, fields in MESSAGES.items():
-        m = f.message_type.add(name=name)
-        for field_name, number, text in fields:
-            kind = text.rstrip("*")
-            one = m.field.add(name=field_name, number=number, label=3 if text.endswith("*") or kind == "map" else 1)
-            if kind == "map":
-                entry = m.nested_type.add(name="".join(p.capitalize() for p in field_name.split("_")) + "Entry")
-                entry.options.map_entry = True
-                for key, n in (("key", 1), ("value", 2)):
-                    entry.field.add(name=key, number=n, label=1, type=9)  # type: ignore[arg-type]
-                one.type, one.type_name = 11, f".kubern.csi.{name}.{entry.name}"  # type: ignore[assignment]
-            elif kind in kinds:
-                one.type = kinds[kind]  # type: ignore[assignment]
-            else:
-                one.type, one.type_name = 11, f".kubern.csi.{kind}"  # type: ignore[assignment]
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(f)
-    return {n: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"kubern.csi.{n}")) for n in MESSAGES}
+    return proto.define("kubern.csi", MESSAGES)
 
 
 async def call(socket: str, method: str, request: Any, answer: str) -> Any:
     """One unary call on a unix socket. Raises grpc.aio.AioRpcError."""
-    import grpc.aio
-
-    async with grpc.aio.insecure_channel(f"unix://{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        return await channel.unary_unary(method, request_serializer=lambda m: m.SerializeToString(),
-                                         response_deserializer=classes()[answer].FromString)(request, timeout=CALL_TIMEOUT_S)
+    return await proto.call(socket, method, request, classes()[answer])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,51 +86,25 @@ class Drivers:
     def __init__(self, client: Client | None, node: str, root: str) -> None:
         self.client, self.node, self.root = client, node, root
         self.known: dict[str, Driver] = {}
-        self._sockets: dict[str, tuple[str, float]] = {}              # registry socket -> (driver, its mtime)
 
     # --- registration ---
 
     async def run(self) -> None:
-        """Looks for sockets of registrars for ever."""
-        folder = f"{self.root}/plugins_registry"
-        os.makedirs(folder, exist_ok=True)
-        os.makedirs(f"{self.root}/plugins", exist_ok=True)
-        while True:
-            found = await asyncio.to_thread(_sockets, folder)
-            for path, made in found.items():
-                if self._sockets.get(path, ("", 0.0))[1] != made:
-                    try:
-                        self._sockets[path] = (await self._register(path), made)
-                    except Exception as e:
-                        log.info("plugin %s: %s", path, e)
-            for path in self._sockets.keys() - found.keys():
-                name, _ = self._sockets.pop(path)
-                if self.known.pop(name, None) is not None:
-                    await self._tell_api(name, None)
-            await asyncio.sleep(LOOK_S)
+        """Looks for drivers alone, for ever."""
+        await plugins.watch(self.root, {"CSIPlugin": self})
 
-    async def _register(self, path: str) -> str:
+    async def register(self, name: str, socket: str, versions: list[str]) -> None:
         c = classes()
-        info = await call(path, "/pluginregistration.Registration/GetInfo", c["InfoRequest"](), "PluginInfo")
-        error = ""
-        if info.type != "CSIPlugin":
-            error = f"plugins of type {info.type} are not supported"
-        else:
-            socket = info.endpoint.removeprefix("unix://")
-            try:
-                who = await call(socket, "/csi.v1.Node/NodeGetInfo", c["Empty"](), "NodeGetInfoResponse")
-                can = await call(socket, "/csi.v1.Node/NodeGetCapabilities", c["Empty"](), "NodeGetCapabilitiesResponse")
-                stages = any(x.rpc.type == STAGE_UNSTAGE for x in can.capabilities)
-                driver = Driver(info.name, socket, who.node_id, stages, who.max_volumes_per_node, dict(who.accessible_topology.segments))
-                await self._tell_api(info.name, driver)
-                self.known[info.name] = driver
-            except Exception as e:
-                error = f"registration failed: {e}"
-        await call(path, "/pluginregistration.Registration/NotifyRegistrationStatus",
-                   c["RegistrationStatus"](plugin_registered=not error, error=error), "Empty")
-        if error:
-            raise RuntimeError(error)
-        return str(info.name)
+        who = await call(socket, "/csi.v1.Node/NodeGetInfo", c["Empty"](), "NodeGetInfoResponse")
+        can = await call(socket, "/csi.v1.Node/NodeGetCapabilities", c["Empty"](), "NodeGetCapabilitiesResponse")
+        stages = any(x.rpc.type == STAGE_UNSTAGE for x in can.capabilities)
+        driver = Driver(name, socket, who.node_id, stages, who.max_volumes_per_node, dict(who.accessible_topology.segments))
+        await self._tell_api(name, driver)
+        self.known[name] = driver
+
+    async def unregister(self, name: str, socket: str) -> None:
+        if self.known.pop(name, None) is not None:
+            await self._tell_api(name, None)
 
     async def _tell_api(self, name: str, driver: Driver | None) -> None:
         """The driver's entry in the node's CSINode, its node id and topology on the Node."""
@@ -317,18 +265,4 @@ def read_records(pod_dir: str) -> list[dict[str, Any]]:
                 out.append({**orjson.loads(f.read()), "folder": f"{base}/{name}"})
         except (OSError, ValueError):
             continue
-    return out
-
-
-def _sockets(folder: str) -> dict[str, float]:
-    """Sockets below a directory -> when they were made."""
-    out = {}
-    for d, _, files in os.walk(folder):
-        for name in files:
-            path = os.path.join(d, name)
-            try:
-                if name.endswith(".sock"):
-                    out[path] = os.stat(path).st_mtime
-            except OSError:
-                continue
     return out
