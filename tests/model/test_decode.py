@@ -5,8 +5,9 @@ import pytest
 
 from kubern.model.decode import decode
 from kubern.model.resources import by_path
-from kubern.model.schema import schema_for
+from kubern.model.schema import from_openapi, schema_for
 from kubern.model.status import StatusError
+from kubern.model.strict import Fault, typed
 
 
 def read(plural, body, *, group="", version="v1", validation="Warn", type_="application/json"):
@@ -88,6 +89,35 @@ def test_unknown_and_duplicate_fields():
     obj, warnings = read("configmaps", '{"data":{"k":"1","k":"2"},"data":{"z":"3"}}')
     assert obj["data"] == {"k": "2", "z": "3"}
     assert warnings == ['duplicate field "data.k"', 'duplicate field "data"']
+
+
+FOO = from_openapi({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+    "a": {"type": "string"}, "open": {"type": "object", "additionalProperties": True},
+    "e": {"type": "object", "x-kubernetes-embedded-resource": True, "x-kubernetes-preserve-unknown-fields": True}}}}})
+
+
+def custom(**fields):
+    return typed({"apiVersion": "e.com/v1", "kind": "Foo", **fields}, FOO, True)
+
+
+def test_custom_unknown_fields_come_sorted_after_those_of_metadata():
+    obj, errors = custom(zoo=1, spec={"b": 2, "a": "1", "e": {"metadata": {"odd": 1, "name": "x"}, "z": 1}}, extra=1, metadata={"name": "f", "bogus": 1})
+    assert errors == ['unknown field "metadata.bogus"', 'unknown field "extra"', 'unknown field "spec.b"', 'unknown field "zoo"',
+                      'unknown field "spec.e.metadata.odd"']
+    assert obj["spec"] == {"a": "1", "e": {"metadata": {"name": "x"}, "z": 1}}
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"metadata": "x"}, "json: cannot unmarshal string into Go value of type v1.ObjectMeta"),
+    ({"metadata": {"labels": {"a": 5}}}, "json: cannot unmarshal number into Go struct field ObjectMeta.labels of type string"),
+    ({"spec": {"e": {"metadata": {"name": "A", "labels": {"a": 5}}}}}, 'spec.e.metadata: Invalid value: {"labels":{"a":5},"name":"A"}: '
+     "json: cannot unmarshal number into Go struct field ObjectMeta.labels of type string"),
+    ({"spec": {"e": {"kind": 5}}}, "spec.e.kind: Invalid value: 5: must be a string"),
+])
+def test_custom_metadata(fields, message):
+    with pytest.raises(Fault) as e:
+        custom(**fields)
+    assert str(e.value) == message
 
 
 def test_yaml():

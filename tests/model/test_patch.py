@@ -36,6 +36,7 @@ def containers(patch_):
     ([{"op": "test", "path": "/data/k", "value": "v"}, {"op": "remove", "path": "/data/k"}], {"l": "w"}),
     ([{"op": "test", "path": "/data/none", "value": None}], {"k": "v", "l": "w"}),
     ([{"op": "add", "path": "/data/a~1b", "value": "1"}], {"k": "v", "l": "w", "a/b": "1"}),
+    ([{"op": "replace", "path": "", "value": {"kind": "ConfigMap", "apiVersion": "v1", "data": {"n": "1"}}}], {"n": "1"}),
 ])
 def test_json_patch(operations, data):
     assert patch("json", operations)[0]["data"] == data

@@ -569,7 +569,7 @@ def _parameters(query: bytes) -> dict[str, list[str]]:
 
 
 def _too_large() -> StatusError:
-    return StatusError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {BODY_MAX_BYTES}", {})
+    return StatusError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {BODY_MAX_BYTES}")
 
 
 def _discard(response: Response) -> None:

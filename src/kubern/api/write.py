@@ -409,7 +409,8 @@ def _same_kind(served: Served, new: Object) -> None:
     row = served.row
     errors = [field_error.invalid(field, new.get(field) or "", f"must be {want}")
               for field, want in (("kind", row.kind), ("apiVersion", row.api_version)) if new.get(field) != want]
-    raise_invalid(served, new["metadata"].get("name") or "", errors)
+    if errors:
+        raise invalid(str(new.get("apiVersion") or "").rpartition("/")[0], str(new.get("kind") or ""), new["metadata"].get("name") or "", errors)
 
 
 def _may_create(call: Call) -> None:

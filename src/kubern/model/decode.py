@@ -23,7 +23,7 @@ from kubern.model.schema import Schema, definitions
 from kubern.model.status import StatusError, bad_request
 
 JSON, YAML, PROTOBUF = "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"
-_FIND_KIND = ('struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }')
+FIND_KIND = ('struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }')
 
 
 # ---------------------------------------------------------------- entry points
@@ -146,7 +146,7 @@ def _identify(tree: Any, kind: str, body: bytes) -> tuple[str, str]:
     if tree is None:
         return "", ""
     if not isinstance(tree, (Pairs, dict)):
-        why = f"json: cannot unmarshal {kind_of(tree)} into Go value of type {_FIND_KIND}"
+        why = f"json: cannot unmarshal {kind_of(tree)} into Go value of type {FIND_KIND}"
         raise _unrecognized(kind, f"couldn't get version/kind; json parse error: {why}", body)
     found = {"apiVersion": "", "kind": ""}
     for k, v in tree if isinstance(tree, Pairs) else tree.items():

@@ -78,7 +78,8 @@ def _add_strict(strict: list[str], message: str) -> None:
 
 
 def json_patch(doc: Any, operations: list[dict[str, Any]]) -> tuple[Any, str]:
-    """A document changed in place by operations that are known to be such, and why it could not be ("" if it could, "test" if a test failed)."""
+    """A document changed by operations that are known to be such (in place, where not all of it is replaced), and why it could not be:
+    "" if it could, "test" if a test failed."""
     try:
         return run(doc, operations, Marks()), ""
     except Refused as e:
@@ -93,7 +94,10 @@ def run(doc: Any, operations: list[dict[str, Any]], marks: Marks) -> Any:
         if path is None:
             raise Refused(f"{kind} operation failed to decode path: missing value")
         try:
-            _one(doc, op, kind, path, marks, copied)
+            if path == "" and kind in ("replace", "test"):        # of the whole document; the others find no path there
+                doc = _whole(doc, op, kind, marks)
+            else:
+                _one(doc, op, kind, path, marks, copied)
         except _NoPath:
             raise Refused(f'{kind} operation does not apply: doc is missing path: "{path}": missing value') from None
         except Refused as e:
@@ -143,6 +147,17 @@ def _one(doc: Any, op: dict[str, Any], kind: Any, path: str, marks: Marks, copie
             raise _TestFailed(f"testing value {path} failed: test failed")
     else:
         raise Refused(f"Unexpected kind: {kind}")
+
+
+def _whole(doc: Any, op: dict[str, Any], kind: str, marks: Marks) -> Any:
+    value = op.get("value")
+    if kind == "test":
+        if not same(doc, value):
+            raise _TestFailed("testing value  failed: test failed")
+        return doc
+    if not isinstance(value, (dict, list)):
+        raise Refused
+    return _raw(value, marks)
 
 
 def _raw(value: Any, marks: Marks) -> Any:

@@ -14,10 +14,11 @@ from kubern.model import decode, gojson, invalid, jsonpatch, shape, strategic, s
 from kubern.model.gojson import Pairs
 from kubern.model.object import Object, clone
 from kubern.model.patch_words import Marks, converter_fault, go_map, text
-from kubern.model.schema import Schema, definitions
+from kubern.model.schema import ANYTHING, Schema, definitions
 from kubern.model.status import StatusError, bad_request
 from kubern.model.status import invalid as invalid_status
 
+_NOTHING = Schema()
 GENERIC = "the server rejected our request due to an error in our request"
 
 
@@ -43,7 +44,8 @@ def patched(type_: str, original: Object, patch_body: bytes, schema: Schema, *, 
             return {"metadata": {}}, [f'unknown field "{k}"' for k in sorted(obj) if k not in ("apiVersion", "kind")]
         _identity(obj, kind, api_version, value)
     if not isinstance(obj, dict):
-        raise _invalid(value(), f"json: cannot unmarshal {gojson.kind_of(obj)} into Go value of type {kind}")
+        raise _invalid(value(), f"couldn't get version/kind; json parse error: json: cannot unmarshal {gojson.kind_of(obj)} into Go value of type "
+                       + decode.FIND_KIND)
     unknown: list[str] = []
     if not custom and schema.raw is None:
         try:
@@ -58,6 +60,10 @@ def patched(type_: str, original: Object, patch_body: bytes, schema: Schema, *, 
             except strict.Fault as e:
                 raise _invalid(value(), str(e)) from None
     else:
+        have_version, have_kind = obj.get("apiVersion"), obj.get("kind")
+        if custom and (have_version, have_kind) != (api_version, kind):      # about to be refused; another version's fields are not known
+            same_group = str(have_version).rpartition("/")[0] == api_version.rpartition("/")[0]
+            schema = _NOTHING if same_group and have_kind == kind else ANYTHING
         try:
             out, unknown = strict.typed(obj, schema, True)
         except strict.Fault as e:

@@ -95,9 +95,13 @@ def converter_fault(value: Any, s: Schema) -> str | None:
 
 
 def text(value: Any, schema: Schema | None, marks: Marks) -> str:
-    """The JSON of a patched document as upstream prints it: what the patch looked into is sorted, the rest in declared order."""
-    return _text(value, schema, marks)
+    """The JSON of a patched document as upstream prints it: what the patch looked into is sorted, the rest in declared order; of custom
+    resources everything but what the patch spelled is sorted."""
+    return _text(value, _SORTED if schema is not None and schema.raw is not None else schema, marks)
 
+
+_SORTED = Schema()                       # keys sorted all the way down
+_SORTED.code, _SORTED.extra, _SORTED.items = MAP, _SORTED, _SORTED
 
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 

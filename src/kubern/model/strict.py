@@ -8,11 +8,12 @@ Behaviour: apimachinery runtime/serializer/json, sigs.k8s.io/json, apiextensions
 from __future__ import annotations
 
 import binascii
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from kubern.model import gojson, gotime, quantity, shape
+from kubern.model import invalid as field_error
 from kubern.model.gojson import Float, Int, Pairs, kind_of
 from kubern.model.object import Object
 from kubern.model.schema import (
@@ -279,20 +280,22 @@ class Walk:
             self.fail(walk.first)
         return out
 
-    # custom resources: unknown fields are pruned by the structural schema, metadata is ObjectMeta
+    # custom resources: unknown fields are pruned by the structural schema, metadata is ObjectMeta. What is told comes in upstream's order:
+    # duplicates, then the object's metadata, what was pruned, and metadata of embedded objects.
 
     def custom(self, tree: Any, schema: Schema) -> dict[str, Any]:
         out: dict[str, Any] = {}
         self.duplicates(tree, "")
-        unknown: list[str] = []
-        for k, v in _members(tree):
-            if k == "metadata":
-                out[k] = self.metadata(v, "metadata", unknown)
-            elif k in ("apiVersion", "kind"):
+        members = _last(tree)
+        found = _Unknown([], [], [])
+        if "metadata" in members:
+            out["metadata"] = self.metadata(members["metadata"], "metadata", found.own)
+        for k, v in members.items():
+            if k in ("apiVersion", "kind"):
                 out[k] = v
-            else:
-                self._member(out, k, v, schema, k, unknown)
-        for path in unknown:
+            elif k != "metadata":
+                self._member(out, k, v, schema, k, found)
+        for path in (*found.own, *sorted(found.pruned), *sorted(found.embedded)):
             self.strict("unknown", path)
         return out
 
@@ -310,48 +313,58 @@ class Walk:
             for i, v in enumerate(tree):
                 self.duplicates(v, f"{path}[{i}]")
 
-    def metadata(self, v: Any, path: str, unknown: list[str]) -> Any:
+    def metadata(self, v: Any, path: str, unknown: list[str], embedded: bool = False) -> Any:
         if v is None:
             return {}
         walk = Walk("ObjectMeta")
-        if not isinstance(v, (Pairs, dict)):
-            self.fail(f"json: cannot unmarshal {kind_of(v)} into Go struct field .metadata of type v1.ObjectMeta")
-            return {}
-        walk.stack = ("metadata",)
-        out = walk.struct(v, definition(OBJECT_META), path)
-        unknown.extend(e[len('unknown field "'):-1] for e in walk.errors if e.startswith("unknown"))
+        out: dict[str, Any] = {}
+        if isinstance(v, (Pairs, dict)):
+            out = walk.struct(dict(sorted(_last(v).items())), definition(OBJECT_META), path)
+            unknown.extend(e[len('unknown field "'):-1] for e in walk.errors if e.startswith("unknown"))
+        else:
+            walk.fail(f"json: cannot unmarshal {kind_of(v)} into Go value of type v1.ObjectMeta")
         if walk.first is not None:
-            self.fail(walk.first)
+            self.fail(field_error.invalid(path, gojson.plain(v), walk.first).text() if embedded else walk.first)
         return out
 
-    def _member(self, out: dict[str, Any], k: str, v: Any, schema: Schema, path: str, unknown: list[str]) -> None:
+    def _member(self, out: dict[str, Any], k: str, v: Any, schema: Schema, path: str, found: _Unknown) -> None:
         p = schema.at(k)
         if p is None:
             if schema.preserve:
                 out[k] = gojson.plain(v)
             else:
-                unknown.append(path)
+                found.pruned.append(path)
             return
-        out[k] = self._custom_value(v, p, path, unknown)
+        out[k] = self._custom_value(v, p, path, found)
 
-    def _custom_value(self, v: Any, p: Schema, path: str, unknown: list[str]) -> Any:
+    def _custom_value(self, v: Any, p: Schema, path: str, found: _Unknown) -> Any:
         if isinstance(v, (Pairs, dict)):
             out: dict[str, Any] = {}
             for k, x in sorted(_last(v).items()):
                 where = f"{path}.{k}"
-                if p.embedded and k == "metadata" and isinstance(x, (Pairs, dict)):
-                    out[k] = self.metadata(x, where, unknown)
+                if p.embedded and k == "metadata":
+                    out[k] = self.metadata(x, where, found.embedded, embedded=True)
                 elif p.embedded and k in ("apiVersion", "kind"):
+                    if not isinstance(x, str):
+                        self.fail(field_error.invalid(where, gojson.plain(x), "must be a string").text())
                     out[k] = gojson.plain(x)
                 else:
-                    self._member(out, k, x, p, where, unknown)
+                    self._member(out, k, x, p, where, found)
             return out
         if isinstance(v, list):
             items = p.items
             if items is None:
                 return gojson.plain(v)
-            return [self._custom_value(x, items, f"{path}[{i}]", unknown) for i, x in enumerate(v)]
+            return [self._custom_value(x, items, f"{path}[{i}]", found) for i, x in enumerate(v)]
         return gojson.plain(v)
+
+
+class _Unknown(NamedTuple):
+    """Paths of unknown fields: of the object's own metadata, of what was pruned, of embedded objects' metadata."""
+
+    own: list[str]
+    pruned: list[str]
+    embedded: list[str]
 
 
 _SKIP = object()
