@@ -98,6 +98,8 @@ def up(
     autoscaler: Annotated[str | None, typer.Option(metavar="OPTIONS", help="Its timings: scan-interval=10s,scale-down-unneeded-time=10m,…")] = None,
     sans: Annotated[str | None, typer.Option(metavar="NAMES", help="Further names and addresses for the serving certificate.")] = None,
     encryption_config: Annotated[str | None, typer.Option(metavar="FILE", help="An EncryptionConfiguration: what is encrypted in the store.")] = None,
+    authentication_config: Annotated[str | None, typer.Option(metavar="FILE", help="An AuthenticationConfiguration: issuers of tokens.")] = None,
+    authorization_config: Annotated[str | None, typer.Option(metavar="FILE", help="An AuthorizationConfiguration: who decides, in which order.")] = None,
     audit_policy_file: Annotated[str | None, typer.Option(metavar="FILE", help="An audit Policy: which requests are logged, and how much of them.")] = None,
     audit_log_path: Annotated[str | None, typer.Option(metavar="FILE", help="Where the audit log goes, - for standard output.")] = None,
     audit_log_maxsize: Annotated[int | None, typer.Option(help="MB at which the audit log rotates [default: 100].")] = None,
@@ -112,7 +114,8 @@ def up(
                     node_grace_s=node_grace_s, log_level=log_level, sans=sans,
                     node_groups=[_group(g) for g in node_group] if node_group else None, autoscaler=autoscaler,
                     scheduler_config=os.path.abspath(scheduler_config) if scheduler_config else None,
-                    encryption_config=encryption_config, audit_policy_file=audit_policy_file, audit_log_path=audit_log_path,
+                    encryption_config=encryption_config, authentication_config=authentication_config,
+                    authorization_config=authorization_config, audit_policy_file=audit_policy_file, audit_log_path=audit_log_path,
                     audit_log_maxsize=audit_log_maxsize, audit_log_maxbackup=audit_log_maxbackup)
     from kubern import daemon
 

@@ -92,12 +92,13 @@ def own_address() -> str:
 @asynccontextmanager
 async def api(ctx: Context) -> AsyncIterator[None]:
     """Store and API server, listening with TLS."""
-    from kubern.api import http
+    from kubern.api import access, http
     from kubern.api.handle import Server
     from kubern.api.settings import ApiSettings
 
     s, p = ctx.settings, ctx.pki
     audited = open_audit(s)
+    allowed = access.read(access.Files(own_issuers=(issuer(s),), **{name: getattr(s, name) for name in access.SETTINGS}))
     store = await open_store(s)
     low, _, high = s.node_ports.partition("-")
     kubelet = p.clients["apiserver-kubelet-client"]
@@ -111,6 +112,8 @@ async def api(ctx: Context) -> AsyncIterator[None]:
         server.audit = audited
     await server.start()
     ctx.server = server
+    following = AsyncExitStack()
+    await following.enter_async_context(access.applied(allowed, server))
     listening = await http.serve(server.handle, s.bind, s.port, http.ssl_context(str(p.apiserver.cert_path), str(p.apiserver.key_path),
                                                                                 p.ca.cert + p.front_proxy_ca.cert), fast=server.fast)
     write_kubeconfigs(ctx)
@@ -119,6 +122,7 @@ async def api(ctx: Context) -> AsyncIterator[None]:
         yield
     finally:
         await listening.close(DRAIN_S)
+        await following.aclose()
         await server.stop()
         await store.close()
         if audited is not None:
@@ -527,12 +531,13 @@ def run(s: Settings, tell: Tell) -> int:
         return 1
     except Exception as e:
         from kubern.api.audit import BadPolicy
+        from kubern.api.configfile import BadFile
         from kubern.kubelet.node import CannotRun
         from kubern.store.encrypted import BadConfiguration
         from kubern.store.protocol import Broken
 
         for each in e.exceptions if isinstance(e, ExceptionGroup) else (e,):
-            if isinstance(each, (CannotRun, OSError, BadConfiguration, BadPolicy, Broken)):
+            if isinstance(each, (CannotRun, OSError, BadConfiguration, BadFile, BadPolicy, Broken)):
                 why = explained(each, s)
                 log.error("%s", why)
                 tell(f"kubern: {why}")

@@ -48,6 +48,11 @@ class Settings:
     node_grace_s: float = 50.0                  # node-monitor-grace-period
     log_level: str = "info"
     encryption_config: str = ""                 # file: what is encrypted in the store, and with which keys
+    authentication_config: str = ""             # file: an AuthenticationConfiguration: issuers of tokens, who may be anonymous
+    authentication_token_webhook_config_file: str = ""       # file: a kubeconfig that leads to who knows further tokens
+    authentication_token_webhook_version: str = "v1"
+    authentication_token_webhook_cache_ttl: str = "2m"
+    authorization_config: str = ""              # file: an AuthorizationConfiguration: who is asked, in which order
     audit_policy_file: str = ""                 # file: what is written to the audit log
     audit_log_path: str = ""                    # file, or - for standard output; "": audit.log in the data directory
     audit_log_maxsize: int = 100                # MB: when the file is put aside and a new one begun

@@ -65,7 +65,7 @@ def test_rbac_allows_by_binding_and_says_why() -> None:
     w = World()
     w.role("r", ("get", "", "pods"), ns="n")
     w.bind("b", "r", {"kind": "User", "name": "jane"}, ns="n", kind="Role")
-    assert w.ask("get", "pods", "n") == (True, 'RBAC: allowed by RoleBinding "b/n" of Role "r" to User "jane"', False)
+    assert w.ask("get", "pods", "n")[:3] == (True, 'RBAC: allowed by RoleBinding "b/n" of Role "r" to User "jane"', False)
     assert not w.ask("get", "pods", "m").allowed
     assert not w.ask("get", "pods", "n", sub="log").allowed
     w.authz.observe(RBAC, "rolebindings", "n", "b", None)

@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -23,7 +24,8 @@ from kubern.api.admission import Attributes as Admitted
 from kubern.api.admission import mutate, validate
 from kubern.api.authn import Authenticator
 from kubern.api.authz import ALLOWED, Authorizer, Decision, forbid, from_request
-from kubern.api.authz.attributes import Attributes
+from kubern.api.authz.attributes import Attributes, undecided
+from kubern.api.authz.unanswered import Unanswered, settled
 from kubern.api.cache import ROOT, Cache, Change, Collection
 from kubern.api.call import Call, failure, warning_headers
 from kubern.api.fairness import Fairness, too_many
@@ -336,7 +338,10 @@ class Server:
             coroutine.close()
             return None
         served, a = target
-        if self.settings.authorization and not self.authorizer.authorize(a._replace(user=user)).allowed:
+        try:
+            if self.settings.authorization and not self.authorizer.authorize(a._replace(user=user)).allowed:
+                return None
+        except Unanswered:
             return None
         body: bytes | list[bytes]
         if a.name:
@@ -376,12 +381,17 @@ class Server:
             a = from_request(request, user)
             if self.audit is not None:
                 record = self.audit.begin(request, user, a, audit_id)
-            decision = self.decide(a)
+            try:
+                decision = self.decide(a)
+            except Unanswered:
+                decision = await settled(partial(self.decide, a))
             if record is not None:
                 annotations = {"authorization.k8s.io/decision": "allow" if decision.allowed else "forbid", "authorization.k8s.io/reason": decision.reason}
-            if not decision.allowed:
+            if not decision.allowed and not decision.error:
                 raise forbid(a, decision.reason)
-            if a.is_resource:
+            if not decision.allowed:
+                response = undecided(request, decision.error)
+            elif a.is_resource:
                 served = self.rows.by_path.get((a.group, a.version, a.resource))
                 if request.path.startswith("//"):
                     response = paths.not_found()
@@ -451,7 +461,7 @@ class Server:
             self._in_flight -= 1
             if level is not None:
                 level.release(width)
-        if request.method == "GET" and not request.query and not a.subresource and a.verb in ("get", "list") \
+        if request.method == "GET" and not request.query and not a.subresource and a.verb in ("get", "list") and not call.warnings \
                 and served.row.storage not in VIRTUAL_READS:
             self._remember(request.path, served, a)
         return response

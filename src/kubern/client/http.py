@@ -146,6 +146,7 @@ class HttpSender:
         self._base = parts.path.rstrip("/")
         self._authority = parts.netloc
         self._trust = (ca, insecure)
+        self.url, self.address = server, (self._host, self._port)
         self._ssl = tls(ca, cert, key, insecure) if parts.scheme == "https" else None
         self._server_name = server_name
         self._token = token
@@ -233,7 +234,7 @@ class HttpSender:
                 raise
 
     def _encode(self, request: Request) -> bytes:
-        target = self._base + quote(request.path, safe="/:@!$&'()*+,;=-._~")
+        target = (self._base + quote(request.path, safe="/:@!$&'()*+,;=-._~")) or "/"
         if request.query:
             target += "?" + encode_query(request.query)
         lines = [f"{request.method} {target} HTTP/1.1", f"host: {self._authority}"]

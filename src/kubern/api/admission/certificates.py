@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 
 from kubern.api.admission.attributes import CREATE, UPDATE, Attributes, Plugin
+from kubern.api.authz.unanswered import settled
 from kubern.model.invalid import quote
 
 GROUP = "certificates.k8s.io"
@@ -17,11 +18,11 @@ REQUESTS = f"certificatesigningrequests.{GROUP}"
 CLIENT_SIGNER = "kubernetes.io/kube-apiserver-client"
 
 
-def _may(a: Attributes, verb: str, signer: str) -> bool:
-    if a.authorizer is None:
+async def _may(a: Attributes, verb: str, signer: str) -> bool:
+    authorizer, domain = a.authorizer, signer.partition("/")[0]
+    if authorizer is None:
         return True
-    domain = signer.partition("/")[0]
-    return any(a.authorizer.allowed(a.user, verb, GROUP, "signers", name=name) for name in (signer, f"{domain}/*"))
+    return await settled(lambda: any(authorizer.allowed(a.user, verb, GROUP, "signers", name=name) for name in (signer, f"{domain}/*")))
 
 
 def _signer(obj: object) -> str:
@@ -31,7 +32,7 @@ def _signer(obj: object) -> str:
 
 async def approval(a: Attributes) -> None:
     signer = _signer(a.old)
-    if not _may(a, "approve", signer):
+    if not await _may(a, "approve", signer):
         raise a.refuse(f"user not permitted to approve requests with signerName {quote(signer)}")
 
 
@@ -40,7 +41,7 @@ async def signing(a: Attributes) -> None:
     if before.get("certificate") == after.get("certificate") and (before.get("conditions") or []) == (after.get("conditions") or []):
         return
     signer = _signer(a.old)
-    if not _may(a, "sign", signer):
+    if not await _may(a, "sign", signer):
         raise a.refuse(f"user not permitted to sign requests with signerName {quote(signer)}")
 
 
@@ -61,7 +62,7 @@ async def attest(a: Attributes) -> None:
     signer = _signer(a.obj)
     if not signer or (a.operation == UPDATE and (a.obj or {}).get("spec") == (a.old or {}).get("spec")):
         return
-    if not _may(a, "attest", signer):
+    if not await _may(a, "attest", signer):
         raise a.refuse(f"user not permitted to attest for signerName {quote(signer)}")
 
 

@@ -5,12 +5,14 @@ Upstream: apiserver admission/plugin/policy/mutating.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from kubern.api.admission import match
 from kubern.api.admission.attributes import CONNECT, CREATE, UPDATE, Attributes, Plugin, Rounds
 from kubern.api.admission.expressions import Conditions, Failed, Variables, evaluate, variables
 from kubern.api.admission.policies import Binding, Misconfigured, Policy, Source
+from kubern.api.authz.unanswered import settled
 from kubern.model import typed
 from kubern.model.cel import CelProblem, Program
 from kubern.model.cel.values import Message, to_json
@@ -81,7 +83,7 @@ async def mutate(a: Attributes) -> None:
         namespace = match.namespace_of(a)
         rounds = a.rounds.of("MutatingAdmissionPolicy", a.obj)
         for policy, binding, row, param in invocations:
-            _invoke(a, policy, binding, row, param, namespace, rounds, refusals)
+            await _invoke(a, policy, binding, row, param, namespace, rounds, refusals)
         if rounds.dirty:
             rounds.require()
             a.rounds.wanted = True
@@ -89,13 +91,13 @@ async def mutate(a: Attributes) -> None:
     refusals.check()
 
 
-def _invoke(a: Attributes, policy: MutatingPolicy, binding: Binding, row: Resource, param: Object | None, namespace: Object | None,
-            rounds: Rounds, refusals: _Refusals) -> None:
+async def _invoke(a: Attributes, policy: MutatingPolicy, binding: Binding, row: Resource, param: Object | None, namespace: Object | None,
+                  rounds: Rounds, refusals: _Refusals) -> None:
     if policy.conditions:
         v = variables(a, row, match.shown(a, a.obj, row), match.shown(a, a.old, row), None)
         v["params"] = param
         try:
-            if not policy.conditions.met(v):
+            if not await settled(partial(policy.conditions.met, v)):
                 return
         except Failed as e:
             refusals.add(policy, binding, str(e), "Invalid")
@@ -117,7 +119,8 @@ def _invoke(a: Attributes, policy: MutatingPolicy, binding: Binding, row: Resour
         try:
             if isinstance(program, str):
                 raise Failed(program)
-            changed = _patched(obj, evaluate(program, v)) if kind == "JSONPatch" else _merged(a, obj, evaluate(program, v), row)
+            made = await settled(partial(evaluate, program, v))
+            changed = _patched(obj, made) if kind == "JSONPatch" else _merged(a, obj, made, row)
         except Failed as e:
             refusals.add(policy, binding, str(e), "Invalid")
             continue

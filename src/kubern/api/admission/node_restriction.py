@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kubern.api.admission.attributes import CREATE, DELETE, UPDATE, Attributes, Plugin, annotations_of
 from kubern.api.authz.node import MIRROR, identity, pod_config_maps, pod_secrets
+from kubern.api.authz.unanswered import settled
 from kubern.model.invalid import quote
 from kubern.model.object import Object, labels
 from kubern.model.status import StatusError, not_found
@@ -35,7 +37,7 @@ async def mutate(a: Attributes) -> None:
         raise a.refuse(f"could not determine node from user {quote(a.user.name)}")
     check = _CHECKS.get((a.resource.group, a.resource.plural))
     if check:
-        check(node, a)
+        await settled(partial(check, node, a))
 
 
 def _unexpected(a: Attributes) -> StatusError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any, NamedTuple
 
 from kubern.api.admission import match
 from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Attributes, Plugin
 from kubern.api.admission.expressions import Conditions, Failed, Variables, evaluate, variables
 from kubern.api.admission.policies import Binding, Misconfigured, Policy, Source
+from kubern.api.authz.unanswered import settled
 from kubern.model.cel import CelProblem, Program
 from kubern.model.object import Object
 from kubern.model.resource import Resource
@@ -117,12 +119,12 @@ async def validate(a: Attributes) -> None:
             continue
         for binding in policy.bindings:
             if binding.matches(a):
-                _bound(a, policy, binding, row, denied)
+                await _bound(a, policy, binding, row, denied)
     if denied:
         raise _refusal(a, denied[0])
 
 
-def _bound(a: Attributes, policy: ValidatingPolicy, binding: Binding, row: Resource, denied: list[_Denied]) -> None:
+async def _bound(a: Attributes, policy: ValidatingPolicy, binding: Binding, row: Resource, denied: list[_Denied]) -> None:
     try:
         params = policy.params(a, binding)
     except Misconfigured as e:
@@ -134,7 +136,7 @@ def _bound(a: Attributes, policy: ValidatingPolicy, binding: Binding, row: Resou
     for param in params:
         v = variables(a, row, obj, old, namespace)
         v["params"] = param
-        found, annotations, errors = policy.decide(v)
+        found, annotations, errors = await settled(partial(policy.decide, v))
         for index, message, reason in found:
             if "Deny" in binding.actions:
                 denied.append(_Denied(policy.name, binding.name, message, reason))

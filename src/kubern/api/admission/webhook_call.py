@@ -102,14 +102,14 @@ async def post(client: Mapping[str, Any], body: Object, services: Services, time
                 answer = await sender.send(request)
             except ConnectionResetError:                 # a kept connection the other side had given up
                 answer = await sender.send(request)
-            raw = await _whole(answer.body)
+            raw = await whole(answer.body)
     except CallFailed as e:
         raise CallFailed(f"Post {quote(target)}: {e}") from None
     except TimeoutError:
         raise CallFailed(f"Post {quote(target)}: context deadline exceeded") from None
     except (OSError, ssl.SSLError) as e:
-        raise CallFailed(f"Post {quote(target)}: {_words(e, address or _host_port(url))}") from None
-    return _parsed(answer.status, raw)
+        raise CallFailed(f"Post {quote(target)}: {words(e, address or _host_port(url))}") from None
+    return parsed(answer.status, raw)
 
 
 def post_now(client: Mapping[str, Any], body: Object, services: Services, timeout_s: int = TIMEOUT_S) -> Object:
@@ -135,11 +135,12 @@ def post_now(client: Mapping[str, Any], body: Object, services: Services, timeou
     except TimeoutError:
         raise CallFailed(f"Post {quote(target)}: context deadline exceeded") from None
     except (OSError, http.client.HTTPException, ValueError, binascii.Error) as e:
-        raise CallFailed(f"Post {quote(target)}: {_words(e, address)}") from None
-    return _parsed(answer.status, raw)
+        raise CallFailed(f"Post {quote(target)}: {words(e, address)}") from None
+    return parsed(answer.status, raw)
 
 
-def _parsed(status: int, raw: bytes) -> Object:
+def parsed(status: int, raw: bytes) -> Object:
+    """The object of an answer. Raises CallFailed."""
     if not 200 <= status < 300:
         raise CallFailed(_refused(status, raw))
     try:
@@ -160,7 +161,8 @@ def _target(client: Mapping[str, Any]) -> tuple[str, str]:
     return (f"https://{service['name']}.{service['namespace']}.svc:{service.get('port') or 443}", "/" + (service.get("path") or "").lstrip("/"))
 
 
-async def _whole(body: Any) -> bytes:
+async def whole(body: Any) -> bytes:
+    """A body of any form as bytes. Raises CallFailed where it is too large."""
     if isinstance(body, bytes):
         out = body
     elif isinstance(body, list):
@@ -181,7 +183,8 @@ def _host_port(url: str) -> tuple[str, int]:
     return u.hostname or "", u.port or 443
 
 
-def _words(e: Exception, address: tuple[str, int]) -> str:
+def words(e: Exception, address: tuple[str, int]) -> str:
+    """A failed connection in Go's words."""
     at = f"{address[0]}:{address[1]}"
     if isinstance(e, ssl.SSLCertVerificationError):
         why = {18: "certificate signed by unknown authority", 19: "certificate signed by unknown authority",

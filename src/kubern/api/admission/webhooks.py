@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from functools import partial
 from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from kubern.api.admission import match
 from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Attributes, Plugin, Reader
 from kubern.api.admission.expressions import Conditions, Failed, variables
 from kubern.api.admission.webhook_call import TIMEOUT_S, CallFailed, post
+from kubern.api.authz.unanswered import settled
 from kubern.model.invalid import quote
 from kubern.model.jsonpatch import json_patch
 from kubern.model.object import Object, clone
@@ -151,7 +153,7 @@ async def mutate(a: Attributes) -> None:
         return
     rounds = None
     for index, hook in enumerate(hooks):
-        row = hook.asked_about(a)
+        row = await settled(partial(hook.asked_about, a))
         if row is None:
             continue
         if rounds is None:
@@ -209,7 +211,7 @@ async def validate(a: Attributes) -> None:
     hooks = VALIDATING_SOURCE.webhooks(a.reader)
     if not hooks or match.exempt(a):
         return
-    asked = [(hook, row) for hook in hooks if (row := hook.asked_about(a)) is not None]
+    asked = [(hook, row) for hook in hooks if (row := await settled(partial(hook.asked_about, a))) is not None]
     if not asked:
         return
     results = await asyncio.gather(*(_ask(a, hook, row, False) for hook, row in asked), return_exceptions=True)

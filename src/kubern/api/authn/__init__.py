@@ -1,6 +1,6 @@
 """Authentication: who asks. One class, asked once a request; answers from memory whenever it has seen the credential before.
 
-    in-process user → front proxy → client certificate → bearer token (static, service account, bootstrap, others) → anonymous
+    in-process user → front proxy → client certificate → bearer token (static, service account, bootstrap, OIDC, webhook) → anonymous
 
 then impersonation. A credential that fails is a 401, no credential is system:anonymous (what that may do is authorization's
 affair). Verified tokens are kept by hash until they expire or an object they are bound to goes.
@@ -13,11 +13,13 @@ import base64
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from kubern.api.authn import impersonate
 from kubern.api.authn.certificates import Certificates, proxied
 from kubern.api.authn.tokens import ISSUER, Get, Keys, TokenError, Verified, check, check_bootstrap
 from kubern.api.authz import Authorizer, from_request
+from kubern.api.authz.unanswered import settled
 from kubern.model.object import Object
 from kubern.model.request import ANONYMOUS, Request, User
 from kubern.model.status import StatusError
@@ -45,6 +47,7 @@ class Authenticator:
                  proxy_cas: bytes = b"", proxy_names: Sequence[str] = ("front-proxy-client",), others: Sequence[TokenCheck] = (),
                  anonymous: bool = True, now: Callable[[], float] = time.time) -> None:
         self.keys, self.others, self.anonymous = keys, list(others), anonymous
+        self.anonymous_paths: frozenset[str] = frozenset()      # where one may be anonymous; empty: everywhere
         self.audiences = tuple(audiences) or ((keys.issuer,) if keys else (ISSUER,))
         self._authorizer, self._get, self._now = authorizer, get, now
         self._static = {hashlib.sha256(t.encode()).digest(): u for t, u in (static_tokens or {}).items()}
@@ -77,7 +80,7 @@ class Authenticator:
         user = await self._identify(request)
         if self._authorizer is not None and impersonate.asked(request):
             request.impersonator = user
-            user = impersonate.impersonate(request, from_request(request, user), self._authorizer)
+            user = await settled(partial(impersonate.impersonate, request, from_request(request, user), self._authorizer))
         return user
 
     async def _identify(self, request: Request) -> User:
@@ -105,7 +108,7 @@ class Authenticator:
             return user or verified.user
         if user is not None:
             return user
-        if failed or not self.anonymous:
+        if failed or not self.anonymous or (self.anonymous_paths and request.path not in self.anonymous_paths):
             raise unauthorized()
         return ANONYMOUS
 
@@ -114,7 +117,8 @@ class Authenticator:
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         static = self._static.get(digest)
         if static is not None:
-            return Verified(static)
+            held_for = self.implied(audiences)
+            return Verified(static, held_for) if held_for else None
         ours = audiences is self.audiences
         if ours:
             held = self._tokens.get(digest)
@@ -130,7 +134,8 @@ class Authenticator:
                 verified = check(token, self.keys, self._get, audiences, self.audiences, now)
             except TokenError as e:
                 problems.append(str(e))
-        verified = verified or check_bootstrap(token, self._get, now)
+        if verified is None and self.implied(audiences):
+            verified = check_bootstrap(token, self._get, now)
         for other in self.others:
             if verified is None:
                 try:
@@ -144,6 +149,15 @@ class Authenticator:
         if ours:
             self._remember(digest, verified, now)
         return verified
+
+    def implied(self, audiences: Sequence[str]) -> tuple[str, ...]:
+        """The audiences, of those asked for, of a token that names none: it is meant for this API server."""
+        return tuple(a for a in audiences if a in self.audiences)
+
+    def forget(self) -> None:
+        """Every token is looked at again: what is believed has changed."""
+        self._tokens.clear()
+        self._bound.clear()
 
     def _remember(self, digest: bytes, verified: Verified, now: float) -> None:
         if len(self._tokens) >= TOKENS_MAX:

@@ -1,6 +1,6 @@
 """Authorization: one chain, asked in order until somebody has an opinion. No I/O: everything is answered from memory.
 
-    system:masters → Node → RBAC
+    system:masters → Node → RBAC        (or what an AuthorizationConfiguration says: configuration.py, webhook.py)
 
 A link returns a Decision; `allowed` ends the chain, `denied` too, anything else leaves it to the next. The reasons of those
 without opinion are joined by line feeds, as upstream's union does. What everybody may read (/healthz, /version …) is a matter of
@@ -8,6 +8,8 @@ the default roles. Upstream: apiserver authorization/union, authorizerfactory.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from kubern.api.authz import node, rbac
 from kubern.api.authz.attributes import ALLOWED, NO_OPINION, Attributes, Decision, forbid, from_request, refusal
@@ -23,12 +25,16 @@ MASTERS = "system:masters"
 WATCHED: frozenset[tuple[str, str]] = frozenset((*rbac.WATCHED, *node.WATCHED))
 
 
+Link = Callable[[Attributes], Decision]
+
+
 class Authorizer:
-    """The chain over its two indexes. The API's cache calls `observe` for every object of the collections in `watched`."""
+    """The chain, `links`, over its two indexes. The API's cache calls `observe` for every object of the collections in `watched`."""
 
     def __init__(self) -> None:
         self.rbac = Rbac()
         self.nodes = NodeGraph()
+        self.links: tuple[Link, ...] = (self.nodes.authorize, self.rbac.authorize)
 
     @property
     def watched(self) -> frozenset[tuple[str, str]]:
@@ -43,18 +49,17 @@ class Authorizer:
             self.nodes.observe(group, plural, namespace, name, obj)
 
     def authorize(self, a: Attributes) -> Decision:
+        """Raises Unanswered where a link must be asked outside first: see `settled`."""
         if MASTERS in a.user.groups:
             return ALLOWED
-        reason = ""
-        if "system:nodes" in a.user.groups:
-            decision = self.nodes.authorize(a)
+        reason = error = ""
+        for link in self.links:
+            decision = link(a)
             if decision.allowed or decision.denied:
                 return decision
-            reason = decision.reason
-        decision = self.rbac.authorize(a)
-        if reason and not decision.allowed:
-            return Decision(False, "\n".join(r for r in (reason, decision.reason) if r))
-        return decision
+            if decision.reason or decision.error:
+                reason, error = _joined(reason, decision.reason), _joined(error, decision.error)
+        return Decision(False, reason, error=error) if reason or error else NO_OPINION
 
     def check(self, a: Attributes) -> None:
         """Returns if allowed, raises the 403 otherwise."""
@@ -66,3 +71,7 @@ class Authorizer:
                 version: str = "*") -> bool:
         """Shorthand for the checks that admission and reviews make."""
         return self.authorize(Attributes(user, verb, group, version, resource, subresource, namespace, name)).allowed
+
+
+def _joined(a: str, b: str) -> str:
+    return f"{a}\n{b}" if a and b else a or b

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kubern.model.invalid import quote
-from kubern.model.request import ANONYMOUS, Request, User
+from kubern.model.request import ANONYMOUS, Request, Response, User
 from kubern.model.status import StatusError, forbidden
 
 
@@ -30,11 +30,12 @@ class Attributes(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """allowed; or denied for good; or (neither) no opinion, which refuses when nobody else allows."""
+    """allowed; or denied for good; or (neither) no opinion, which refuses when nobody else allows. `error`: who should have decided could not."""
 
     allowed: bool
     reason: str = ""
     denied: bool = False
+    error: str = ""
 
 
 NO_OPINION = Decision(False)
@@ -107,7 +108,7 @@ def refusal(a: Attributes) -> str:
         resource = f"{a.resource}/{a.subresource}" if a.subresource else a.resource
         scope = f"in the namespace {quote(a.namespace)}" if a.namespace else "at the cluster scope"
         text = f"User {quote(a.user.name)} cannot {a.verb} resource {quote(resource)} in API group {quote(a.group)} {scope}"
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _escaped(text)
 
 
 def forbid(a: Attributes, reason: str = "") -> StatusError:
@@ -115,3 +116,13 @@ def forbid(a: Attributes, reason: str = "") -> StatusError:
     text = refusal(a)
     error = forbidden(a.group, a.resource, a.name, f"{text}: {reason}" if reason else text)
     return error
+
+
+def undecided(request: Request, error: str) -> Response:
+    """The 500 for a request that nobody allows and that somebody who should decide could not: a webhook that is away."""
+    text = f"Internal Server Error: {quote(request.path)}: {error}\n"
+    return Response(500, [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff")], _escaped(text).encode())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

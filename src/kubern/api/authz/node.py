@@ -9,7 +9,7 @@ Upstream: plugin/pkg/auth/authorizer/node, pkg/auth/nodeidentifier; "Using Node 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kubern.api.authz.attributes import ALLOWED, NO_OPINION, Attributes, Decision
@@ -205,142 +205,138 @@ class NodeGraph:
     # -- deciding
 
     def authorize(self, a: Attributes) -> Decision:
+        if NODES_GROUP not in a.user.groups:
+            return NO_OPINION
         node, is_node = identity(a.user)
         if not is_node:
             return NO_OPINION
         if not node:
             return Decision(False, f"unknown node for user {quote(a.user.name)}")
-        if a.is_resource:
-            decide = _BY_RESOURCE.get((a.group, a.resource))
-            if decide:
-                answer = decide(self, node, a)
-                return ALLOWED if answer is True else Decision(False, answer or "")
-        return ALLOWED if any(allows(r, a) for r in RULES) else NO_OPINION
+        steps = _BY_RESOURCE.get((a.group, a.resource)) if a.is_resource else None
+        if steps is None:
+            return ALLOWED if any(allows(r, a) for r in RULES) else NO_OPINION
+        for step in steps:
+            answer = step(self, node, a)
+            if answer is not None:
+                return ALLOWED if answer is True else Decision(False, str(answer or ""))
+        return NO_OPINION
 
-    def _object(self, node: str, a: Attributes) -> str | bool:
-        if not a.name:
-            return "No Object name found"
-        return self.related(node, a.resource, a.namespace, a.name) or f"no relationship found between node '{node}' and this object"
 
-    def _read(self, node: str, a: Attributes) -> str | bool:
-        if a.verb not in ("get", "list", "watch"):
-            return "can only read resources of this type"
-        if a.subresource:
-            return "cannot read subresource"
-        if not a.namespace:
-            return "can only read namespaced object of this type"
-        return self._object(node, a)
+# -- what a node may do with single objects: steps asked in order, until one allows (True) or refuses (why)
 
-    def _get(self, node: str, a: Attributes) -> str | bool:
-        if a.verb != "get":
-            return "can only get individual resources of this type"
-        if a.subresource:
-            return "cannot get subresource"
-        return self._object(node, a)
+Step = Callable[[NodeGraph, str, Attributes], "bool | str | None"]
 
-    def _claim(self, node: str, a: Attributes) -> str | bool:
-        if a.subresource != "status":
-            return self._get(node, a)
-        if a.verb not in ("update", "patch"):
-            return "can only get/update/patch this type"
-        return self._object(node, a)
 
-    def _service_account(self, node: str, a: Attributes) -> str | bool:
-        if a.verb == "get" and not a.subresource:
-            return self._read(node, a)
-        if a.verb != "create" or not a.name:
-            return "can only create tokens for individual service accounts"
-        if a.subresource != "token":
-            return "can only create token subresource of serviceaccount"
-        return self._object(node, a)
+def _only(*verbs: str, why: str) -> Step:
+    return lambda g, node, a: None if a.verb in verbs else why
 
-    def _lease(self, node: str, a: Attributes) -> str | bool:
-        if a.verb not in ("get", "create", "update", "patch", "delete"):
-            return "can only get, create, update, patch, or delete a node lease"
-        if a.namespace != "kube-node-lease":
-            return 'can only access leases in the "kube-node-lease" system namespace'
-        if a.verb != "create" and a.name != node:
-            return "can only access node lease with the same name as the requesting node"
+
+def _free(*verbs: str) -> Step:
+    return lambda g, node, a: True if a.verb in verbs else None
+
+
+def _when(*verbs: str, then: Step) -> Step:
+    return lambda g, node, a: then(g, node, a) if a.verb in verbs else None
+
+
+def _below(subresource: str, *steps: Step) -> Step:
+    """The steps for a subresource; all of them pass by what is not it."""
+    def step(g: NodeGraph, node: str, a: Attributes) -> bool | str | None:
+        if a.subresource != subresource:
+            return None
+        return next((answer for s in steps if (answer := s(g, node, a)) is not None), None)
+    return step
+
+
+def _whole(why: str) -> Step:
+    """Not a subresource."""
+    return lambda g, node, a: why if a.subresource else None
+
+
+def _never(why: str) -> Step:
+    return lambda g, node, a: why.replace("VERB", a.verb)
+
+
+def _namespaced(g: NodeGraph, node: str, a: Attributes) -> str | None:
+    return None if a.namespace else "can only read namespaced object of this type"
+
+
+def _related(g: NodeGraph, node: str, a: Attributes) -> bool | str:
+    if not a.name:
+        return "No Object name found"
+    return g.related(node, a.resource, a.namespace, a.name) or f"no relationship found between node '{node}' and this object"
+
+
+def _selecting(why: str) -> Step:
+    """The field selector has the term spec.nodeName=NODE."""
+    def step(g: NodeGraph, node: str, a: Attributes) -> bool | str:
+        wanted = (f"spec.nodeName={node}", f"spec.nodeName=={node}")
+        return any(term.strip() in wanted for term in a.field_selector.split(",")) or why
+    return step
+
+
+def _selecting_or_related(why: str) -> Step:
+    selecting = _selecting(why)
+
+    def step(g: NodeGraph, node: str, a: Attributes) -> bool | str | None:
+        answer = selecting(g, node, a)
+        return _related(g, node, a) if answer is not True and a.name else answer
+    return step
+
+
+def _own(why: str) -> Step:
+    """Of the node's name; on create the name is not known, and admission looks at it."""
+    return lambda g, node, a: True if a.verb == "create" or a.name == node else why
+
+
+def _own_node(g: NodeGraph, node: str, a: Attributes) -> bool | str:
+    if a.name == node:
         return True
-
-    def _csi_node(self, node: str, a: Attributes) -> str | bool:
-        if a.verb not in ("get", "create", "update", "patch", "delete"):
-            return "can only get, create, update, patch, or delete a CSINode"
-        if a.subresource:
-            return "cannot authorize CSINode subresources"
-        if a.verb != "create" and a.name != node:
-            return "can only access CSINode with the same name as the requesting node"
-        return True
-
-    def _slice(self, node: str, a: Attributes) -> str | bool:
-        if a.subresource:
-            return "cannot authorize ResourceSlice subresources"
-        if a.verb == "create":
-            return True
-        if a.verb in ("get", "update", "patch", "delete"):
-            return self._object(node, a)
-        if a.verb in ("watch", "list", "deletecollection"):
-            return _selects(a, "spec.nodeName", node) or "can only list/watch/deletecollection resourceslices with nodeName field selector"
-        return ("only the following verbs are allowed for a ResourceSlice: "
-                "get, watch, list, create, update, patch, delete, deletecollection")
-
-    def _certificate_request(self, node: str, a: Attributes) -> str | bool:
-        if a.subresource:
-            return "nodes may not access the status subresource of PodCertificateRequests"
-        if a.verb == "create":
-            return True
-        if a.verb == "get":
-            return self._object(node, a)
-        if a.verb in ("list", "watch"):
-            return _selects(a, "spec.nodeName", node) or "can only list/watch podcertificaterequests with nodeName field selector"
-        return f"nodes may not {a.verb} podcertificaterequests"
-
-    def _node(self, node: str, a: Attributes) -> str | bool:
-        if a.subresource == "status":
-            return a.verb in ("update", "patch") or ""
-        if a.subresource:
-            return ""
-        if a.verb in ("create", "update", "patch"):
-            return True
-        if a.verb in ("get", "list", "watch"):
-            if a.name == node:
-                return True
-            if not a.name:
-                return f"node '{node}' cannot read all nodes, only its own Node object"
-            return f"node '{node}' cannot read '{a.name}', only its own Node object"
-        return ""
-
-    def _pod(self, node: str, a: Attributes) -> str | bool:
-        if not a.subresource:
-            if a.verb == "get":
-                return self._get(node, a)
-            if a.verb in ("list", "watch"):
-                if _selects(a, "spec.nodeName", node):
-                    return True
-                return self._object(node, a) if a.name else "can only list/watch pods with spec.nodeName field selector"
-            return a.verb in ("create", "delete") or ""
-        if a.subresource == "status":
-            return a.verb in ("update", "patch") or ""
-        return (a.subresource == "eviction" and a.verb == "create") or ""
+    other = f"'{a.name}'" if a.name else "all nodes"
+    return f"node '{node}' cannot read {other}, only its own Node object"
 
 
-def _selects(a: Attributes, field: str, value: str) -> bool:
-    """Whether the field selector has the term field=value."""
-    return any(term.strip() in (f"{field}={value}", f"{field}=={value}") for term in a.field_selector.split(","))
+def _in_leases(g: NodeGraph, node: str, a: Attributes) -> str | None:
+    return None if a.namespace == "kube-node-lease" else 'can only access leases in the "kube-node-lease" system namespace'
 
 
-_BY_RESOURCE = {
-    ("", "secrets"): NodeGraph._read,
-    ("", "configmaps"): NodeGraph._read,
-    ("", "persistentvolumeclaims"): NodeGraph._claim,
-    ("", "persistentvolumes"): NodeGraph._get,
-    ("resource.k8s.io", "resourceclaims"): NodeGraph._get,
-    ("storage.k8s.io", "volumeattachments"): NodeGraph._get,
-    ("", "serviceaccounts"): NodeGraph._service_account,
-    ("coordination.k8s.io", "leases"): NodeGraph._lease,
-    ("storage.k8s.io", "csinodes"): NodeGraph._csi_node,
-    ("resource.k8s.io", "resourceslices"): NodeGraph._slice,
-    ("", "nodes"): NodeGraph._node,
-    ("", "pods"): NodeGraph._pod,
-    ("certificates.k8s.io", "podcertificaterequests"): NodeGraph._certificate_request,
+def _token(g: NodeGraph, node: str, a: Attributes) -> bool | str:
+    if a.verb != "create" or not a.name:
+        return "can only create tokens for individual service accounts"
+    return _related(g, node, a) if a.subresource == "token" else "can only create token subresource of serviceaccount"
+
+
+_CHANGES = ("get", "create", "update", "patch", "delete")
+_READS = ("get", "list", "watch")
+_READ_OBJECT: tuple[Step, ...] = (_only(*_READS, why="can only read resources of this type"), _whole("cannot read subresource"), _namespaced, _related)
+_GET_OBJECT: tuple[Step, ...] = (_only("get", why="can only get individual resources of this type"), _whole("cannot get subresource"), _related)
+
+_BY_RESOURCE: dict[tuple[str, str], tuple[Step, ...]] = {
+    ("", "secrets"): _READ_OBJECT,
+    ("", "configmaps"): _READ_OBJECT,
+    ("", "persistentvolumeclaims"): (_below("status", _only("update", "patch", why="can only get/update/patch this type"), _related), *_GET_OBJECT),
+    ("", "persistentvolumes"): _GET_OBJECT,
+    ("resource.k8s.io", "resourceclaims"): _GET_OBJECT,
+    ("storage.k8s.io", "volumeattachments"): _GET_OBJECT,
+    ("", "serviceaccounts"): (_below("", _when("get", then=_namespaced), _when("get", then=_related)), _token),
+    ("coordination.k8s.io", "leases"): (
+        _only(*_CHANGES, why="can only get, create, update, patch, or delete a node lease"), _in_leases,
+        _own("can only access node lease with the same name as the requesting node")),
+    ("storage.k8s.io", "csinodes"): (
+        _only(*_CHANGES, why="can only get, create, update, patch, or delete a CSINode"), _whole("cannot authorize CSINode subresources"),
+        _own("can only access CSINode with the same name as the requesting node")),
+    ("resource.k8s.io", "resourceslices"): (
+        _whole("cannot authorize ResourceSlice subresources"), _free("create"), _when("get", "update", "patch", "delete", then=_related),
+        _when("watch", "list", "deletecollection", then=_selecting("can only list/watch/deletecollection resourceslices with nodeName field selector")),
+        _never("only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, patch, delete, deletecollection")),
+    ("", "nodes"): (
+        _below("status", _free("update", "patch")), _whole(""), _free("create", "update", "patch"), _when(*_READS, then=_own_node), _never("")),
+    ("", "pods"): (
+        _below("status", _free("update", "patch")), _below("eviction", _free("create")), _whole(""), _free("create", "delete"),
+        _when("get", then=_related), _when("list", "watch", then=_selecting_or_related("can only list/watch pods with spec.nodeName field selector")),
+        _never("")),
+    ("certificates.k8s.io", "podcertificaterequests"): (
+        _whole("nodes may not access the status subresource of PodCertificateRequests"), _free("create"), _when("get", then=_related),
+        _when("list", "watch", then=_selecting("can only list/watch podcertificaterequests with nodeName field selector")),
+        _never("nodes may not VERB podcertificaterequests")),
 }

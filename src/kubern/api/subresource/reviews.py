@@ -15,6 +15,7 @@ from kubern.api.authn import joined
 from kubern.api.authn.tokens import EXTENDED_S, WARN_ONLY_S, TokenError, claims
 from kubern.api.authz import Attributes, from_request
 from kubern.api.authz.node import identity
+from kubern.api.authz.unanswered import settled
 from kubern.model import invalid as field
 from kubern.model.invalid import FieldError, quote
 from kubern.model.metadata import timestamp
@@ -133,13 +134,16 @@ def _metadata_left(obj: Object, *but: str) -> dict[str, Any]:
     return {k: v for k, v in (obj.get("metadata") or {}).items() if v and k not in ("managedFields", *but)}
 
 
-def _decided(server: Any, obj: Object, user: User) -> Object:
-    decision = server.authorizer.authorize(_asked(user, obj.get("spec") or {}))
+async def _decided(server: Any, obj: Object, user: User) -> Object:
+    asked = _asked(user, obj.get("spec") or {})
+    decision = await settled(lambda: server.authorizer.authorize(asked))
     status: dict[str, Any] = {"allowed": decision.allowed}
     if decision.denied:
         status["denied"] = True
     if decision.reason:
         status["reason"] = decision.reason
+    if decision.error:
+        status["evaluationError"] = decision.error
     return {**obj, "status": status}
 
 
@@ -154,7 +158,7 @@ async def subject_access_review(server: Any, request: Any, obj: Object) -> Objec
         errors.append(field.invalid("metadata", obj["metadata"], "must be empty"))
     if errors:
         raise invalid(AUTHORIZATION, "", "", errors)
-    return _decided(server, obj, _subject(obj.get("spec") or {}))
+    return await _decided(server, obj, _subject(obj.get("spec") or {}))
 
 
 async def local_subject_access_review(server: Any, request: Any, obj: Object) -> Object:
@@ -175,7 +179,7 @@ async def local_subject_access_review(server: Any, request: Any, obj: Object) ->
         raise invalid(AUTHORIZATION, "", "", errors)
     if metadata["namespace"] != namespace:
         raise bad_request(f"spec.resourceAttributes.namespace must match namespace: {namespace}")
-    return _decided(server, obj, _subject(spec))
+    return await _decided(server, obj, _subject(spec))
 
 
 async def self_subject_access_review(server: Any, request: Any, obj: Object) -> Object:
@@ -184,7 +188,7 @@ async def self_subject_access_review(server: Any, request: Any, obj: Object) -> 
         errors.append(field.invalid("metadata", obj["metadata"], "must be empty"))
     if errors:
         raise invalid(AUTHORIZATION, "", "", errors)
-    return _decided(server, obj, _user(request))
+    return await _decided(server, obj, _user(request))
 
 
 async def self_subject_rules_review(server: Any, request: Any, obj: Object) -> Object:
