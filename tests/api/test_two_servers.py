@@ -80,3 +80,74 @@ async def test_a_watch_tells_of_both(servers: tuple[Server, Server]) -> None:
                 break
     assert names == [f"m{i}" for i in range(6)]
     watch.end()
+
+
+def service(name: str, **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80}], **spec}}
+
+
+def taken(service: dict[str, Any]) -> tuple[str, int]:
+    return service["spec"]["clusterIP"], service["spec"]["ports"][0]["nodePort"]
+
+
+async def test_both_allocate_and_nothing_twice(servers: tuple[Server, Server]) -> None:
+    """A range of 14 addresses and 11 ports, 11 Services made at once by two servers: every one gets its own, the twelfth none."""
+    for s in servers:
+        s.settings = ApiSettings(bootstrap=False, service_cidr="10.96.0.0/28", node_ports=(30000, 30010))
+    from kubern.api import allocate
+
+    for s in servers:
+        allocate.wire(s)
+    made = await asyncio.gather(*(ask(servers[i % 2], "POST", f"{NS}/services", service(f"s{i}")) for i in range(11)))
+    assert [status for status, _ in made] == [201] * 11
+    ips, ports = zip(*(taken(s) for _, s in made), strict=True)
+    assert len(set(ips)) == len(set(ports)) == 11
+    assert (await ask(servers[0], "POST", f"{NS}/services", service("more")))[0] == 500
+    for i in range(11):
+        assert (await ask(servers[(i + 1) % 2], "DELETE", f"{NS}/services/s{i}"))[0] == 200
+    for s in servers:
+        assert (await ask(s, "GET", "/apis/networking.k8s.io/v1/ipaddresses"))[1]["items"] == []
+    made = await asyncio.gather(*(ask(servers[i % 2], "POST", f"{NS}/services", service(f"t{i}")) for i in range(11)))
+    assert [status for status, _ in made] == [201] * 11
+
+
+async def test_of_two_that_want_the_same_one_gets_it(servers: tuple[Server, Server]) -> None:
+    for i in range(6):
+        wanted = service(f"a{i}", clusterIP=f"10.96.1.{i + 1}"), service(f"b{i}", clusterIP=f"10.96.1.{i + 1}")
+        answers = await asyncio.gather(*(ask(s, "POST", f"{NS}/services", w) for s, w in zip(servers, wanted, strict=True)))
+        assert sorted(status for status, _ in answers) == [201, 422]
+        lost = next(said for status, said in answers if status == 422)
+        assert "provided IP is already allocated" in lost["message"]
+        port = [{"port": 80, "nodePort": 31000 + i}]
+        answers = await asyncio.gather(*(ask(s, "POST", f"{NS}/services", service(f"{n}{i}", ports=port)) for s, n in zip(servers, "cd", strict=True)))
+        assert sorted(status for status, _ in answers) == [201, 422]
+        assert "provided port is already allocated" in next(said for status, said in answers if status == 422)["message"]
+    for s in servers:
+        listed = (await ask(s, "GET", "/apis/networking.k8s.io/v1/ipaddresses"))[1]["items"]
+        services = (await ask(s, "GET", f"{NS}/services"))[1]["items"]
+        assert sorted(ip["metadata"]["name"] for ip in listed) == sorted(taken(s)[0] for s in services)
+
+
+async def test_ports_are_changed_and_given_back(servers: tuple[Server, Server]) -> None:
+    a, b = servers
+    assert (await ask(a, "POST", f"{NS}/services", service("s", ports=[{"port": 80, "nodePort": 31500}])))[0] == 201
+    change = {"spec": {"ports": [{"port": 80, "nodePort": 31501}]}}
+    assert (await ask(b, "PATCH", f"{NS}/services/s", change, "application/merge-patch+json"))[0] == 200
+    assert (await ask(a, "POST", f"{NS}/services", service("t", ports=[{"port": 80, "nodePort": 31500}])))[0] == 201
+    assert (await ask(b, "POST", f"{NS}/services", service("u", ports=[{"port": 80, "nodePort": 31501}])))[0] == 422
+
+
+async def test_records_left_by_a_server_that_ended_are_removed(servers: tuple[Server, Server]) -> None:
+    from kubern.api.allocated import Records
+
+    a, b = servers
+    records = Records(a)
+    assert await records.take_ip("10.96.2.2", "default", "gone") and await records.take_port(31777, "default", "gone")
+    assert not await Records(b).take_ip("10.96.2.2", "default", "other")
+    assert (await ask(b, "POST", f"{NS}/services", service("s")))[0] == 201
+    await Records(b).repair()                                        # somebody may still be about to write the Service
+    await b._caught_up()  # type: ignore[misc]
+    assert "10.96.2.2" in records.addresses.items and "31777" in records.ports.items
+    await Records(b).repair(abandoned_s=0)
+    assert (await ask(a, "GET", "/apis/networking.k8s.io/v1/ipaddresses/10.96.2.2"))[0] == 404
+    assert "31777" not in records.ports.items and len(records.ports.items) == 1 and len(records.addresses.items) == 1

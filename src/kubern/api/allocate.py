@@ -1,19 +1,21 @@
 """Allocate: cluster IPs and node ports of Services, out of the service CIDRs and the node-port range.
 
 What is taken is read off the cache: an IPAddress object names every address in use, Services their ports; what writes on their way
-have chosen stands in `_pending`. Dynamic allocation takes the upper band first and leaves the lower to those who choose themselves.
+have chosen stands in `pending_*`. What was chosen is written down before the Service itself (allocated.py), so that of several servers one
+gets it. Dynamic allocation takes the upper band first and leaves the lower to those who choose themselves.
 Upstream: pkg/registry/core/service/{storage/alloc.go,ipallocator,portallocator}; KEP-3070, KEP-3668 (bands), KEP-1880 (IPAddress).
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import logging
 import random
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from kubern.api.cache import Change, value_of
+from kubern.api.allocated import Records
+from kubern.api.cache import Change
 from kubern.model import invalid
 from kubern.model.addresses import networks
 from kubern.model.invalid import FieldError
@@ -21,17 +23,13 @@ from kubern.model.kinds import service_ips
 from kubern.model.object import Object
 from kubern.model.status import StatusError, internal
 from kubern.model.status import invalid as invalid_status
-from kubern.model.time import rfc3339
-from kubern.store.protocol import Conflict
+from kubern.store.protocol import Unavailable
 
 if TYPE_CHECKING:
     from kubern.api.call import Call
     from kubern.api.handle import Server
 
-log = logging.getLogger(__name__)
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-MANAGED_BY = "ipallocator.k8s.io"
 PROBES_MAX = 4096            # random tries in a band before it is walked
 
 
@@ -43,28 +41,72 @@ def _band(size: int, least: int, most: int, step: int) -> int:
 
 
 class Taken:
-    """A write's choices. `undo` gives them back, `commit` makes them last."""
+    """A write's choices. `reserve` writes them down before the object itself is written, `undo` gives them back, `commit` makes them last."""
 
     def __init__(self, allocator: Allocator, service: Object) -> None:
         self._a, self._service = allocator, service
         self.ips: list[str] = []
         self.ports: list[int] = []
+        self.wanted: dict[str | int, Callable[[str], StatusError]] = {}      # what the client chose -> the refusal where it is taken
         self.release_ips: list[str] = []
+        self.release_ports: list[int] = []
+        self._reserved: list[str | int] = []
 
-    def undo(self) -> None:
-        for ip in self.ips:
-            self._a.pending_ips.discard(ip)
-        for port in self.ports:
-            self._a.pending_ports.discard(port)
-        self.ips, self.ports = [], []
+    async def reserve(self) -> None:
+        """Another server may have taken the same: then something else is chosen, or the write refused."""
+        records = self._a.records
+        meta = self._service["metadata"]
+        owner = meta.get("namespace", ""), meta["name"]
+        for ip in tuple(self.ips):
+            while not await records.take_ip(ip, *owner):
+                ip = self._instead(ip, "provided IP is already allocated")
+            self._reserved.append(ip)
+        for port in tuple(self.ports) if records.shared else ():
+            while not await records.take_port(port, *owner):
+                port = self._instead(port, "provided port is already allocated")
+            self._reserved.append(port)
+
+    def _instead(self, lost: Any, why: str) -> Any:
+        """Something else for what was lost to another server. Raises StatusError where the client wanted just this."""
+        if lost in self.wanted:
+            raise self.wanted[lost](why)
+        if isinstance(lost, str):
+            found: str | int = self._a.next_ip(self, "IPv6" if ":" in lost else "IPv4", False)
+            if not found:
+                raise internal(f'failed to allocate a serviceIP for Service "{self._service["metadata"].get("name", "")}": range is full')
+            self._a.pending_ips.discard(lost)
+            self.ips.remove(lost)
+        else:
+            found = self._a.next_port(self, False)
+            self._a.pending_ports.discard(lost)
+            self.ports.remove(lost)
+        spec = self._service["spec"]
+        if "clusterIPs" in spec:
+            spec["clusterIPs"] = [found if ip == lost else ip for ip in spec["clusterIPs"]]
+        for holder in (spec, *(spec.get("ports") or ())):
+            for name in ("clusterIP", "healthCheckNodePort", "nodePort"):
+                if holder.get(name) == lost:
+                    holder[name] = found
+        return found
+
+    async def undo(self, why: BaseException | None = None) -> None:
+        """Where it is not known whether the write has happened, what it reserved is left to the repair."""
+        reserved, self._reserved = self._reserved, []
+        for what in reserved if not isinstance(why, (Unavailable, asyncio.CancelledError)) else ():
+            await self._a.records.free(what)
+        self.forget()
 
     async def commit(self) -> None:
-        meta = self._service["metadata"]
-        for ip in self.ips:
-            await self._a.record(ip, meta.get("namespace", ""), meta["name"])
-        for ip in self.release_ips:
-            await self._a.forget(ip)
-        self.undo()
+        self._reserved = []
+        released: list[str | int] = [*self.release_ips, *self.release_ports]
+        for what in released:
+            await self._a.records.free(what)
+        self.forget()
+
+    def forget(self) -> None:
+        self._a.pending_ips.difference_update(self.ips)
+        self._a.pending_ports.difference_update(self.ports)
+        self.ips, self.ports = [], []
 
 
 class Allocator:
@@ -75,6 +117,7 @@ class Allocator:
         self.pending_ports: set[int] = set()
         self._used_ports: dict[int, int] = {}
         self._port_offset = _band(self.high - self.low + 1, 16, 128, 32)
+        self.records = Records(server)
         self.addresses = server.cache.collection("networking.k8s.io", "ipaddresses")
         self.cidrs = server.cache.collection("networking.k8s.io", "servicecidrs")
         services = server.cache.collection("", "services")
@@ -92,7 +135,7 @@ class Allocator:
                 self._count(c.object(c.item), 1)
 
     def _count(self, service: Object, by: int) -> None:
-        for port in set(_node_ports(service.get("spec") or {})):
+        for port in set(node_ports_of(service.get("spec") or {})):
             n = self._used_ports.get(port, 0) + by
             if n > 0:
                 self._used_ports[port] = n
@@ -208,47 +251,6 @@ class Allocator:
                     return ip
         return ""
 
-    async def record(self, ip: str, namespace: str, name: str) -> None:
-        """Writes the IPAddress object of a Service's address."""
-        from uuid import uuid4
-
-        server = self.server
-        obj: Object = {
-            "metadata": {"name": ip, "uid": str(uuid4()), "creationTimestamp": rfc3339(server.clock()), "labels": {
-                "ipaddress.kubernetes.io/ip-family": "IPv6" if ":" in ip else "IPv4", "ipaddress.kubernetes.io/managed-by": MANAGED_BY}},
-            "spec": {"parentRef": {"resource": "services", "namespace": namespace, "name": name}}}
-        try:
-            await server.put(self.addresses.prefix + ip, value_of(obj), 0)
-        except Conflict:
-            log.warning("the address %s of service %s/%s is recorded already", ip, namespace, name)
-
-    async def forget(self, ip: str) -> None:
-        item = self.addresses.items.get(ip)
-        if item is None:
-            return
-        if item.parse()["metadata"].get("labels", {}).get("ipaddress.kubernetes.io/managed-by") != MANAGED_BY:
-            return
-        try:
-            await self.server.delete(self.addresses.prefix + ip, item.revision)
-        except Conflict:
-            pass
-
-    async def repair(self) -> None:
-        """Makes the IPAddress objects agree with the Services, after a stop between the two writes."""
-        used: dict[str, tuple[str, str]] = {}
-        for item in self.server.cache.collection("", "services").range():
-            spec = item.parse().get("spec") or {}
-            for ip in _ips(spec):
-                used[ip] = (item.namespace, item.name)
-        for ip, (namespace, name) in used.items():
-            if ip not in self.addresses.items:
-                await self.record(ip, namespace, name)
-        for ip in [k for k in self.addresses.items if k not in used]:
-            item2 = self.addresses.items.get(ip)
-            parent = ((item2.peek().get("spec") or {}).get("parentRef") or {}) if item2 else {}
-            if parent.get("resource") == "services" and not parent.get("group"):
-                await self.forget(ip)
-
     # --- Services ---
 
     def create(self, call: Call, service: Object, dry_run: bool) -> Taken:
@@ -260,7 +262,7 @@ class Allocator:
             self._take_ips(taken, service, dry_run)
             self._take_ports(taken, service, dry_run)
         except BaseException:
-            taken.undo()
+            taken.forget()
             raise
         return taken
 
@@ -273,14 +275,18 @@ class Allocator:
             _raise(service, service_ips.init_families(spec, old, self.families()))
             self._update_ips(taken, service, old, dry_run)
             self._update_ports(taken, service, old, dry_run)
+            if self.records.shared:
+                taken.release_ports = sorted(set(node_ports_of(old)) - set(node_ports_of(spec)))
         except BaseException:
-            taken.undo()
+            taken.forget()
             raise
         return taken
 
     async def deleted(self, service: Object) -> None:
-        for ip in _ips(service.get("spec") or {}):
-            await self.forget(ip)
+        spec = service.get("spec") or {}
+        held: list[str | int] = [*ips_of(spec), *(set(node_ports_of(spec)) if self.records.shared else ())]
+        for what in held:
+            await self.records.free(what)
 
     def _take_ips(self, taken: Taken, service: Object, dry_run: bool) -> None:
         spec = service["spec"]
@@ -296,9 +302,14 @@ class Allocator:
 
     def _take_one(self, taken: Taken, service: Object, family: str, ip: str, ips: list[str], dry_run: bool) -> str:
         if ip:
+            given = list(ips)
+
+            def refusal(why: str) -> StatusError:
+                return _refusal(service, [invalid.invalid("spec.clusterIPs", given, f"failed to allocate IP {ip}: {why}")])
             why = self.take_ip(taken, ip, dry_run)
             if why:
-                _raise(service, [invalid.invalid("spec.clusterIPs", list(ips), f"failed to allocate IP {ip}: {why}")])
+                raise refusal(why)
+            taken.wanted[ip] = refusal
             return ip
         found = self.next_ip(taken, family, dry_run)
         if not found:
@@ -314,7 +325,7 @@ class Allocator:
         if (old.get("clusterIPs") or [""])[0] == "None":
             return
         if not was_external and is_external:
-            taken.release_ips = _ips(old)
+            taken.release_ips = ips_of(old)
             return
         before, now = old.get("ipFamilies") or [], spec.get("ipFamilies") or []
         if len(before) == 1 and len(now) == 2:
@@ -323,7 +334,7 @@ class Allocator:
             ips[1] = self._take_one(taken, service, now[1], ips[1], ips, dry_run)
             spec["clusterIPs"] = ips
         elif len(before) == 2 and len(now) == 1:
-            taken.release_ips = _ips(old)[1:]
+            taken.release_ips = ips_of(old)[1:]
 
     def _take_ports(self, taken: Taken, service: Object, dry_run: bool) -> None:
         spec = service["spec"]
@@ -351,23 +362,29 @@ class Allocator:
             self._take_health_check(taken, spec, dry_run)
 
     def _take_port(self, taken: Taken, service: Object, i: int, port: int, dry_run: bool) -> None:
+        def refusal(why: str) -> StatusError:
+            return _refusal(service, [invalid.invalid(f"spec.ports[{i}].nodePort", port, why)])
         why = self.take_port(taken, port, dry_run)
         if why:
-            _raise(service, [invalid.invalid(f"spec.ports[{i}].nodePort", port, why)])
+            raise refusal(why)
+        taken.wanted[port] = refusal
 
     def _take_health_check(self, taken: Taken, spec: Object, dry_run: bool) -> None:
         port = spec.get("healthCheckNodePort")
         if port:
+            def refusal(why: str) -> StatusError:
+                return internal(f"failed to allocate requested HealthCheck NodePort {port}: {why}")
             why = self.take_port(taken, port, dry_run)
             if why:
-                raise internal(f"failed to allocate requested HealthCheck NodePort {port}: {why}")
+                raise refusal(why)
+            taken.wanted[port] = refusal
         else:
             spec["healthCheckNodePort"] = self.next_port(taken, dry_run)
 
     def _update_ports(self, taken: Taken, service: Object, old: Object, dry_run: bool) -> None:
         spec = service["spec"]
         if spec.get("type") in ("NodePort", "LoadBalancer"):
-            had = set(_node_ports(old, health=False))
+            had = set(node_ports_of(old, health=False))
             allocate = spec.get("type") == "NodePort" or spec.get("allocateLoadBalancerNodePorts") is not False
             now: set[int] = set()
             seen: set[tuple[str, int]] = set()
@@ -389,7 +406,7 @@ class Allocator:
             self._take_health_check(taken, spec, dry_run)
 
 
-def _node_ports(spec: Object, health: bool = True) -> Iterable[int]:
+def node_ports_of(spec: Object, health: bool = True) -> Iterable[int]:
     for p in spec.get("ports") or ():
         if p.get("nodePort"):
             yield p["nodePort"]
@@ -397,14 +414,18 @@ def _node_ports(spec: Object, health: bool = True) -> Iterable[int]:
         yield spec["healthCheckNodePort"]
 
 
-def _ips(spec: Object) -> list[str]:
+def ips_of(spec: Object) -> list[str]:
     ips = spec.get("clusterIPs") or ([spec["clusterIP"]] if spec.get("clusterIP") else [])
     return [ip for ip in ips if ip and ip != "None"] if spec.get("type") != "ExternalName" else []
 
 
+def _refusal(service: Object, errors: list[FieldError]) -> StatusError:
+    return invalid_status("", "Service", service["metadata"].get("name") or "", errors)
+
+
 def _raise(service: Object, errors: list[FieldError]) -> None:
     if errors:
-        raise invalid_status("", "Service", service["metadata"].get("name") or "", errors)
+        raise _refusal(service, errors)
 
 
 def wire(server: Server) -> Allocator:

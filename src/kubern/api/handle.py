@@ -183,11 +183,13 @@ class Server:
         self._unsubscribe = self.store.subscribe(self.cache.feed)
         self._observe()
         allocator = bootstrap.wire(self)
-        await allocator.repair()
+        await allocator.records.repair()
         self.definitions = crd.wire(self)
         if self.settings.bootstrap:
             await bootstrap.create_all(self)
         self._tasks = bootstrap.background(self)
+        if allocator.records.shared:
+            self._tasks.append(asyncio.get_running_loop().create_task(allocator.records.keep(), name="addresses and ports"))
         self.ready = True
 
     async def stop(self) -> None:

@@ -49,7 +49,9 @@ _DUPLICATE_OWNERS_ADMITTED = (".metadata.ownerReferences contains duplicate entr
 class Transaction(Protocol):
     """What a write took beside its object (addresses, ports)."""
 
-    def undo(self) -> None: ...
+    async def reserve(self) -> None: ...
+
+    async def undo(self, why: BaseException | None = None) -> None: ...
 
     async def commit(self) -> None: ...
 
@@ -232,20 +234,22 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
         admission.obj, admission.name = obj, name
         await admission.validate()
         key = f"{meta['namespace']}/{name}" if row.namespaced else name
+        if taken is not None and not options.dry_run:
+            await taken.reserve()
         value = value_of(served.kept(obj))
         if options.dry_run:
             if key in collection.items:
                 raise _exists(call, key, name)
             if taken is not None:
-                taken.undo()
+                await taken.undo()
             return value, 0
         try:
             revision = await server.put(collection.prefix + key, value, 0)
         except Conflict:
             raise _exists(call, key, name) from None
-    except BaseException:
+    except BaseException as e:
         if taken is not None:
-            taken.undo()
+            await taken.undo(e)
         raise
     if taken is not None:
         await taken.commit()
@@ -381,25 +385,28 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             kept = served.kept(new)
             if kept == (live if served.custom is None else served.stored(item)) and not server.stale(collection.prefix + key):
                 if taken is not None:
-                    taken.undo()
+                    await taken.undo()
                 return item.value, item.revision, False
+            if taken is not None and not options.dry_run:
+                await taken.reserve()
+                kept = served.kept(new)
             value = value_of(kept)
             if options.dry_run:
                 if taken is not None:
-                    taken.undo()
+                    await taken.undo()
                 return value, item.revision, False
             try:
                 revision = await server.put(collection.prefix + key, value, item.revision)
             except Conflict:
                 if taken is not None:
-                    taken.undo()
+                    await taken.undo()
                 continue
             if taken is not None:
                 await taken.commit()
             return value, revision, False
-        except BaseException:
+        except BaseException as e:
             if taken is not None:
-                taken.undo()
+                await taken.undo(e)
             raise
     raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)
 
