@@ -110,3 +110,27 @@ def test_what_a_directory_cannot_be(cluster: Any) -> None:
         return any(e["reason"] == "ProvisioningFailed" and "ReadWriteOnce" in e["message"] for e in events)
     cluster.until(told, "an event")
     cluster.kubectl("delete", "pod/many", "pvc/many", "--timeout=30s")
+
+
+IMAGE = """
+apiVersion: v1
+kind: Pod
+metadata: {name: files}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: c
+    image: busybox
+    command: [sleep, "100000"]
+    volumeMounts: [{name: site, mountPath: /all}, {name: site, mountPath: /html, subPath: usr/share/nginx/html}]
+  volumes:
+  - {name: site, image: {reference: nginx}}
+"""
+
+
+def test_an_image_as_a_volume(cluster: Any) -> None:
+    cluster.apply(IMAGE)
+    cluster.kubectl("wait", "pod/files", "--for=condition=Ready", "--timeout=60s", timeout=70)
+    assert "Welcome to nginx" in cluster.exec("files", "cat", "/html/index.html", "/all/usr/share/nginx/html/index.html")
+    assert "Read-only" in cluster.exec("files", "sh", "-c", "touch /all/x 2>&1 || true")
+    cluster.kubectl("delete", "pod", "files", "--now", timeout=30)

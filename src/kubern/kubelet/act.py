@@ -17,9 +17,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kubern.kubelet import cdi, identity, pods
 from kubern.kubelet import container as config
-from kubern.kubelet import identity, pods
 from kubern.kubelet.cgroups import Cgroups
+from kubern.kubelet.claims import Claims, NotPrepared
+from kubern.kubelet.cpus import Cpus
+from kubern.kubelet.devices import Devices, NoDevices
 from kubern.kubelet.env import BadEnv, Values, environment
 from kubern.kubelet.objects import Objects
 from kubern.kubelet.plan import Action, CreateSandbox, Kill, Memory, Remove, Resize, Start, StopPod, Wait, grace_period, kill_order
@@ -68,6 +71,10 @@ class Actor:
     cgroups: Cgroups | None = None
     node_hosts: Callable[[], str] = lambda: ""
     handler: Callable[[str], Awaitable[str]] | None = None        # RuntimeClass name -> handler of the runtime; raises RuntimeFailure
+    claims: Claims | None = None
+    plugins: Devices | None = None
+    cpus: Cpus | None = None
+    native_cdi: bool = False                                      # the runtime injects CDI devices itself
     _starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_STARTS))
 
     async def perform(self, pod: Object, seen: Observed, actions: Sequence[Action], memory: Memory, values: Values,
@@ -171,13 +178,14 @@ class Actor:
 
         sandbox = config.sandbox_config(pod, self.node, sandbox_attempt)
         try:
+            await self._image_volumes(pod, c, sandbox, tell)
             image = await self.puller.ensure(pod, c.get("image") or "", c.get("imagePullPolicy") or "", self._pull_secrets(pod), sandbox, tell)
         except PullFailure as e:
             tell("Warning", "Failed", f"Error: {e.reason}")
             return e.reason, e.message
         try:
             made = await self._container_config(pod, c, a, image, seen, values)
-        except (config.CannotCreate, BadEnv) as e:
+        except (config.CannotCreate, BadEnv, NotPrepared, NoDevices, cdi.NoSuchDevice) as e:
             tell("Warning", "Failed", f"Error: {e}")
             return "CreateContainerConfigError", str(e)
         except OSError as e:
@@ -227,6 +235,21 @@ class Actor:
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(os.unlink, old.log_path)
 
+    async def _image_volumes(self, pod: Object, c: Mapping[str, Any], sandbox: Config, tell: Callable[[str, str, str], None]) -> None:
+        """The images a container mounts, pulled and mounted once a pod. Raises PullFailure."""
+        have = self.volumes.ready.get(pod["metadata"]["uid"], {})
+        mounted = {m["name"] for m in c.get("volumeMounts") or ()}
+        for v in pod["spec"].get("volumes") or ():
+            source = v.get("image")
+            if source is None or v["name"] not in mounted or v["name"] in have:
+                continue
+            reference = source.get("reference") or ""
+            image = await self.puller.ensure(pod, reference, source.get("pullPolicy") or "", self._pull_secrets(pod), sandbox, tell)
+            try:
+                await self.volumes.set_up_image(pod, v["name"], image.id)
+            except (RuntimeFailure, OSError) as e:
+                raise PullFailure("CreateContainerError", f"failed to mount image volume: {e}") from None
+
     def _pull_secrets(self, pod: Object) -> list[Object]:
         space = pod["metadata"].get("namespace") or ""
         found = (self.objects.lookup("secrets", space, r.get("name") or "") for r in pod["spec"].get("imagePullSecrets") or ())
@@ -246,7 +269,8 @@ class Actor:
         mounts = await asyncio.to_thread(self.volumes.mounts, pod, c, env)
         devices = self.volumes.devices(pod, c)
         for m in mounts:
-            await asyncio.to_thread(_make_missing, m["host_path"])
+            if "host_path" in m:
+                await asyncio.to_thread(_make_missing, m["host_path"])
         taken = {m["container_path"] for m in mounts}
         if "/etc/hosts" not in taken:
             mounts.append({"container_path": "/etc/hosts", "host_path": await asyncio.to_thread(self._hosts, pod, values), "readonly": False})
@@ -261,8 +285,29 @@ class Actor:
                 raise config.CannotCreate(f"unable to find target container {c['targetContainerName']}")
             join = wanted.id
         made = config.container_config(pod, c, self.node, image, a.attempt, env, mounts, devices, join)
+        if a.kind != "ephemeral":
+            made = await self._devices(pod, c, made)
         log_dir = f"{config.log_directory(self.node, pod)}/{c['name']}"
         await asyncio.to_thread(os.makedirs, log_dir, 0o755, True)
+        return made
+
+    async def _devices(self, pod: Object, c: Mapping[str, Any], made: Config) -> Config:
+        """The configuration with the container's devices of plugins and claims, and its cpus. Raises NotPrepared, NoDevices, NoSuchDevice."""
+        uid = pod["metadata"]["uid"]
+        names = self.claims.devices(pod, c) if self.claims is not None else []
+        if self.plugins is not None and c["name"] in self.plugins.grants.get(uid, {}):
+            await self.plugins.prepare(uid, c["name"])
+            more = self.plugins.additions(uid, c["name"])
+            own = {e["key"] for e in made["envs"]}
+            made = {**made, "envs": made["envs"] + [{"key": k, "value": v.encode()} for k, v in more.envs.items() if k not in own],
+                    "mounts": made["mounts"] + more.mounts, "devices": made["devices"] + more.devices,
+                    "annotations": {**made["annotations"], **more.annotations}}
+            names += [n for n in more.cdi if n not in names]
+        if names:
+            made = {**made, "CDI_devices": [{"name": n} for n in names]} if self.native_cdi else \
+                cdi.apply(made, names, await asyncio.to_thread(cdi.read))
+        if self.cpus is not None:
+            made["linux"]["resources"]["cpuset_cpus"] = self.cpus.of(uid, c["name"])
         return made
 
     def _hosts(self, pod: Object, values: Values) -> str:

@@ -22,6 +22,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import grpc
 import grpc.aio
 
+from kubern.kubelet import snapshots
 from kubern.kubelet.measure import Histogram
 from kubern.kubelet.runtime import (
     CREATED,
@@ -32,6 +33,7 @@ from kubern.kubelet.runtime import (
     Container,
     ExecResult,
     Image,
+    MountPoint,
     RuntimeFailure,
     Sandbox,
     Usage,
@@ -82,6 +84,7 @@ class Cri:
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
             ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2000)])
         self._methods: dict[str, Any] = {}
+        self.mounts_images = False                       # whether CRI mounts may name images, known after `version()`
         self.operations: Histogram | None = None         # measures every call, where somebody wants to know
 
     async def _call(self, method: str, timeout_s: float = CALL_TIMEOUT_S, service: str = "RuntimeService", **fields: Any) -> Any:
@@ -112,6 +115,7 @@ class Cri:
     async def version(self) -> tuple[str, str]:
         v = await self._call("Version")
         self.name = v.runtime_name
+        self.mounts_images = v.runtime_name != "containerd" or _version(v.runtime_version) >= (2, 1)
         return v.runtime_name, v.runtime_version
 
     async def conditions(self) -> dict[str, tuple[bool, str, str]]:
@@ -250,6 +254,27 @@ class Cri:
     async def remove_image(self, ref: str) -> None:
         await self._image_call("RemoveImage", image={"image": ref})
 
+    async def image_mounts(self, ref: str, key: str) -> list[MountPoint] | None:
+        if self.mounts_images:
+            return None
+        import orjson
+
+        info = (await self._image_call("ImageStatus", image={"image": ref}, verbose=True)).info.get("info") or "{}"
+        chain = orjson.loads(info).get("chainID")
+        if not chain:
+            raise RuntimeFailure("NOT_FOUND", f"no such image: {ref}")
+        try:
+            return await snapshots.view(self._channel, key, chain)
+        except grpc.aio.AioRpcError as e:
+            raise RuntimeFailure(e.code().name, e.details() or "") from None
+
+    async def release(self, key: str) -> None:
+        if not self.mounts_images:
+            try:
+                await snapshots.remove(self._channel, key)
+            except grpc.aio.AioRpcError as e:
+                raise RuntimeFailure(e.code().name, e.details() or "") from None
+
     async def image_fs(self) -> tuple[str, int, int]:
         found = (await self._image_call("ImageFsInfo")).image_filesystems
         if not found:
@@ -271,6 +296,12 @@ class Cri:
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """(1, 6) of "v1.6.20~ds1"."""
+    found = re.match(r"v?(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else ()
 
 
 def _image(i: Any) -> Image:

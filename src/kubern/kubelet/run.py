@@ -20,12 +20,17 @@ from kubern.client.client import Client
 from kubern.client.events import Recorder
 from kubern.client.mirror import Mirror
 from kubern.client.watch import follow
-from kubern.kubelet import collect, identity, pods, report
+from kubern.kubelet import cdi, identity, plugins, podresources, pods, report
 from kubern.kubelet import container as config
 from kubern.kubelet.act import Actor
 from kubern.kubelet.cgroups import Cgroups
+from kubern.kubelet.claims import Claims
+from kubern.kubelet.collect import Room
+from kubern.kubelet.configuration import Configuration
+from kubern.kubelet.cpus import Cpus, topology
 from kubern.kubelet.csi import Drivers
-from kubern.kubelet.logs import ROTATE_CHECK_S, rotate
+from kubern.kubelet.devices import Devices
+from kubern.kubelet.logs import rotate
 from kubern.kubelet.measure import Measures
 from kubern.kubelet.objects import Objects
 from kubern.kubelet.observe import Observer
@@ -49,6 +54,7 @@ log = logging.getLogger(__name__)
 PODS = by_path["", "v1", "pods"]
 RUNTIME_CLASSES, SERVICES = by_path["node.k8s.io", "v1", "runtimeclasses"], by_path["", "v1", "services"]
 HOUSEKEEPING_S = 2.0
+CPUS_EVERY_S = 10.0
 RETRY_S = 1.0
 VOLUME_REFRESH_S = 60.0
 ORPHAN_GRACE_S = 10
@@ -69,9 +75,7 @@ class KubeletSettings:
     cluster_domain: str = "cluster.local"
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Mapping[str, str], ...] = ()
-    pods_max: int = 110
     capacity: Mapping[str, str] = field(default_factory=dict)
-    reserved: Mapping[str, str] = field(default_factory=dict)
     version: str = "v1.36.0"
     resolv_conf: str = "/etc/resolv.conf"
     static_pods: str = ""                          # directory with manifests
@@ -80,10 +84,10 @@ class KubeletSettings:
     client_ca: str = ""                            # file: who may speak to the server
     tls_cert: str = ""                             # files; made on the spot when missing
     tls_key: str = ""
-    pod_pids_max: int = -1
     lease_s: float = 40.0                          # how long the node's lease holds; renewed four times in that
-    anonymous: bool = False
     serving_csr: bool = False                      # have the server's certificate signed by the cluster
+    configuration: Configuration = field(default_factory=Configuration)
+    document: Mapping[str, Any] = field(default_factory=dict)      # the KubeletConfiguration that became it, for /configz
 
 
 class Kubelet:
@@ -91,6 +95,8 @@ class Kubelet:
                  on_pod_cidrs: Callable[[list[str]], None] | None = None) -> None:
         self.settings, self.client, self.runtime, self.clock, self.on_pod_cidrs = s, client, runtime, clock, on_pod_cidrs
         self.began_s = clock()
+        self.configuration = s.configuration
+        self.shutting_down = False
         self.measures = Measures()
         if hasattr(runtime, "operations"):
             runtime.operations = self.measures.operations
@@ -100,22 +106,35 @@ class Kubelet:
         self.reporter = Reporter(self)
         self.statics = StaticPods(self)
         self.cgroups = Cgroups(s.cgroup_root) if s.cgroup_root else None
+        self.room = Room(self)
         self.recorder = Recorder(client, clock, s.name) if client else None
         self.observer = Observer(runtime, self.wake, self.measures)
         self.prober = Prober(runtime, self._probed_status, self.tell, self.wake, clock)
         self.objects = Objects(client, self._refresh, clock)
         self.csi = Drivers(client, s.name, s.root)
-        self.volumes = Volumes(s.root, Needs(self.objects.lookup, self.objects.token, self.objects.claim, self.csi.publish, self.csi.unpublish))
-        self.puller = Puller(runtime, clock)
+        self.claims = Claims(client, s.name, s.root)
+        self.devices = Devices(s.root, clock, self.presence.nudge)
+        self.cpus = self._cpus()
+        self.volumes = Volumes(s.root, Needs(self.objects.lookup, self.objects.token, self.objects.claim, self.csi.publish, self.csi.unpublish,
+                                            runtime.image_mounts, runtime.release))
+        self.puller = Puller(runtime, clock, self.configuration.pulls_max)
         self.services = Mirror(client, SERVICES) if client else None
         node = config.Node(s.name, s.cgroup_root, s.log_root, s.cluster_domain, s.cluster_dns, _resolver(s.resolv_conf),
-                           self.presence.machine.memory_bytes, f"{s.root}/seccomp", s.pod_pids_max)
+                           self.presence.machine.memory_bytes, f"{s.root}/seccomp", self.configuration.pids_max,
+                           self.configuration.seccomp_default, self.configuration.cpu_quota, swap_on())
         self.actor = Actor(runtime, node, s.root, self.volumes, self.objects, self.puller, self.tell, clock, self._services_of, self.cgroups,
-                           _node_hosts, self._handler)
+                           _node_hosts, self._handler, self.claims, self.devices, self.cpus)
         self.sourced = asyncio.Event()                  # the API's (or the directory's) pods were read once
         self.ready = asyncio.Event()
+        self.cpus_changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.started_pods = 0
+
+    def _cpus(self) -> Cpus | None:
+        c = self.configuration
+        if c.cpu_policy != "static":
+            return None
+        return Cpus(self.settings.root, topology(), quantity.milli(c.reserved.get("cpu", "0")), c.reserved_cpus)
 
     # --- shared by workers ---
 
@@ -215,10 +234,13 @@ class Kubelet:
         s = self.settings
         os.makedirs(f"{s.root}/pods", exist_ok=True)
         os.makedirs(s.log_root, exist_ok=True)
+        if self.configuration.fail_swap_on and swap_on():
+            raise RuntimeError("running with swap on is not supported, please disable swap or set failSwapOn to false in the kubelet's configuration")
         name, version = await self._until_answered(self.runtime.version)
         self.presence.runtime_is(name, version)
+        self.actor.native_cdi = cdi.native(name, version)
         if self.cgroups is not None:
-            await asyncio.to_thread(self.cgroups.setup)
+            await asyncio.to_thread(self.presence.enforce, self.cgroups)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.observer.run(), name="observer")
@@ -240,21 +262,48 @@ class Kubelet:
                 if self.client is not None:
                     group.create_task(follow(self.client, PODS, self._pods_listed, self._pod_event, fields=f"spec.nodeName={s.name}"), name="pods")
                     group.create_task(self.presence.follow(), name="node watch")
-                    group.create_task(self._csi(), name="csi")
+                    group.create_task(self._plugins(), name="plugins")
+                    group.create_task(self.claims.run(lambda: [w.uid for w in self.workers.values() if not w.terminated], self.sourced), name="claims")
                 if s.static_pods:
                     group.create_task(self.statics.run(), name="static pods")
                 elif self.client is None:
                     self.sourced.set()
                 group.create_task(self._housekeeping(), name="housekeeping")
                 group.create_task(self._rotate_logs(), name="logs")
-                group.create_task(collect.run(self), name="room")
+                group.create_task(self.room.run(), name="room")
+                group.create_task(self.devices.run(), name="device plugins")
+                group.create_task(podresources.serve(self), name="pod resources")
+                if self.cpus is not None:
+                    group.create_task(self._reconcile_cpus(self.cpus), name="cpus")
                 self.ready.set()
         finally:
             await self._close()
 
-    async def _csi(self) -> None:
+    async def _plugins(self) -> None:
         await self.presence.registered.wait()
-        await self.csi.run()
+        await plugins.watch(self.settings.root, {"CSIPlugin": self.csi, "DRAPlugin": self.claims, "DevicePlugin": self.devices})
+
+    async def _reconcile_cpus(self, cpus: Cpus) -> None:
+        """Containers that share cpus follow as others take or leave some."""
+        told: dict[str, str] = {}
+        while True:
+            alive = {}
+            for w in list(self.workers.values()):
+                for c in self.observer.seen(w.uid).containers:
+                    if c.state == RUNNING:
+                        alive[c.id] = cpus.of(w.uid, c.name)
+            for id_, wanted in alive.items():
+                if told.get(id_) != wanted:
+                    try:
+                        await self.runtime.update(id_, {"cpuset_cpus": wanted})
+                    except RuntimeFailure as e:
+                        log.info("cpus of %s: %s", id_, e)
+                        alive[id_] = ""
+            told = alive
+            self.cpus_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CPUS_EVERY_S):
+                    await self.cpus_changed.wait()
 
     async def _until_answered(self, ask: Callable[[], Awaitable[tuple[str, str]]]) -> tuple[str, str]:
         while True:
@@ -416,13 +465,14 @@ class Kubelet:
 
     async def _rotate_logs(self) -> None:
         while True:
-            await asyncio.sleep(ROTATE_CHECK_S)
+            await asyncio.sleep(self.configuration.log_check_s)
             running = [(c.id, c.log_path) for uid in self.observer.pods() for c in self.observer.seen(uid).containers
                        if c.state == RUNNING and c.log_path]
             try:
-                await rotate(running, self.runtime.reopen_log)
+                await rotate(running, self.runtime.reopen_log, self.configuration.log_bytes, self.configuration.log_files)
             except (OSError, RuntimeFailure) as e:
                 log.info("rotating logs: %s", e)
+
 
 def _shown(pod: Object) -> tuple[Any, Any]:
     """What the downward API shows and can change."""
@@ -435,6 +485,15 @@ def _resolver(path: str) -> identity.Resolver:
             return identity.parse_resolver(f.read())
     except OSError:
         return identity.NO_RESOLVER
+
+
+def swap_on(path: str = "/proc/swaps") -> bool:
+    """The machine has swap in use."""
+    try:
+        with open(path) as f:
+            return len(f.read().splitlines()) > 1
+    except OSError:
+        return False
 
 
 def _node_hosts() -> str:

@@ -131,6 +131,16 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class MountPoint:
+    """What mount(2) is called with."""
+
+    kind: str
+    source: str
+    flags: int = 0
+    data: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ExecResult:
     stdout: bytes
     stderr: bytes
@@ -199,6 +209,12 @@ class Runtime(Protocol):
     async def pull(self, ref: str, auth: Mapping[str, str] | None, sandbox_config: Config | None) -> str: ...
 
     async def remove_image(self, ref: str) -> None: ...
+
+    async def image_mounts(self, ref: str, key: str) -> list[MountPoint] | None:
+        """Mounts that show the files of an image until release(key); None when the runtime mounts images itself (CRI Mount.image)."""
+        ...
+
+    async def release(self, key: str) -> None: ...
 
     async def image_fs(self) -> tuple[str, int, int]:
         """(mount point, bytes used, inodes used)."""

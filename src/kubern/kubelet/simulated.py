@@ -22,6 +22,7 @@ from kubern.kubelet.runtime import (
     Container,
     ExecResult,
     Image,
+    MountPoint,
     Observed,
     RuntimeFailure,
     Sandbox,
@@ -246,6 +247,12 @@ class SimulatedRuntime:
         return f"simulated://{ref}"
 
     async def remove_image(self, ref: str) -> None:
+        return None
+
+    async def image_mounts(self, ref: str, key: str) -> list[MountPoint] | None:
+        return None
+
+    async def release(self, key: str) -> None:
         return None
 
     async def image_fs(self) -> tuple[str, int, int]:

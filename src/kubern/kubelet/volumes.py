@@ -1,6 +1,6 @@
 """Volumes of pods on this node: set up below ROOT/pods/UID/volumes, mounted into containers, kept up to date, taken down.
 
-emptyDir (Memory too), configMap, secret, downwardAPI, projected, hostPath, and claims bound to hostPath, local or CSI volumes.
+emptyDir (Memory too), configMap, secret, downwardAPI, projected, hostPath, images, and claims bound to hostPath, local or CSI volumes.
 Blocking parts run in threads. VolumeFailure's text goes into a FailedMount event. Upstream: pkg/kubelet/volumemanager, pkg/volume/*,
 pkg/volume/util/subpath (no symlink may lead out of a volume).
 """
@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from kubern.kubelet import pods
 from kubern.kubelet.container import PROPAGATION, CannotCreate, effective_security
 from kubern.kubelet.env import Lookup, Values, expand
 from kubern.kubelet.projection import SOURCES, Missing, Payload, payload, write
+from kubern.kubelet.runtime import MountPoint, RuntimeFailure
 from kubern.model import quantity
 from kubern.model.invalid import quote
 from kubern.model.object import Object
@@ -31,7 +32,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 4096, 16384, 2, 4, 8
 _MNT_DETACH = 2
 PLUGIN = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap", "secret": "kubernetes.io~secret",
-          "downwardAPI": "kubernetes.io~downward-api", "projected": "kubernetes.io~projected", "csi": "kubernetes.io~csi"}
+          "downwardAPI": "kubernetes.io~downward-api", "projected": "kubernetes.io~projected", "csi": "kubernetes.io~csi",
+          "image": "kubernetes.io~image"}
 _VARIABLE = re.compile(r"\$\(([^)]*)\)")
 RW_MASK, DIR_MASK = 0o660, 0o2110
 
@@ -66,6 +68,7 @@ class Mounted:
     path: str
     read_only: bool = False
     block: bool = False
+    image: str = ""              # mounted by the runtime itself; there is no path
 
 
 @dataclass(slots=True)
@@ -77,6 +80,8 @@ class Needs:
     claim: Callable[[str, str], Awaitable[tuple[Object, Object] | None]] | None = None       # (namespace, claim) -> (claim, volume)
     csi: Callable[[Object, Mapping[str, Any], Mapping[str, Any], str], Awaitable[str]] | None = None
     csi_unmount: Callable[[str], Awaitable[None]] | None = None
+    image_mounts: Callable[[str, str], Awaitable[Sequence[MountPoint] | None]] | None = None          # (image, key) -> its files
+    image_release: Callable[[str], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
@@ -96,8 +101,8 @@ class Volumes:
         for v in pod["spec"].get("volumes") or ():
             name = v["name"]
             source = next((k for k in v if k != "name"), "emptyDir")
-            if name in have and source not in SOURCES:
-                continue
+            if source == "image" or (name in have and source not in SOURCES):
+                continue                                           # images are pulled when a container that mounts them starts
             try:
                 have[name] = await self._one(pod, name, source, v.get(source) or {}, values)
             except Missing as e:
@@ -138,6 +143,16 @@ class Volumes:
             path = await self.needs.csi(pod, spec, {}, self._path(pod, source, name))
             return Mounted(name, source, path, bool(spec.get("readOnly")))
         raise Missing(f"no volume plugin matched: {source}")
+
+    async def set_up_image(self, pod: Object, name: str, image: str) -> None:
+        """The files of an image that is on the node, as a volume. Raises RuntimeFailure, OSError."""
+        uid = pod["metadata"]["uid"]
+        assert self.needs.image_mounts is not None
+        points = await self.needs.image_mounts(image, image_key(uid, name))
+        path = self._path(pod, "image", name)
+        if points is not None:
+            await asyncio.to_thread(_mount_image, points, path)
+        self.ready.setdefault(uid, {})[name] = Mounted(name, "image", path, read_only=True, image="" if points is not None else image)
 
     def _path(self, pod: Object, source: str, name: str) -> str:
         return f"{self.pod_dir(pod['metadata']['uid'])}/volumes/{PLUGIN[source]}/{name}"
@@ -238,6 +253,10 @@ class Volumes:
                 if missing:
                     raise CannotCreate(f"missing value for {quote(missing[0])}")
                 sub = expand(m["subPathExpr"], env)
+            if v.image:
+                out.append({"container_path": "/" + m["mountPath"].lstrip("/"), "image": {"image": v.image, "user_specified_image": v.image},
+                            "image_sub_path": sub, "readonly": True, "propagation": PROPAGATION[m.get("mountPropagation") or "None"]})
+                continue
             if sub:
                 if os.path.isabs(sub):
                     raise CannotCreate(f"subPath {quote(sub)} must not be an absolute path")
@@ -300,7 +319,14 @@ class Volumes:
                 await self.needs.csi_unmount(self.pod_dir(uid))
             except Missing as e:
                 raise OSError(str(e)) from None
+        images = await asyncio.to_thread(_names, f"{self.pod_dir(uid)}/volumes/{PLUGIN['image']}")
         await asyncio.to_thread(self._tear_down, uid)
+        if self.needs.image_release is not None:
+            for name in images:
+                try:
+                    await self.needs.image_release(image_key(uid, name))
+                except RuntimeFailure as e:
+                    raise OSError(str(e)) from None
         self.ready.pop(uid, None)
 
     def _tear_down(self, uid: str) -> None:
@@ -314,10 +340,26 @@ class Volumes:
 
     def left_over(self) -> list[str]:
         """uids of pods that have a directory."""
-        try:
-            return os.listdir(f"{self.root}/pods")
-        except OSError:
-            return []
+        return _names(f"{self.root}/pods")
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def image_key(uid: str, volume: str) -> str:
+    """By which the runtime keeps an image's files for a volume."""
+    return f"kubern-{uid}-{volume}"
+
+
+def _mount_image(points: Sequence[MountPoint], path: str) -> None:
+    os.makedirs(path, exist_ok=True)
+    if not os.path.ismount(path):
+        for p in points:
+            mount(p.source, path, p.kind, p.flags, p.data)
 
 
 def memory_size(pod: Object, spec: Mapping[str, Any], values: Values) -> int:
