@@ -35,6 +35,7 @@ from kubern.model.request import User
 if TYPE_CHECKING:
     from kubern.api.audit import Audit
     from kubern.api.handle import Server
+    from kubern.client.defined import Kinds
     from kubern.kubelet.fabric import Fabric
     from kubern.kubelet.hollow import Hollow
     from kubern.kubelet.node import Unit
@@ -143,11 +144,26 @@ async def controllers(ctx: Context) -> AsyncIterator[None]:
     ready = asyncio.Event()
 
     async def work() -> None:
-        await run_controllers(rows, ctx.client, clock=ctx.clock, ready=ready.set)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_controllers(rows, ctx.client, clock=ctx.clock, ready=ready.set))
+            if ctx.settings.runtime == "containerd":
+                group.create_task(gateways(ctx))
     async with running(ctx.spawn(alone(ctx, "kube-controller-manager", work, ready), "controllers")):
         await ready.wait()
         ctx.tell(f"{len(rows)} controllers")
         yield
+
+
+async def gateways(ctx: Context) -> None:
+    """The Gateway controller, while its API is defined."""
+    from kubern import join
+    from kubern.client.defined import run_while_defined
+    from kubern.ingress import gateways as row
+
+    async def access(kinds: Kinds) -> None:
+        for obj in row.objects():
+            await join.create(ctx.client(MASTERS).with_kinds(kinds), obj)
+    await run_while_defined(row.NEEDED, (row.CONTROLLER,), ctx.client(MASTERS), ctx.client, before=access, clock=ctx.clock)
 
 
 async def alone(ctx: Context, name: str, work: Callable[[], Coroutine[Any, Any, None]], ready: asyncio.Event) -> None:
@@ -163,15 +179,16 @@ async def alone(ctx: Context, name: str, work: Callable[[], Coroutine[Any, Any, 
 
 def scheduler_configuration(path: str) -> Any:
     """The scheduler's Configuration from a file; the standard one without. Raises OSError or BadConfiguration."""
-    from kubern.scheduler import profile
-
     if not path:
-        return profile.STANDARD
+        from kubern.scheduler.profile import STANDARD
+        return STANDARD
     import yaml
 
+    from kubern.scheduler.configuration import BadConfiguration, parse
+
     try:
-        return profile.parse(yaml.safe_load(Path(path).read_text()))
-    except (yaml.YAMLError, profile.BadConfiguration) as e:
+        return parse(yaml.safe_load(Path(path).read_text()))
+    except (yaml.YAMLError, BadConfiguration) as e:
         raise OSError(f"{path}: {e}") from None
 
 
@@ -329,7 +346,8 @@ async def open_store(s: Settings) -> Any:
     """The store of the settings, with encryption where it is asked for."""
     if not s.encryption_config:
         return await open_driver(s)
-    from kubern.store.encrypted import EncryptedStore, read
+    from kubern.store.encrypted import EncryptedStore
+    from kubern.store.encryption import read
 
     encryption = read(s.encryption_config)                   # before anything is opened
     return EncryptedStore(await open_driver(s), encryption)
@@ -533,11 +551,11 @@ def run(s: Settings, tell: Tell) -> int:
         from kubern.api.audit import BadPolicy
         from kubern.api.configfile import BadFile
         from kubern.kubelet.node import CannotRun
-        from kubern.store.encrypted import BadConfiguration
-        from kubern.store.protocol import Broken
+        from kubern.store.encryption import BadConfiguration
+        from kubern.store.protocol import Broken, Unavailable
 
         for each in e.exceptions if isinstance(e, ExceptionGroup) else (e,):
-            if isinstance(each, (CannotRun, OSError, BadConfiguration, BadFile, BadPolicy, Broken)):
+            if isinstance(each, (CannotRun, OSError, BadConfiguration, BadFile, BadPolicy, Broken, Unavailable)):
                 why = explained(each, s)
                 log.error("%s", why)
                 tell(f"kubern: {why}")

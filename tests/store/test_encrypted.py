@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from kubern.store.encrypted import BadConfiguration, EncryptedStore, parse
+from kubern.store.encrypted import EncryptedStore
+from kubern.store.encryption import BadConfiguration, parse
 from kubern.store.memory import MemoryStore
 from kubern.store.protocol import Broken, Conflict, Event
 from kubern.store.sqlite import SqliteStore
@@ -27,6 +28,10 @@ def config(*providers: dict[str, Any], resources: tuple[str, ...] = ("secrets",)
 
 def keyed(provider: str, *keys: tuple[str, str]) -> dict[str, Any]:
     return {provider: {"keys": [{"name": n, "secret": s} for n, s in keys]}}
+
+
+def kms(name: str, endpoint: str = "unix:///run/none", **more: Any) -> dict[str, Any]:
+    return {"kms": {"apiVersion": "v2", "name": name, "endpoint": endpoint, **more}}
 
 
 @pytest.fixture(params=("memory", "sqlite", "etcd"))
@@ -105,11 +110,21 @@ def test_which_resources() -> None:
 
 @pytest.mark.parametrize("doc, why", (
     ({}, "kind must be"), ({**config({"identity": {}}), "apiVersion": "v7"}, "apiVersion"),
-    ({**config({"identity": {}}), "resources": []}, "at least one resource"),
-    (config(), "at least one provider"), (config({"kms": {}}), "not supported"), (config(keyed("aesgcm")), "at least one key"),
-    (config(keyed("aesgcm", ("a", "!!"))), "base64"),
-    (config(keyed("secretbox", ("a", "AAAA"))), "32 bytes"), (config(keyed("aesgcm", ("a:b", KEY1))), "colon"),
-    (config({"identity": {}}, resources=("*",)), "resource"), (config({"identity": {}, "aesgcm": {}}), "more than one provider")))
+    ({**config({"identity": {}}), "resources": []}, "resources: Required value: at least one resources is required"),
+    (config(), r"resources\[0\].providers: Required value: at least one resources\[0\].providers is required"),
+    (config({"foo": {}}), "does not contain any of the expected providers"), (config(keyed("aesgcm")), "at least one keys is required"),
+    (config(keyed("aesgcm", ("a", "!!"))), r'providers\[0\].aesgcm.keys\[0\].secret: Invalid value: "REDACTED": secrets must be base64 encoded'),
+    (config(keyed("secretbox", ("a", "AAAA"))), r"secret is not of the expected length, got 3, expected one of \[32\]"),
+    (config(keyed("aesgcm", ("a:b", KEY1))), "colon"), (config({"identity": {}, "aesgcm": {}}), "more than one provider"),
+    (config({"identity": {}}, resources=("*",)), r"use '\*.' to encrypt all the resources from core API group"),
+    (config({"identity": {}}, resources=("secrets", "*.")), "using overlapping resources"),
+    (config({"identity": {}}, resources=("secrets", "secrets")), "specified multiple times"),
+    (config({"identity": {}}, resources=("Secrets",)), "capital letters"),
+    (config({"identity": {}}, resources=("events.events.k8s.io",)), "Use 'events' instead"),
+    (config({"identity": {}}, resources=("pods.*",)), "across groups"), (config(kms("k", apiVersion="v1")), "KMSv1 is deprecated"),
+    (config(kms("k", endpoint="tcp://x")), 'unsupported scheme "tcp" for KMS provider, only unix is supported'), (config(kms("a:b")), "must not contain ':'"),
+    (config(kms("a"), kms("a")), "duplicate KMS provider name a"), (config(kms("a", cachesize=5)), "cachesize is not supported in v2"),
+    (config(kms("a", timeout="0s")), "timeout should be a positive value"), (config(kms("a", foo=1)), "unknown field")))
 def test_a_bad_configuration_says_why(doc: Any, why: str) -> None:
     with pytest.raises(BadConfiguration, match=why) as e:
         parse(doc)

@@ -1,12 +1,14 @@
 """The few messages of etcd's v3 API that the store speaks, as a table; classes are made from it when first asked for.
 
-No generated code pins a protobuf release. Field numbers: etcd api/etcdserverpb/rpc.proto, api/mvccpb/kv.proto.
+Field numbers: etcd api/etcdserverpb/rpc.proto, api/mvccpb/kv.proto.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
+
+from kubern.store.messages import classes
 
 _TABLE = """
 KeyValue: 1 key bytes, 2 create_revision int64, 3 mod_revision int64, 4 version int64, 5 value bytes, 6 lease int64
@@ -36,31 +38,7 @@ DELETED = 1                               # Event.type
 
 @cache
 def _classes() -> dict[str, Any]:
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    F = descriptor_pb2.FieldDescriptorProto
-    scalars = {"bytes": F.TYPE_BYTES, "int64": F.TYPE_INT64, "uint64": F.TYPE_UINT64, "int32": F.TYPE_INT32, "bool": F.TYPE_BOOL, "string": F.TYPE_STRING}
-    file = descriptor_pb2.FileDescriptorProto(name="kubern/etcd.proto", package="etcdserverpb", syntax="proto3")
-    names = []
-    for line in _TABLE.strip().splitlines():
-        name, _, fields = line.partition(": ")
-        names.append(name)
-        message = file.message_type.add(name=name)
-        if "|" in fields:
-            message.oneof_decl.add(name="one_of")
-        for text in fields.split(", "):
-            number, field, kind = text.split()
-            f = message.field.add(name=field, number=int(number), label=F.LABEL_REPEATED if kind[0] == "*" else F.LABEL_OPTIONAL)
-            bare = kind.strip("*|")
-            if bare in scalars:
-                f.type = scalars[bare]
-            else:
-                f.type, f.type_name = F.TYPE_MESSAGE, f".etcdserverpb.{bare}"
-            if kind[-1] == "|":
-                f.oneof_index = 0
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {n: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"etcdserverpb.{n}")) for n in names}
+    return classes("etcdserverpb", _TABLE)
 
 
 def message(name: str) -> Any:
