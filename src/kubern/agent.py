@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from kubern import KUBERNETES_VERSION
 from kubern.client.client import Client
 from kubern.client.kubeconfig import sender_of
 from kubern.client.mirror import Mirrors
-from kubern.kubelet.unit import UnitConfig, read_config
+from kubern.kubelet.unit import FOLDERS, SHUTDOWN_FILE, UnitConfig, read_config
 
 if TYPE_CHECKING:
     from kubern.kubelet.run import KubeletSettings
@@ -29,6 +30,7 @@ log = logging.getLogger("kubern.agent")
 
 def kubelet_settings(c: UnitConfig) -> KubeletSettings:
     """The kubelet's view of the unit's configuration."""
+    from kubern.kubelet.configuration import read
     from kubern.kubelet.run import KubeletSettings
 
     taints = []
@@ -36,13 +38,26 @@ def kubelet_settings(c: UnitConfig) -> KubeletSettings:
         key, _, effect = t.rpartition(":")
         key, _, value = key.partition("=")
         taints.append({"key": key, "effect": effect, **({"value": value} if value else {})})
-    ca = Path(c.data_dir) / "ca.crt"
+    data = Path(c.data_dir)
+    ca = data / "ca.crt"
+    root, log_root = ((usual if same(usual, f"{c.data_dir}/{ours}") else f"{c.data_dir}/{ours}") for usual, ours in FOLDERS[:2])
+    configuration, document = read((str(data.parent.parent / "kubelet.yaml"), str(data / "kubelet.yaml")))     # of the cluster, of this node
     return KubeletSettings(
         name=c.name, addresses=tuple(a for a in (c.address, c.address6.partition("/")[0]) if a), socket=c.socket,
-        root=f"{c.data_dir}/kubelet", log_root=f"{c.data_dir}/pods", cgroup_root=c.cgroup_root, cluster_dns=(c.cluster_dns,),
+        root=root, log_root=log_root, container_logs=FOLDERS[2][0] if same(FOLDERS[2][0], f"{c.data_dir}/{FOLDERS[2][1]}") else "",
+        cgroup_root=c.cgroup_root, cluster_dns=(c.cluster_dns,),
         cluster_domain=c.cluster_domain, labels=c.labels, taints=tuple(taints), version=KUBERNETES_VERSION,
         resolv_conf=f"{c.run_dir}/resolv.conf" if not c.host else "/etc/resolv.conf", client_ca=str(ca) if ca.exists() else "",
-        static_pods=f"{c.data_dir}/manifests", serving_csr=c.serving_csr, lease_s=c.lease_s)
+        static_pods=f"{c.data_dir}/manifests", serving_csr=c.serving_csr, lease_s=c.lease_s,
+        configuration=configuration, document=document)
+
+
+def same(a: str, b: str) -> bool:
+    """Both paths lead to one directory: the unit has it where programs expect it."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False
 
 
 async def run(config: UnitConfig) -> None:
@@ -56,13 +71,17 @@ async def run(config: UnitConfig) -> None:
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
+    leaving = asyncio.Event()                             # the whole node goes: pods are told first
+    loop.add_signal_handler(signal.SIGUSR1, leaving.set)
+    settings = kubelet_settings(config)
+    (Path(config.run_dir) / SHUTDOWN_FILE).write_text(str(settings.configuration.shutdown_s))
     sender, network_sender = sender_of(config.kubeconfig), sender_of(config.network_kubeconfig or config.kubeconfig)
     client = Client(sender.send, agent=f"kubelet/{config.name}")
     mirrors = Mirrors(Client(network_sender.send, agent=f"kube-proxy/{config.name}"))
     families = tuple(sorted({6 if ":" in c else 4 for c in config.pod_cidr.split(",")}))
     pods, services = tuple(config.pod_cidr.split(",")), tuple(config.service_cidr.split(","))
     roles = {
-        "kubelet": kubelet(kubelet_settings(config), client),
+        "kubelet": kubelet(settings, client, leaving=leaving),
         "certificates": certificates.run(config.name, client, sender, config.kubeconfig, network_sender, config.network_kubeconfig),
         "network": network.run(mirrors, config),
         "proxy": proxy.run(mirrors, config.name, pods, services, families),
@@ -75,7 +94,7 @@ async def run(config: UnitConfig) -> None:
     for task in (*tasks, stopping):
         task.cancel()
     await asyncio.gather(*tasks, stopping, return_exceptions=True)
-    for task in done - {stopping}:
+    for task in done - {stopping} if not leaving.is_set() else ():
         log.error("%s ended", task.get_name(), exc_info=None if task.cancelled() else task.exception())
         raise SystemExit(1)
 

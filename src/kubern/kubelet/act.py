@@ -75,6 +75,7 @@ class Actor:
     plugins: Devices | None = None
     cpus: Cpus | None = None
     native_cdi: bool = False                                      # the runtime injects CDI devices itself
+    container_logs: str = ""                                      # directory of links to containers' logs; "" = none
     _starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_STARTS))
 
     async def perform(self, pod: Object, seen: Observed, actions: Sequence[Action], memory: Memory, values: Values,
@@ -204,6 +205,8 @@ class Actor:
                 tell("Warning", "Failed", f"Error: {e.message}")
                 return "RunContainerError", e.message
             tell("Normal", "Started", "Container started")
+            if self.container_logs:
+                await asyncio.to_thread(self._link_log, pod, name, id_, made["metadata"]["attempt"])
         await self._prune(seen, name)
         hook = (c.get("lifecycle") or {}).get("postStart")
         if hook:
@@ -214,6 +217,13 @@ class Actor:
                     await self.kill(pod, c, id_, "FailedPostStartHook", "", None)
                 return "PostStartHookError", problem
         return None
+
+    def _link_log(self, pod: Object, name: str, id_: str, attempt: int) -> None:
+        """/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log, what log collectors read."""
+        m = pod["metadata"]
+        with contextlib.suppress(OSError):
+            os.symlink(f"{config.log_directory(self.node, pod)}/{name}/{attempt}.log",
+                       f"{self.container_logs}/{m['name']}_{m.get('namespace')}_{name}-{id_}.log")
 
     async def _create(self, sandbox_id: str, made: Config, sandbox: Config) -> str:
         try:

@@ -6,8 +6,9 @@ Upstream: pkg/kubelet/lifecycle/predicate.go, active_deadline.go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 from kubern.kubelet import pods
@@ -24,14 +25,15 @@ SAFE_SYSCTLS = {           # name -> the namespace that isolates it
 }
 
 
-def admit(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[str, str] | None:
+def admit(pod: Object, node: Object | None, others: Iterable[Object], unsafe: Sequence[str] = ()) -> tuple[str, str] | None:
+    """`unsafe`: sysctls beyond the safe ones that this node allows, by name or prefix*."""
     spec = pod["spec"]
     if spec.get("hostUsers") is False:
         return "UserNamespacesNotSupported", REJECTED + "this node's runtime has no user namespaces for pods (spec.hostUsers: false)"
     os_name = (spec.get("os") or {}).get("name")
     if os_name not in (None, "", "linux"):
         return "PodOSNotSupported", REJECTED + "Failed to admit pod as the OS field doesn't match node OS"
-    problem = forbidden_sysctl(spec)
+    problem = forbidden_sysctl(spec, unsafe)
     if problem:
         return "SysctlForbidden", f"{REJECTED}forbidden sysctl: {problem}"
     if node is None:
@@ -79,16 +81,24 @@ def resize(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[
     return None
 
 
-def forbidden_sysctl(spec: Mapping[str, Any]) -> str:
+def forbidden_sysctl(spec: Mapping[str, Any], unsafe: Sequence[str] = ()) -> str:
     """What is wrong with the pod's sysctls, "" if nothing."""
     for s in (spec.get("securityContext") or {}).get("sysctls") or ():
         name = s["name"].replace("/", ".")
         space = SAFE_SYSCTLS.get(name)
+        if space is None and any(fnmatchcase(name, p.replace("/", ".")) for p in unsafe):
+            space = "net" if name.startswith("net.") else "ipc"
         if space is None:
             return f'"{name}" not allowlisted'
         if spec.get("hostNetwork" if space == "net" else "hostIPC"):
             return f'"{name}" not allowed with host {space} enabled'
     return ""
+
+
+def tolerates(pod: Object, key: str) -> bool:
+    """A NoSchedule taint of this key, without value."""
+    return any((not t.get("key") or t["key"] == key) and (t.get("operator") == "Exists" or not t.get("value"))
+               and t.get("effect") in (None, "", "NoSchedule") for t in pod["spec"].get("tolerations") or ())
 
 
 def host_ports(spec: Mapping[str, Any]) -> Iterable[tuple[str, str, int]]:

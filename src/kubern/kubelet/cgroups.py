@@ -21,6 +21,7 @@ from kubern.model import quantity
 from kubern.model.object import Object
 
 MOUNT = Path("/sys/fs/cgroup")
+NO_LIMITS: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +121,11 @@ class Cgroups:
         if pids and pids_max > 0:
             _write(Path(f"{pids}{path}/pids.max"), str(pids_max))
 
-    def setup(self) -> None:
-        """The directories of the QoS classes."""
+    def setup(self, limits: Mapping[str, int] = NO_LIMITS, pids_max: int = -1) -> None:
+        """The directories of the QoS classes; `limits` hold for all pods together."""
         for path in ("/kubepods", "/kubepods/burstable", "/kubepods/besteffort"):
             self.ensure(self.root + path)
+        self.apply(f"{self.root}/kubepods", limits, pids_max)
         self.apply(f"{self.root}/kubepods/besteffort", {"cpu_shares": 2})
 
     def pod_exists(self, path: str) -> bool:
@@ -145,6 +147,11 @@ class Cgroups:
                 except OSError:
                     gone = False
         return gone
+
+    def processes(self, path: str) -> int:
+        """How many processes are in a cgroup and below it."""
+        top = self.h.v2 or self.h.v1.get("pids")
+        return _number(f"{top}{path}/pids.current") if top else 0
 
     def pods(self) -> dict[str, str]:
         """uid -> path of every pod cgroup there is."""

@@ -49,6 +49,9 @@ class Node:
     memory_bytes: int = 0
     seccomp_root: str = "/var/lib/kubelet/seccomp"
     pids_max: int = -1
+    seccomp_default: bool = False
+    cpu_quota: bool = True
+    swap: bool = False                  # the machine has some; containers get none of it
 
 
 def log_directory(node: Node, pod: Object) -> str:
@@ -115,7 +118,7 @@ def groups(sc: Mapping[str, Any]) -> list[int]:
 
 
 def _seccomp(profile: Mapping[str, Any] | None, node: Node) -> dict[str, Any]:
-    kind = (profile or {}).get("type") or "Unconfined"
+    kind = (profile or {}).get("type") or ("RuntimeDefault" if node.seccomp_default else "Unconfined")
     if kind == "RuntimeDefault":
         return {"profile_type": 0}
     if kind == "Localhost":
@@ -217,9 +220,23 @@ def resources(pod: Object, c: Mapping[str, Any], node: Node) -> dict[str, Any]:
     memory = quantity.value(str(capped.get("memory") or whole.get("memory") or "0"))
     if memory:
         out["memory_limit_in_bytes"] = memory
-    if not limit:
+        if node.swap:
+            out["memory_swap_limit_in_bytes"] = memory
+    huge = [{"page_size": page_size(k), "limit": quantity.value(str(v))} for k, v in capped.items() if k.startswith("hugepages-")]
+    if huge:
+        out["hugepage_limits"] = huge
+    if not limit or not node.cpu_quota:
         del out["cpu_period"], out["cpu_quota"]
     return out
+
+
+def page_size(resource: str) -> str:
+    """hugepages-2Mi -> 2MB, as the kernel's controller names its files."""
+    n = quantity.value(resource.removeprefix("hugepages-"))
+    for unit, size in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)):
+        if n >= size:
+            return f"{n // size}{unit}"
+    return f"{n}B"
 
 
 def notes(pod: Object, c: Mapping[str, Any], restarts: int) -> dict[str, str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 BLOCK_BYTES = 65536
 FOLLOW_POLL_S = 0.25
-ROTATE_BYTES, ROTATE_FILES_MAX, ROTATE_CHECK_S = 10 << 20, 5, 10.0
+ROTATE_BYTES, ROTATE_FILES_MAX = 10 << 20, 5
 _FRACTION = re.compile(rb"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)$")
 
 

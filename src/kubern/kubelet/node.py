@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kubern.kubelet import containerd, fabric
-from kubern.kubelet.unit import UnitConfig, read_config
+from kubern.kubelet.unit import FOLDERS, SHUTDOWN_FILE, UnitConfig, read_config
 
 RUN = Path("/run/kubern")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -46,6 +46,7 @@ class Unit:
     pid: int
     started: int
     index: int
+    build: str = ""                                # of the code its agent runs
 
     @property
     def name(self) -> str:
@@ -119,7 +120,7 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
     check_machine()
     old = load_unit(s.home, s.name)
     if old and old.alive():
-        return old
+        return _renewed(s, old)
     cluster = s.cluster or fabric.cluster_id(s.home)
     resumes = s.host and _mounts_below(str(run_dir(cluster, s.name)))     # its pods run without it: containerd finds them by its state
     if old and not resumes:
@@ -162,7 +163,7 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
         p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
     finally:
         os.close(log)
-    unit = Unit(config, p.pid, _start_time(p.pid), index)
+    unit = Unit(config, p.pid, _start_time(p.pid), index, _build())
     _children[p.pid] = p
     save_unit(s.home, unit)
     try:
@@ -174,6 +175,29 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
     except BaseException:
         destroy_unit(s.home, s.name, kill=True)
         raise
+    return unit
+
+
+def _build() -> str:
+    """Which code this is: changes with every upgrade."""
+    import zlib
+
+    package = Path(__file__).parents[1]
+    files = sorted((str(f), f.stat()) for f in package.rglob("*.py"))
+    return f"{zlib.crc32(repr([(name, st.st_size, st.st_mtime_ns) for name, st in files]).encode()):08x}"
+
+
+def _renewed(s: UnitSettings, unit: Unit) -> Unit:
+    """The unit that runs, its agent started anew where it is of other code than ours."""
+    build = _build()
+    if unit.build != build:
+        config = replace(unit.config, agent=s.agent or (sys.executable, "-m", "kubern.agent"))
+        tmp = Path(f"{config.run_dir}/config.json.tmp")
+        tmp.write_text(config.dump())
+        os.replace(tmp, f"{config.run_dir}/config.json")
+        unit = replace(unit, config=config, build=build)
+        restart_agent(unit)
+        save_unit(s.home, unit)
     return unit
 
 
@@ -211,7 +235,7 @@ def _free_index(nodes: Path) -> int:
 def save_unit(home: Path, unit: Unit) -> None:
     path = home / "nodes" / unit.name / "unit.json"
     tmp = path.with_suffix(".tmp")
-    tmp.write_text(json.dumps({"pid": unit.pid, "started": unit.started, "index": unit.index, "netns": unit.netns,
+    tmp.write_text(json.dumps({"pid": unit.pid, "started": unit.started, "index": unit.index, "netns": unit.netns, "build": unit.build,
                                "config": f"{unit.config.run_dir}/config.json", "address": unit.config.address}, indent=1))
     os.replace(tmp, path)
 
@@ -220,7 +244,7 @@ def load_unit(home: Path, name: str) -> Unit | None:
     """The unit as recorded, running or not; None if there is no (readable) record."""
     try:
         doc = json.loads((home / "nodes" / name / "unit.json").read_text())
-        return Unit(read_config(doc["config"]), doc["pid"], doc["started"], doc["index"])
+        return Unit(read_config(doc["config"]), doc["pid"], doc["started"], doc["index"], doc.get("build") or "")
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -252,11 +276,19 @@ def stop_unit(unit: Unit, kill: bool = False) -> None:
     if not kill and supervisor:
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)
-        _await_end(unit, STOP_S)
+        _await_end(unit, STOP_S + _shutdown_s(unit))
     if unit.alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(unit.pid, signal.SIGKILL)
         _await_end(unit, STOP_S)
+
+
+def _shutdown_s(unit: Unit) -> int:
+    """How long its agent takes to end the pods before."""
+    try:
+        return int((Path(unit.config.run_dir) / SHUTDOWN_FILE).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def restart_agent(unit: Unit) -> None:
@@ -293,6 +325,9 @@ def destroy_unit(home: Path, name: str, kill: bool = False, purge: bool = False)
         if unit.config.host:
             _kill_below(unit.config.cgroup_root)
             _unmount_below(unit.config.run_dir)
+            for usual, ours in FOLDERS:
+                if os.path.ismount(usual) and os.path.samefile(usual, f"{unit.config.data_dir}/{ours}"):
+                    _unmount_below(usual)
         _clean_unit(unit.config.cluster, name)
     data = home / "nodes" / name
     if purge:

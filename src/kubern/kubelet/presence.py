@@ -7,6 +7,7 @@ What a status says is worked out in registration.py. Upstream: pkg/kubelet/kubel
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -15,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from kubern.client.lease import micro_time
 from kubern.client.watch import follow
-from kubern.kubelet import registration
+from kubern.kubelet import evict, registration, shutdown
+from kubern.kubelet.cgroups import Cgroups
+from kubern.kubelet.container import shares
 from kubern.kubelet.runtime import RuntimeFailure
+from kubern.model import quantity
 from kubern.model.object import Object
 from kubern.model.resources import by_path
 from kubern.model.status import StatusError
@@ -28,7 +32,7 @@ log = logging.getLogger(__name__)
 
 NODES, LEASES = by_path["", "v1", "nodes"], by_path["coordination.k8s.io", "v1", "leases"]
 RENEWALS_A_LEASE = 4                   # upstream: 40 s, renewed every 10
-STATUS_CHECK_S, NOT_READY_CHECK_S, STATUS_EVERY_S = 10.0, 0.3, 300.0
+NOT_READY_CHECK_S = 0.3
 RUNTIME_CHECK_S, RUNTIME_RETRY_S = 5.0, 0.2
 OBSERVER_SILENCE_S = 180.0
 
@@ -38,13 +42,15 @@ class Presence:
         s = kubelet.settings
         self.kubelet = kubelet
         self.machine = registration.facts_of_machine(s.root if os.path.isdir(s.root) else "/")
-        self.node_settings = registration.NodeSettings(s.name, s.addresses, s.port, s.pods_max, s.labels, s.taints, s.reserved, s.version,
-                                                       "", s.capacity)
+        self.node_settings = registration.NodeSettings(s.name, s.addresses, s.port, s.labels, (*s.taints, *s.configuration.taints), s.version,
+                                                       "", s.capacity, s.configuration)
         self.allocatable = registration.allocatable(registration.capacity(self.machine, self.node_settings), self.node_settings)
         self.node_object: Object | None = None
         self.network_ready, self.network_problem = False, "not checked yet"
         self.runtime_problem = ""
         self.registered = asyncio.Event()
+        self.pods_memory = 0                            # what all pods together may use, bytes; 0 = no limit
+        self._nudged = asyncio.Event()
         self._lease: Object | None = None
         self._cidrs: list[str] = []
 
@@ -73,8 +79,35 @@ class Presence:
         relisted = self.kubelet.observer.healthy_at
         if not problem and relisted and asyncio.get_running_loop().time() - relisted > OBSERVER_SILENCE_S:
             problem = "PLEG is not healthy"
-        pressure = pressures(self.kubelet.settings.root)
-        return registration.Health(not problem, problem, *pressure)
+        if self.kubelet.shutting_down:
+            problem = shutdown.NOT_READY
+        held = self.kubelet.room.conditions
+        return registration.Health(not problem, problem, evict.MEMORY in held, evict.DISK in held, evict.PID in held)
+
+    def nudge(self) -> None:
+        """The status is to be looked at now."""
+        self._nudged.set()
+
+    def enforce(self, cgroups: Cgroups) -> None:
+        """Sets up the pods' cgroups, and limits those the configuration says. Raises RuntimeError where a cgroup is missing."""
+        c = self.kubelet.configuration
+        room = registration.capacity(self.machine, self.node_settings)
+        left = {k: quantity.sub(v, c.reserved[k]) if k in c.reserved else v for k, v in room.items()}
+        limits = {}
+        if "pods" in c.enforced:
+            self.pods_memory = max(0, quantity.value(left["memory"]))
+            limits = {"cpu_shares": shares(max(0, quantity.milli(left["cpu"]))), "memory": self.pods_memory}
+        pids = c.reserved.get("pid")
+        cgroups.setup(limits, _pids_max() - quantity.value(pids) if pids and limits else -1)
+        for name, path, reserved in (("system", c.system_reserved_cgroup, c.system_reserved), ("kube", c.kube_reserved_cgroup, c.kube_reserved)):
+            which = next((e for e in c.enforced if e.startswith(f"{name}-reserved")), "")
+            if which:
+                if not cgroups.pod_exists(path):
+                    raise RuntimeError(f"failed to enforce {name.capitalize()} Reserved Cgroup Limits on {path!r}: cgroup does not exist")
+                own: dict[str, int] = {"cpu_shares": shares(quantity.milli(reserved["cpu"]))} if "cpu" in reserved else {}
+                if "memory" in reserved and not which.endswith("compressible"):
+                    own["memory"] = quantity.value(reserved["memory"])
+                cgroups.apply(path, own)
 
     async def keep(self) -> None:
         """Registers the node, then keeps its status: at once when it changes, every five minutes anyway."""
@@ -91,12 +124,12 @@ class Presence:
                 now = self.kubelet.clock()
                 found = await self.kubelet.runtime.images()
                 before = self.node_object.get("status") or {}
-                status = registration.node_status(self.machine, self.node_settings, self.health(), found, before, now)
+                status = registration.node_status(self.machine, self.node_settings, self.health(), found, before, now, self.kubelet.devices.capacity())
                 self.allocatable = status["allocatable"]
                 in_use = await asyncio.to_thread(self.kubelet.csi.in_use)
                 if in_use or before.get("volumesInUse"):
                     status["volumesInUse"] = in_use
-                patch = registration.status_patch(before, status, now - posted > STATUS_EVERY_S)
+                patch = registration.status_patch(before, status, now - posted > self.kubelet.configuration.report_s)
                 if patch:
                     was_ready = _ready(before)
                     self._node_took(await client.patch(NODES, "", s.name, {"status": patch}, "strategic", subresource="status"))
@@ -117,7 +150,11 @@ class Presence:
             except RuntimeFailure as e:
                 log.info("node status: %s", e)
                 ready = False
-            await asyncio.sleep(STATUS_CHECK_S if ready else NOT_READY_CHECK_S)
+            patience = self.kubelet.configuration.status_s if ready or self.kubelet.shutting_down else NOT_READY_CHECK_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._nudged.wait()
+            self._nudged.clear()
 
     def _node_took(self, node: Object) -> None:
         if self.node_object is None or int(node["metadata"]["resourceVersion"]) >= int(self.node_object["metadata"].get("resourceVersion") or 0):
@@ -202,14 +239,6 @@ def _ready(status: Mapping[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
 
 
-def pressures(root: str) -> tuple[bool, bool, bool]:
-    """(memory, disk, processes) are short, by the default hard thresholds."""
-    from kubern.kubelet.cgroups import node_memory
-
-    memory = node_memory()["available"] < registration.MEMORY_EVICTION
-    try:
-        st = os.statvfs(root)
-        disk = st.f_bavail < st.f_blocks * registration.DISK_EVICTION or (st.f_files > 0 and st.f_favail < st.f_files * 0.05)
-    except OSError:
-        disk = False
-    return memory, disk, False
+def _pids_max() -> int:
+    with open("/proc/sys/kernel/pid_max") as f:
+        return int(f.read())

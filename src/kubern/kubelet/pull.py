@@ -113,11 +113,11 @@ def go_time(seconds: float) -> str:
 
 
 class Puller:
-    def __init__(self, runtime: Runtime, clock: Callable[[], float]) -> None:
+    def __init__(self, runtime: Runtime, clock: Callable[[], float], parallel: int = PARALLEL_PULLS) -> None:
         self.runtime, self.clock = runtime, clock
         self.backoff = Backoff()
         self._why: dict[str, str] = {}
-        self._slots = asyncio.Semaphore(PARALLEL_PULLS)
+        self._slots = asyncio.Semaphore(parallel)
         self._under_way: dict[str, asyncio.Lock] = {}
 
     async def ensure(self, pod: Object, name: str, policy: str, secrets: list[Object], sandbox: Config | None, tell: Tell) -> Image:

@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kubern.kubelet.configuration import Configuration
 from kubern.kubelet.runtime import Image
 from kubern.kubelet.status import stamp
 from kubern.model import quantity
 from kubern.model.object import Object
 
-IMAGES_MAX, IMAGE_NAMES_MAX = 50, 5
-MEMORY_EVICTION = 100 << 20                 # memory.available<100Mi
-DISK_EVICTION = 0.10                        # nodefs.available<10%
-PIDS_LEFT_MIN = 0.05
+IMAGE_NAMES_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +33,7 @@ class Machine:
     kernel: str = ""
     os_image: str = "linux"
     arch: str = "amd64"
+    hugepages: Mapping[str, int] = field(default_factory=dict)      # hugepages-2Mi -> bytes set aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +52,12 @@ class NodeSettings:
     name: str
     addresses: tuple[str, ...]
     port: int = 10250
-    pods_max: int = 110
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Mapping[str, str], ...] = ()
-    reserved: Mapping[str, str] = field(default_factory=dict)      # system and kube reserved together
     version: str = "v1.36.0"
     runtime_version: str = ""
     capacity: Mapping[str, str] = field(default_factory=dict)      # overrides what the machine has
+    configuration: Configuration = field(default_factory=Configuration)
 
 
 def facts_of_machine(root: str) -> Machine:
@@ -79,25 +77,44 @@ def facts_of_machine(root: str) -> Machine:
     arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     machine_id = read("/etc/machine-id")
     return Machine(os.cpu_count() or 1, int(memory.group(1)) * 1024 if memory else 0, disk, machine_id,
-                   read("/sys/class/dmi/id/product_uuid") or machine_id, read("/proc/sys/kernel/random/boot_id"), platform.release(), os_image, arch)
+                   read("/sys/class/dmi/id/product_uuid") or machine_id, read("/proc/sys/kernel/random/boot_id"), platform.release(), os_image, arch,
+                   huge_pages())
+
+
+def huge_pages(base: str = "/sys/kernel/mm/hugepages") -> dict[str, int]:
+    """Resource name -> bytes of huge pages the machine has set aside."""
+    out = {}
+    for folder in sorted(Path(base).glob("hugepages-*kB")) if os.path.isdir(base) else ():
+        size = int(folder.name.removeprefix("hugepages-").removesuffix("kB")) << 10
+        try:
+            out[f"hugepages-{quantity.of_value(size, 'BinarySI')}"] = size * int((folder / "nr_hugepages").read_text())
+        except (OSError, ValueError):
+            continue
+    return out
 
 
 def capacity(m: Machine, s: NodeSettings) -> dict[str, str]:
-    out = {"cpu": str(m.cpus), "memory": f"{m.memory_bytes // 1024}Ki", "pods": str(s.pods_max), "ephemeral-storage": f"{m.disk_bytes // 1024}Ki",
+    c = s.configuration
+    most = min(c.pods_max, c.pods_per_core * m.cpus) if c.pods_per_core else c.pods_max
+    out = {"cpu": str(m.cpus), "memory": f"{m.memory_bytes // 1024}Ki", "pods": str(most), "ephemeral-storage": f"{m.disk_bytes // 1024}Ki",
            "hugepages-1Gi": "0", "hugepages-2Mi": "0"}
-    return out | dict(s.capacity)
+    return out | {k: quantity.of_value(v, "BinarySI") if v else "0" for k, v in m.hugepages.items()} | dict(s.capacity)
 
 
 def allocatable(room: Mapping[str, str], s: NodeSettings) -> dict[str, str]:
     """Capacity less what is reserved and the hard eviction thresholds."""
     out = dict(room)
-    for k, v in s.reserved.items():
+    for k, v in s.configuration.reserved.items():
         if k in out:
-            out[k] = quantity.sub(out[k], v)
-    memory = quantity.value(out["memory"]) - MEMORY_EVICTION
-    out["memory"] = f"{max(0, memory) // 1024}Ki"
-    out["ephemeral-storage"] = str(int(quantity.value(out["ephemeral-storage"]) * (1 - DISK_EVICTION)))
-    return out
+            out[k] = quantity.sub(out[k], v) if quantity.compare(out[k], v) > 0 else "0"
+    hard = {t.signal: t for t in s.configuration.thresholds if not t.grace_s}
+    memory, disk = quantity.value(out["memory"]), quantity.value(out["ephemeral-storage"])
+    if "memory.available" in hard:
+        memory -= hard["memory.available"].limit(quantity.value(room["memory"]))
+    memory -= sum(quantity.value(v) for k, v in room.items() if k.startswith("hugepages-"))
+    if "nodefs.available" in hard:
+        disk -= hard["nodefs.available"].limit(quantity.value(room["ephemeral-storage"]))
+    return out | {"memory": f"{max(0, memory) // 1024}Ki", "ephemeral-storage": str(max(0, disk))}
 
 
 def conditions(h: Health, before: Iterable[Mapping[str, Any]], now: float) -> list[dict[str, Any]]:
@@ -122,9 +139,9 @@ def conditions(h: Health, before: Iterable[Mapping[str, Any]], now: float) -> li
     return out
 
 
-def images(found: Iterable[Image]) -> list[dict[str, Any]]:
+def images(found: Iterable[Image], most: int = 50) -> list[dict[str, Any]]:
     """The biggest ones, each by its digests and tags."""
-    rows = sorted(found, key=lambda i: -i.size)[:IMAGES_MAX]
+    rows = sorted(found, key=lambda i: -i.size)[:most if most >= 0 else None]
     return [{"names": [*i.digests, *i.tags][:IMAGE_NAMES_MAX], "sizeBytes": i.size} for i in rows if i.digests or i.tags]
 
 
@@ -138,12 +155,15 @@ def node_object(m: Machine, s: NodeSettings) -> Object:
         "name": s.name, "labels": labels, "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}, "spec": spec}
 
 
-def node_status(m: Machine, s: NodeSettings, health: Health, found: Iterable[Image], before: Mapping[str, Any], now: float) -> dict[str, Any]:
+def node_status(m: Machine, s: NodeSettings, health: Health, found: Iterable[Image], before: Mapping[str, Any], now: float,
+                devices: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})) -> dict[str, Any]:
+    """`devices`: (capacity, allocatable) of the device plugins' resources."""
     room = capacity(m, s)
     return {
         "addresses": [*({"type": "InternalIP", "address": a} for a in s.addresses), {"type": "Hostname", "address": s.name}],
-        "capacity": room, "allocatable": allocatable(room, s), "conditions": conditions(health, before.get("conditions") or (), now),
-        "daemonEndpoints": {"kubeletEndpoint": {"Port": s.port}}, "images": images(found),
+        "capacity": {**room, **devices[0]}, "allocatable": {**allocatable(room, s), **devices[1]},
+        "conditions": conditions(health, before.get("conditions") or (), now),
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": s.port}}, "images": images(found, s.configuration.images_reported),
         "nodeInfo": {"machineID": m.machine_id, "systemUUID": m.system_uuid, "bootID": m.boot_id, "kernelVersion": m.kernel,
                      "osImage": m.os_image, "containerRuntimeVersion": s.runtime_version, "kubeletVersion": s.version, "kubeProxyVersion": "",
                      "operatingSystem": "linux", "architecture": m.arch},

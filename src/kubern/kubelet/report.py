@@ -37,6 +37,10 @@ class Reporter:
     def forget(self, uid: str) -> None:
         self._sent.pop(uid, None)
 
+    def busy(self, uid: str) -> bool:
+        """Something of this pod is still to be written."""
+        return uid in self._queued or uid in self._writing
+
     def report(self, w: Worker) -> None:
         """The worker's status is to be written, if it says something new."""
         if self.kubelet.client is None or w.uid in self._queued:

@@ -39,6 +39,7 @@ from kubern.kubelet.probes import Prober
 from kubern.kubelet.pull import Puller
 from kubern.kubelet.report import Reporter
 from kubern.kubelet.runtime import RUNNING, Runtime, RuntimeFailure
+from kubern.kubelet.shutdown import shut_down
 from kubern.kubelet.static import StaticPods
 from kubern.kubelet.status import pod_resources
 from kubern.kubelet.volumes import Needs, Volumes
@@ -70,6 +71,7 @@ class KubeletSettings:
     socket: str = "/run/containerd/containerd.sock"
     root: str = "/var/lib/kubelet"
     log_root: str = "/var/log/pods"
+    container_logs: str = ""                       # directory of links to the logs of containers, for collectors; "" = none
     cgroup_root: str = ""                          # "" = no pod cgroups
     cluster_dns: tuple[str, ...] = ()
     cluster_domain: str = "cluster.local"
@@ -123,7 +125,7 @@ class Kubelet:
                            self.presence.machine.memory_bytes, f"{s.root}/seccomp", self.configuration.pids_max,
                            self.configuration.seccomp_default, self.configuration.cpu_quota, swap_on())
         self.actor = Actor(runtime, node, s.root, self.volumes, self.objects, self.puller, self.tell, clock, self._services_of, self.cgroups,
-                           _node_hosts, self._handler, self.claims, self.devices, self.cpus)
+                           _node_hosts, self._handler, self.claims, self.devices, self.cpus, container_logs=s.container_logs)
         self.sourced = asyncio.Event()                  # the API's (or the directory's) pods were read once
         self.ready = asyncio.Event()
         self.cpus_changed = asyncio.Event()
@@ -428,6 +430,7 @@ class Kubelet:
                 log.info("housekeeping: %s", e)
             if self.clock() - refreshed > VOLUME_REFRESH_S:
                 refreshed = self.clock()
+                await asyncio.to_thread(_drop_dead_links, self.settings.container_logs)
                 for w in list(self.workers.values()):
                     if not w.terminated:
                         await self._refresh_volumes_quietly(w)
@@ -487,6 +490,14 @@ def _resolver(path: str) -> identity.Resolver:
         return identity.NO_RESOLVER
 
 
+def _drop_dead_links(folder: str) -> None:
+    """Links to logs that are not there any more."""
+    for name in os.listdir(folder) if folder and os.path.isdir(folder) else ():
+        if not os.path.exists(f"{folder}/{name}"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{folder}/{name}")
+
+
 def swap_on(path: str = "/proc/swaps") -> bool:
     """The machine has swap in use."""
     try:
@@ -505,15 +516,21 @@ def _node_hosts() -> str:
 
 
 async def run(settings: KubeletSettings, client: Client | None, *, runtime: Runtime | None = None, clock: Callable[[], float] = time.time,
-              on_pod_cidrs: Callable[[list[str]], None] | None = None, ready: Callable[[], None] | None = None) -> None:
-    """A kubelet until cancelled; its containers go on. `ready` is called when it looks after pods."""
+              on_pod_cidrs: Callable[[list[str]], None] | None = None, ready: Callable[[], None] | None = None,
+              leaving: asyncio.Event | None = None) -> None:
+    """A kubelet until cancelled; its containers go on. `ready` is called when it looks after pods. `leaving`: once it is set the pods are
+    ended as the configuration says, and this returns."""
     if runtime is None:
         from kubern.kubelet.cri import Cri
 
         runtime = Cri(settings.socket)
     kubelet = Kubelet(settings, client, runtime, clock, on_pod_cidrs)
     async with asyncio.TaskGroup() as group:
-        group.create_task(kubelet.run())
+        work = group.create_task(kubelet.run())
         await kubelet.ready.wait()
         if ready is not None:
             ready()
+        if leaving is not None:
+            await leaving.wait()
+            await shut_down(kubelet)
+            work.cancel()

@@ -13,7 +13,6 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,6 +20,7 @@ import orjson
 
 from kubern.kubelet import container as config
 from kubern.kubelet import localvolumes, logs, stats
+from kubern.kubelet.configuration import interpret
 from kubern.kubelet.runtime import EXITED, RUNNING, Container, RuntimeFailure
 from kubern.model.request import ANONYMOUS, Request, Response, Stream, User
 from kubern.model.resources import by_path
@@ -82,7 +82,7 @@ class Guard:
             return ANONYMOUS
         user = await self._who(request)
         if user is None:
-            if not k.settings.anonymous:
+            if not k.configuration.anonymous:
                 raise Refused(401, "Unauthorized")
             user = ANONYMOUS
         verb = VERBS.get(request.method, "")
@@ -202,8 +202,7 @@ class Endpoint:
             if which == "probes":
                 return text(200, stats.probe_metrics(k), kind)
         if first == "configz":
-            return json({"kubeletconfig": {**{a: b for a, b in asdict(k.settings).items() if not a.startswith("tls")}, "kind": "KubeletConfiguration",
-                                           "apiVersion": "kubelet.config.k8s.io/v1beta1"}})
+            return json({"kubeletconfig": k.settings.document or interpret({})[1]})
         if first == "containerLogs" and len(parts) == 4:
             return await self._logs(r, parts[1], parts[2], parts[3])
         if first == "localvolumes" and len(parts) == 2 and r.method in ("POST", "DELETE"):

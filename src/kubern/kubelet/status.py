@@ -41,6 +41,7 @@ class Facts:
     actuated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)   # container -> resources it runs with
     began_s: float = 0.0                                                   # when this kubelet began
     pending: bool = False                                                  # a resize is not granted: allocated is what runs
+    disruption: str = ""                                                   # why the node itself ended it
 
 
 def stamp(seconds: float) -> str:
@@ -81,6 +82,9 @@ def pod_status(pod: Object, seen: Observed, old: Mapping[str, Any], facts: Facts
     conditions: list[dict[str, Any]] = [dict(c) for c in api.get("conditions") or () if c["type"] not in OWN_CONDITIONS]
     generation = pod["metadata"].get("generation") or 0
     mine: list[dict[str, Any]] = [_condition(t, "True", r, m) for t, r, m in facts.resize]
+    if facts.disruption:
+        conditions = [c for c in conditions if c["type"] != "DisruptionTarget"]
+        mine.append(_condition("DisruptionTarget", "True", "TerminationByKubelet", facts.disruption))
     changed, _, _ = pods.needs_sandbox(pod, seen)
     mine.append(_condition("PodReadyToStartContainers", "False" if changed else "True"))
     mine.append(_initialized(pod, every, phase, old))

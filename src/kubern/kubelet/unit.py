@@ -29,6 +29,10 @@ STOP_S = 5.0
 LOG_BYTES_MAX = 16 << 20
 LOG_CHECK_S = 30.0
 _PR_SET_CHILD_SUBREAPER = 36
+_MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
+# where programs in pods (log collectors, CSI drivers) look for a node's files, and where they are below data_dir
+FOLDERS = (("/var/lib/kubelet", "kubelet"), ("/var/log/pods", "pods"), ("/var/log/containers", "container-logs"))
+SHUTDOWN_FILE = "shutdown_s"           # in run_dir: seconds the agent takes to end the pods when the node goes
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ def supervise(args: list[str]) -> int:
     else:
         socket.sethostname(config.name)                   # pods of the host's network see it
         set_up_network(config)
+    set_up_folders(config)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     logs = Path(config.data_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -113,7 +118,21 @@ def supervise(args: list[str]) -> int:
         os.unlink(config.socket)                                        # of the unit's last life
     children = [Child("containerd", config.containerd, str(logs / "containerd.log")),
                 Child("agent", (*config.agent, args[0]), str(logs / "agent.log"))]
-    return keep(children, env, watched, str(logs / "unit.log"))
+    return keep(children, env, watched, str(logs / "unit.log"), args[0])
+
+
+def set_up_folders(config: UnitConfig) -> None:
+    """The kubelet's files where everybody expects them. On a machine that is itself the node, only where nobody else has any."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for usual, ours in FOLDERS:
+        source = Path(config.data_dir) / ours
+        source.mkdir(parents=True, exist_ok=True)
+        at = Path(usual)
+        at.mkdir(parents=True, exist_ok=True)
+        if at.samefile(source) or (config.host and any(at.iterdir())):
+            continue
+        if libc.mount(str(source).encode(), usual.encode(), None, _MS_BIND | _MS_REC, None) == 0:
+            libc.mount(None, usual.encode(), None, _MS_SHARED | _MS_REC, None)
 
 
 def set_up_network(config: UnitConfig) -> None:
@@ -141,7 +160,7 @@ def set_up_network(config: UnitConfig) -> None:
             (conf / name).write_text(value)
 
 
-def keep(children: list[Child], env: dict[str, str], watched: tuple[signal.Signals, ...], log: str) -> int:
+def keep(children: list[Child], env: dict[str, str], watched: tuple[signal.Signals, ...], log: str, config_path: str) -> int:
     """Starts the children, starts them again, reaps what the namespace leaves to PID 1; returns when told to stop."""
     def say(text: str) -> None:
         with open(log, "a") as f:
@@ -166,11 +185,14 @@ def keep(children: list[Child], env: dict[str, str], watched: tuple[signal.Signa
             say("SIGHUP: starting the agent anew")
             for c in children:
                 if c.name == "agent" and c.pid:
+                    with contextlib.suppress(OSError, ValueError, TypeError):
+                        c.argv = (*read_config(config_path).agent, config_path)
                     c.started_s -= STEADY_S                             # it is not to blame: no backoff
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(c.pid, signal.SIGTERM)
         elif got.si_signo != signal.SIGCHLD:
             say(f"signal {got.si_signo}: stopping")
+            end_pods(children, watched, Path(config_path).parent / SHUTDOWN_FILE)
             stop(children, watched)
             return 0
         for pid, status in reap():
@@ -206,6 +228,28 @@ def reap() -> list[tuple[int, int]]:
     return out
 
 
+def end_pods(children: list[Child], watched: tuple[signal.Signals, ...], seconds_file: Path) -> None:
+    """Lets the agent end the node's pods in order, for as long as its configuration says."""
+    agent = next((c for c in children if c.name == "agent" and c.pid), None)
+    try:
+        seconds = int(seconds_file.read_text())
+    except (OSError, ValueError):
+        seconds = 0
+    if agent is None or not seconds:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(agent.pid, signal.SIGUSR1)
+    await_end(agent, watched, seconds + STOP_S)
+
+
+def await_end(c: Child, watched: tuple[signal.Signals, ...], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while c.pid and time.monotonic() < end:
+        signal.sigtimedwait(watched, 0.2)
+        if any(pid == c.pid for pid, _ in reap()):
+            c.pid = 0
+
+
 def stop(children: list[Child], watched: tuple[signal.Signals, ...]) -> None:
     """The agent first, so that it can say goodbye while its runtime still answers; then containerd."""
     for c in reversed(children):
@@ -213,11 +257,7 @@ def stop(children: list[Child], watched: tuple[signal.Signals, ...]) -> None:
             continue
         with contextlib.suppress(ProcessLookupError):
             os.kill(c.pid, signal.SIGTERM)
-        end = time.monotonic() + STOP_S
-        while c.pid and time.monotonic() < end:
-            signal.sigtimedwait(watched, 0.2)
-            if any(pid == c.pid for pid, _ in reap()):
-                c.pid = 0
+        await_end(c, watched, STOP_S)
         if c.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(c.pid, signal.SIGKILL)

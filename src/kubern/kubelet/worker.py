@@ -16,10 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kubern.kubelet import admit, pods
+from kubern.kubelet import admit, evict, pods, shutdown
 from kubern.kubelet import container as config
 from kubern.kubelet.backoff import Backoff
 from kubern.kubelet.cgroups import pod_limits
+from kubern.kubelet.claims import NotPrepared
+from kubern.kubelet.cpus import NotEnoughCpus
+from kubern.kubelet.devices import NoDevices
 from kubern.kubelet.env import Values
 from kubern.kubelet.plan import Action, Memory, Start, plan
 from kubern.kubelet.runtime import RUNNING, Observed, RuntimeFailure
@@ -50,6 +53,7 @@ class Worker:
     waiting: dict[str, tuple[str, str]] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)          # as last generated
     failed: tuple[str, str] | None = None                         # (reason, message): evicted, rejected, past its deadline
+    disruption: str = ""                                          # why the node ended it, where that was the node's need
     admitted: bool = False
     rejected: bool = False                                        # it never began here
     gone: bool = False                                            # the API object is not there any more
@@ -148,7 +152,7 @@ class Worker:
         r = k.prober.results
         resize = (("PodResizePending", *self.pending),) if self.pending else ()
         return Facts(self.waiting, r.startup, r.readiness, k.host_ips, k.runtime.name, self.failed, resize, self.actuated, k.began_s,
-                     self.pending is not None)
+                     self.pending is not None, self.disruption)
 
     def generate(self, seen: Observed, terminal: bool = False) -> dict[str, Any]:
         base = self.mirror or self.pod
@@ -163,7 +167,7 @@ class Worker:
         k = self.kubelet
         seen = k.observer.seen(self.uid)
         if not self.admitted:
-            self.failed = admit.admit(self.pod, k.presence.node_object, k.active_pods()) if not seen.containers else None
+            self.failed = await self._refusal() if not seen.containers else None
             if self.failed:
                 self.rejected = True
                 k.tell(self.pod, "", "Warning", self.failed[0], self.failed[1].removeprefix(admit.REJECTED))
@@ -186,6 +190,7 @@ class Worker:
         await k.objects.ensure(self.pod)
         await self._cgroups()
         await self._volumes(seen)
+        await self._claims()
         k.prober.add(self.pod)
         for s in (*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())):
             if s.get("started") and s.get("containerID", "").partition("://")[2] not in k.prober.results.readiness:
@@ -221,6 +226,32 @@ class Worker:
             if out.error:
                 raise RuntimeFailure("UNKNOWN", out.error)
         return again
+
+    async def _refusal(self) -> tuple[str, str] | None:
+        """Why the node does not take this pod; the devices and cpus it needs are its own from here on."""
+        k = self.kubelet
+        if k.shutting_down:
+            return shutdown.REFUSED[0], admit.REJECTED + shutdown.REFUSED[1]
+        pressed = evict.refused(self.pod, k.room.conditions, admit.tolerates(self.pod, "node.kubernetes.io/memory-pressure"))
+        if pressed:
+            return evict.REASON, admit.REJECTED + pressed
+        why = admit.admit(self.pod, k.presence.node_object, k.active_pods(), k.configuration.unsafe_sysctls)
+        if why:
+            return why
+        try:
+            await k.devices.allocate(self.pod)
+            if k.cpus is not None and await asyncio.to_thread(k.cpus.allocate, self.pod):
+                k.cpus_changed.set()
+        except (NoDevices, NotEnoughCpus) as e:
+            await k.devices.release(self.uid)
+            return "UnexpectedAdmissionError", f"{admit.REJECTED}Allocate failed due to {e}, which is unexpected"
+        return None
+
+    def fail(self, failed: tuple[str, str], grace_s: int, disruption: str = "") -> None:
+        """The node ends this pod for a reason of its own."""
+        self.failed, self.grace_s, self.disruption = failed, grace_s, disruption
+        self.ended.set()
+        self.notify()
 
     def _due(self, actions: list[Action]) -> tuple[list[Action], float]:
         """The actions without starts that failed a moment ago, and seconds until the first of those."""
@@ -340,6 +371,14 @@ class Worker:
                        "failed to process volumes=[]: context deadline exceeded")
             raise
 
+    async def _claims(self) -> None:
+        """Its resource claims are prepared."""
+        try:
+            await self.kubelet.claims.prepare(self.pod)
+        except NotPrepared as e:
+            self.kubelet.tell(self.pod, "", "Warning", "FailedPrepareDynamicResources", f"Failed to prepare dynamic resources: prepare dynamic resources: {e}")
+            raise RuntimeFailure("UNKNOWN", str(e)) from None
+
     # --- the end ---
 
     async def _terminate_finished(self, seen: Observed) -> None:
@@ -420,7 +459,14 @@ class Worker:
             self.status = dict(api)
         else:
             self.generate(seen, terminal=True)
+        try:
+            await k.claims.unprepare(self.uid)
+        except NotPrepared as e:
+            raise RuntimeFailure("UNKNOWN", f"unprepare dynamic resources: {e}") from None
         await k.volumes.tear_down(self.uid)
+        await k.devices.release(self.uid)
+        if k.cpus is not None and await asyncio.to_thread(k.cpus.release, self.uid):
+            k.cpus_changed.set()
         k.objects.release(self.uid)
         if k.cgroups is not None:
             path = config.cgroup_parent(k.actor.node, self.pod)
