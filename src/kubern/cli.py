@@ -123,6 +123,18 @@ def up(
 
 
 @app.command()
+def manifest(name: Annotated[str, typer.Argument(help="gateway-api: its CustomResourceDefinitions.")]) -> None:
+    """Print what can be added to a cluster: kubern manifest gateway-api | kubectl apply -f -"""
+    if name != "gateway-api":
+        fail(f"there is no manifest {name}; there is gateway-api")
+    import json
+
+    from kubern.ingress.definitions import definitions
+
+    typer.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": definitions()}))
+
+
+@app.command()
 def down(data_dir: DataDir = None, config: Config = "",
          purge: Annotated[bool, typer.Option("--purge", help="Delete the cluster's data too.")] = False) -> None:
     """Stop the cluster and remove every process, mount, namespace, cgroup and address of it. Its data stays unless --purge."""

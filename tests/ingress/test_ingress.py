@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from kubern import pki
-from kubern.ingress import controller, render, routes
+from kubern.ingress import controller, front, render, routes
+from kubern.ingress import plan as plan_
 from kubern.model.controller import SINGLE
 from kubern.model.intent import Create, Emit, Update
 
@@ -39,7 +40,7 @@ def test_golden(case: str, pair: tuple[bytes, bytes]) -> None:
     doc = yaml.safe_load((GOLDEN / f"{case}.yaml").read_text())
     services = {f"default/{s['metadata']['name']}": s for s in doc["services"]}
     secrets = {"default/good": tls("good", *pair), "default/bad": tls("bad", pair[0], pair[0])}
-    plan = routes.plan(reversed(doc["ingresses"]), services, routes.by_service(doc["slices"]), secrets)
+    plan = routes.plan(reversed(doc["ingresses"]), services, plan_.by_service(doc["slices"]), secrets)
     assert [list(c) for c in plan.complaints] == doc["complaints"]
     text = render.nginx(plan)
     want = GOLDEN / f"{case}.conf"
@@ -50,9 +51,9 @@ def test_golden(case: str, pair: tuple[bytes, bytes]) -> None:
 
 def test_a_key_of_another_certificate_is_refused(pair: tuple[bytes, bytes], tmp_path: Path) -> None:
     other = pki.authority(tmp_path, "other", "other")
-    assert routes.pair_of(tls("x", *pair)) == pair
-    assert routes.pair_of(tls("x", pair[0], other.key)) is None
-    assert routes.pair_of({"data": {"tls.crt": "!", "tls.key": "!"}}) is None and routes.pair_of(None) is None
+    assert plan_.pair_of(tls("x", *pair)) == pair
+    assert plan_.pair_of(tls("x", pair[0], other.key)) is None
+    assert plan_.pair_of({"data": {"tls.crt": "!", "tls.key": "!"}}) is None and plan_.pair_of(None) is None
 
 
 def test_whose_ingress() -> None:
@@ -103,15 +104,15 @@ def test_what_is_made_and_kept() -> None:
     view = View(**golden())
     made = {i.obj["kind"]: i.obj for i in drive(view) if isinstance(i, Create)}
     assert set(made) == {"Secret", "DaemonSet", "Service"}
-    front = {**made["Service"], "status": {"loadBalancer": {"ingress": [{"ip": "10.9.9.9", "ipMode": "VIP"}]}}}
-    view.all |= {"secrets": [made["Secret"]], "services": [*view.all["services"], front], controller.SETS: [made["DaemonSet"]]}
+    answered = {**made["Service"], "status": {"loadBalancer": {"ingress": [{"ip": "10.9.9.9", "ipMode": "VIP"}]}}}
+    view.all |= {"secrets": [made["Secret"]], "services": [*view.all["services"], answered], controller.SETS: [made["DaemonSet"]]}
     again = drive(view)
     assert [i.obj["status"] for i in again if isinstance(i, Update)] == [{"loadBalancer": {"ingress": [{"ip": "10.9.9.9"}]}}] * 2
     for i in view.all[controller.INGRESSES]:
         i["status"] = {"loadBalancer": {"ingress": [{"ip": "10.9.9.9"}]}}
     assert drive(view) == []
     old = made["DaemonSet"]
-    view.all[controller.SETS] = [{**old, "metadata": {**old["metadata"], "annotations": {controller.MADE_BY: "earlier"}}}]
+    view.all[controller.SETS] = [{**old, "metadata": {**old["metadata"], "annotations": {front.MADE_BY: "earlier"}}}]
     assert [i.obj["metadata"]["annotations"] for i in drive(view) if isinstance(i, Update)] == [old["metadata"]["annotations"]]
     view.all[controller.SETS] = [old]
     view.all[controller.INGRESSES].pop()
