@@ -1,42 +1,35 @@
-"""Devices in scheduling: the DynamicResources plugin. Pure over a View of ResourceClaims, DeviceClasses and ResourceSlices.
+"""The DynamicResources plugin: a pod's ResourceClaims against the nodes. Pure over a View of claims, classes and slices; devices.py searches.
 
-A pod whose claims do not exist yet is not queued at all; a claim that is not allocated gets devices of the chosen node, found by a search
-with backtracking over requests in order, and is allocated and reserved before the pod is bound. KEP-4381 (structured parameters).
-Not here: partitionable devices, consumable capacity, binding conditions, extended resources backed by devices.
+A pod whose claims do not exist yet is not queued at all; a claim that is not allocated gets devices of the chosen node, and is allocated and
+reserved before the pod is bound. Extended resources that a DeviceClass backs become one more claim, made for the pod (extended.py).
+KEP-4381 (structured parameters), 5007 (binding conditions), 5004 (extended resources).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from kubern.model.object import Object, controller_of, deleting, meta, name, uid
+from kubern.model.time import seconds_of
 from kubern.model.view import View
+from kubern.scheduler import extended
+from kubern.scheduler.devices import BadClaim, Inventory, Used, allocate, alternatives, conditions_of, preference, requests
 from kubern.scheduler.plugins.node import node_selector_mask
-from kubern.scheduler.plugins.verdict import Reject, Restrict, Verdict
+from kubern.scheduler.plugins.verdict import Ints, Mask, Reject, Restrict, Verdict
 from kubern.scheduler.pod import PodInfo
 from kubern.scheduler.table import NodeTable
 
 CLAIMS, SLICES, DEVICE_CLASSES = "resourceclaims.resource.k8s.io", "resourceslices.resource.k8s.io", "deviceclasses.resource.k8s.io"
 FINALIZER = "resource.kubernetes.io/delete-protection"
 RESERVED_MAX = 256
-RESULTS_MAX = 32
-Device = tuple[str, str, str]                         # (driver, pool, name)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    id: Device
-    spec: Mapping[str, Any]
-    everywhere: bool                                  # not tied to one node
+BINDING_TIMEOUT_S = 600.0                             # DynamicResourcesArgs.bindingTimeout
 
 
 def claims_of(p: PodInfo, view: View) -> list[Object] | str:
-    """The pod's claims, or why it has to wait for them."""
+    """The claims that a pod names, or why it has to wait for them."""
     names = {s.get("name"): s.get("resourceClaimName") for s in (p.pod.get("status") or {}).get("resourceClaimStatuses") or ()}
     out = []
     for ref in p.spec.get("resourceClaims") or ():
@@ -67,264 +60,6 @@ def reserved_for(claim: Object, pod_uid: str) -> bool:
     return any(r.get("uid") == pod_uid for r in (claim.get("status") or {}).get("reservedFor") or ())
 
 
-def prefilter(view: View, pending: Mapping[str, Any]) -> Callable[[PodInfo, NodeTable], Restrict | Reject | None]:
-    """`pending`: uid of a claim -> allocation that is on its way to the API."""
-    def run(p: PodInfo, t: NodeTable) -> Restrict | Reject | None:
-        if not p.claims:
-            return None
-        claims = claims_of(p, view)
-        if isinstance(claims, str):
-            return Reject(claims, True)
-        for claim in claims:
-            if allocation(claim):
-                if not reserved_for(claim, p.uid) and len((claim.get("status") or {}).get("reservedFor") or ()) >= RESERVED_MAX:
-                    return Reject("resourceclaim in use", True)
-            elif uid(claim) in pending:
-                return Reject(f"resource claim {p.namespace}/{name(claim)} is in the process of being allocated", True)
-            else:
-                for request in _requests(claim):
-                    for sub in request.get("firstAvailable") or (request.get("exactly") or {},):
-                        device_class = sub.get("deviceClassName") or ""
-                        if view.get(DEVICE_CLASSES, "", device_class) is None:
-                            return Reject(f"request {request.get('name')}: device class {device_class} does not exist", True)
-        return None
-    return run
-
-
-def dynamic_resources(view: View, pending: Mapping[str, Any]) -> Callable[[PodInfo, NodeTable], Iterator[Verdict]]:
-    def run(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
-        if not p.claims:
-            return
-        claims = claims_of(p, view)
-        if isinstance(claims, str):
-            return
-        open_ = []
-        for claim in claims:
-            given = allocation(claim)
-            if given is None:
-                open_.append(claim)
-            elif given.get("nodeSelector"):
-                bad = ~node_selector_mask(given["nodeSelector"], t)
-                if bad.any():
-                    yield Verdict(bad, "resourceclaim not available on the node", True)
-        if open_:
-            used = in_use(view, pending)
-            bad = np.fromiter((t.nodes[s] is not None and allocate(open_, devices_of(t, s, view), used, view, t.names[s]) is None
-                               for s in range(t.size)), bool, t.size)
-            if bad.any():
-                yield Verdict(bad, "cannot allocate all claims", True)
-    return run
-
-
-# --- what there is ------------------------------------------------------------------------------------------------------
-
-def in_use(view: View, pending: Mapping[str, Any]) -> set[Device]:
-    """Devices that claims have, or are about to have."""
-    used: set[Device] = set()
-    for given in (*(allocation(c) for c in view.list(CLAIMS)), *pending.values()):
-        for r in ((given or {}).get("devices") or {}).get("results") or ():
-            if not r.get("adminAccess"):
-                used.add((r.get("driver") or "", r.get("pool") or "", r.get("device") or ""))
-    return used
-
-
-def _pools(view: View) -> list[Object]:
-    """Slices of each pool's newest generation, of pools whose slices are all there."""
-    newest: dict[tuple[str, str], int] = {}
-    for s in view.list(SLICES):
-        pool = s["spec"].get("pool") or {}
-        k = (s["spec"].get("driver") or "", pool.get("name") or "")
-        newest[k] = max(newest.get(k, 0), int(pool.get("generation") or 0))
-    by_pool: dict[tuple[str, str], list[Object]] = {}
-    for s in view.list(SLICES):
-        pool = s["spec"].get("pool") or {}
-        k = (s["spec"].get("driver") or "", pool.get("name") or "")
-        if int(pool.get("generation") or 0) == newest[k]:
-            by_pool.setdefault(k, []).append(s)
-    return [s for slices in by_pool.values() if len(slices) >= int((slices[0]["spec"].get("pool") or {}).get("resourceSliceCount") or 1)
-            for s in sorted(slices, key=name)]
-
-
-def devices_of(t: NodeTable, slot: int, view: View) -> list[Candidate]:
-    """Devices that a pod on this node could use."""
-    out = []
-    for s in _pools(view):
-        spec = s["spec"]
-        everywhere = False
-        if spec.get("nodeName"):
-            if spec["nodeName"] != t.names[slot]:
-                continue
-        elif spec.get("nodeSelector"):
-            if not node_selector_mask(spec["nodeSelector"], t)[slot]:
-                continue
-        elif spec.get("allNodes"):
-            everywhere = True
-        else:
-            continue
-        pool = (spec.get("pool") or {}).get("name") or ""
-        out += [Candidate((spec.get("driver") or "", pool, d.get("name") or ""), d, everywhere) for d in spec.get("devices") or ()]
-    return out
-
-
-# --- the search ---------------------------------------------------------------------------------------------------------
-
-def _requests(claim: Object) -> list[Mapping[str, Any]]:
-    return ((claim.get("spec") or {}).get("devices") or {}).get("requests") or []
-
-
-def allocate(claims: Iterable[Object], devices: list[Candidate], used: set[Device], view: View, node: str) -> list[dict[str, Any]] | None:
-    """An allocation for each claim from these devices, or None. `used` is left as it was."""
-    taken = set(used)
-    out = []
-    for claim in claims:
-        found = _one(claim, devices, taken, view)
-        if found is None:
-            return None
-        taken |= {c.id for _, c, admin in found if not admin}
-        out.append(_result(claim, found, view, node))
-    return out
-
-
-def _one(claim: Object, devices: list[Candidate], taken: set[Device], view: View) -> list[tuple[str, Candidate, bool]] | None:
-    """(request, device, admin access) triples that satisfy one claim."""
-    requests = _requests(claim)
-    constraints = ((claim.get("spec") or {}).get("devices") or {}).get("constraints") or []
-    chosen: list[tuple[str, Candidate, bool]] = []
-
-    def place(i: int) -> bool:
-        if i == len(requests):
-            return True
-        request = requests[i]
-        for sub in request.get("firstAvailable") or (request.get("exactly") or {},):
-            label = f"{request['name']}/{sub['name']}" if request.get("firstAvailable") else request["name"]
-            fitting = [c for c in devices if _suits(c, sub, view)]
-            if sub.get("allocationMode") == "All":
-                if not fitting or len(chosen) + len(fitting) > RESULTS_MAX or any(c.id in taken for c in fitting):
-                    continue
-                if take(label, fitting, len(fitting), sub, i):
-                    return True
-            elif take(label, [c for c in fitting if sub.get("adminAccess") or c.id not in taken], int(sub.get("count") or 1), sub, i):
-                return True
-        return False
-
-    def take(label: str, fitting: list[Candidate], count: int, sub: Mapping[str, Any], i: int, start: int = 0) -> bool:
-        if count == 0:
-            return place(i + 1)
-        for n in range(start, len(fitting) - count + 1):
-            c = fitting[n]
-            if any(c.id == d.id for _, d, _ in chosen) and not sub.get("adminAccess"):
-                continue
-            if len(chosen) >= RESULTS_MAX or not _constrained(label, c, chosen, constraints):
-                continue
-            chosen.append((label, c, bool(sub.get("adminAccess"))))
-            if take(label, fitting, count - 1, sub, i, n + 1):
-                return True
-            chosen.pop()
-        return False
-    return chosen if place(0) else None
-
-
-def _suits(c: Candidate, request: Mapping[str, Any], view: View) -> bool:
-    """Class and request selectors hold, taints are tolerated, capacity is enough."""
-    device_class = view.get(DEVICE_CLASSES, "", request.get("deviceClassName") or "") or {}
-    selectors = [*((device_class.get("spec") or {}).get("selectors") or ()), *(request.get("selectors") or ())]
-    if not all(selects((s.get("cel") or {}).get("expression") or "", c) for s in selectors):
-        return False
-    tolerations = request.get("tolerations") or []
-    return all(any(_tolerates(x, taint) for x in tolerations) for taint in c.spec.get("taints") or () if taint.get("effect") in ("NoSchedule", "NoExecute"))
-
-
-def _tolerates(t: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    if t.get("effect") and t["effect"] != taint.get("effect"):
-        return False
-    if t.get("key") and t["key"] != taint.get("key"):
-        return False
-    return t.get("operator") == "Exists" or (t.get("value") or "") == (taint.get("value") or "")
-
-
-@lru_cache(maxsize=1024)
-def _program(expression: str) -> Any:
-    from kubern.model.cel import CelProblem, compile_
-    from kubern.model.cel.types import DYN
-
-    try:
-        return compile_(expression, {"device": DYN})
-    except CelProblem:
-        return None
-
-
-def selects(expression: str, c: Candidate) -> bool:
-    """A device selector over one device; an expression that fails selects nothing."""
-    from kubern.model.cel import CelError
-
-    program = _program(expression)
-    if program is None:
-        return False
-    try:
-        return program.run({"device": _variable(c)}) is True
-    except CelError:
-        return False
-
-
-def _variable(c: Candidate) -> dict[str, Any]:
-    from kubern.model.cel.kubernetes import _quantity
-
-    attributes: dict[str, dict[str, Any]] = {c.id[0]: {}}
-    capacity: dict[str, dict[str, Any]] = {c.id[0]: {}}
-    for full, value in (c.spec.get("attributes") or {}).items():
-        domain, _, short = full.rpartition("/")
-        attributes.setdefault(domain or c.id[0], {})[short] = next(iter(value.values()), None)
-    for full, value in (c.spec.get("capacity") or {}).items():
-        domain, _, short = full.rpartition("/")
-        capacity.setdefault(domain or c.id[0], {})[short] = _quantity(value.get("value") or "0")
-    return {"driver": c.id[0], "attributes": attributes, "capacity": capacity, "allowMultipleAllocations": bool(c.spec.get("allowMultipleAllocations"))}
-
-
-def _attribute(c: Candidate, full: str) -> Any:
-    attributes = c.spec.get("attributes") or {}
-    domain, _, short = full.rpartition("/")
-    value = attributes.get(full)
-    if value is None and domain == c.id[0]:
-        value = attributes.get(short)
-    return None if value is None else (next(iter(value)), next(iter(value.values())))
-
-
-def _constrained(label: str, c: Candidate, chosen: list[tuple[str, Candidate, bool]], constraints: list[Mapping[str, Any]]) -> bool:
-    for k in constraints:
-        names = k.get("requests") or ()
-        if names and label not in names and label.partition("/")[0] not in names:
-            continue
-        others = [d for other, d, _ in chosen if not names or other in names or other.partition("/")[0] in names]
-        if k.get("matchAttribute"):
-            mine = _attribute(c, k["matchAttribute"])
-            if mine is None or any(_attribute(d, k["matchAttribute"]) != mine for d in others):
-                return False
-        if k.get("distinctAttribute"):
-            mine = _attribute(c, k["distinctAttribute"])
-            if mine is None or any(_attribute(d, k["distinctAttribute"]) == mine for d in others):
-                return False
-    return True
-
-
-def _result(claim: Object, found: list[tuple[str, Candidate, bool]], view: View, node: str) -> dict[str, Any]:
-    """status.allocation, without its time."""
-    results = [{"request": label, "driver": c.id[0], "pool": c.id[1], "device": c.id[2], **({"adminAccess": True} if admin else {})}
-               for label, c, admin in found]
-    config = []
-    for request in _requests(claim):
-        for sub in request.get("firstAvailable") or (request.get("exactly") or {},):
-            label = f"{request['name']}/{sub['name']}" if request.get("firstAvailable") else request["name"]
-            if label not in {r["request"] for r in results}:
-                continue
-            device_class = view.get(DEVICE_CLASSES, "", sub.get("deviceClassName") or "") or {}
-            config += [{"source": "FromClass", "requests": [label], **x} for x in (device_class.get("spec") or {}).get("config") or ()]
-    config += [{"source": "FromClaim", **x} for x in ((claim.get("spec") or {}).get("devices") or {}).get("config") or ()]
-    out: dict[str, Any] = {"devices": {"results": results, **({"config": config} if config else {})}}
-    if not all(c.everywhere for _, c, _ in found):
-        out["nodeSelector"] = {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}
-    return out
-
-
 def reservation(p: PodInfo) -> dict[str, Any]:
     return {"resource": "pods", "name": p.name, "uid": p.uid}
 
@@ -332,3 +67,160 @@ def reservation(p: PodInfo) -> dict[str, Any]:
 def finalizers(claim: Object) -> list[str]:
     have = list(meta(claim).get("finalizers") or ())
     return have if FINALIZER in have else [*have, FINALIZER]
+
+
+def prepared(claim: Object) -> bool:
+    """Whether all devices that have to be made ready for binding are. Raises BadClaim where that failed."""
+    ready = True
+    for result, conditions in conditions_of(claim):
+        failed = next((c for c in result.get("bindingFailureConditions") or () if conditions.get(c) == "True"), None)
+        if failed:
+            raise BadClaim(f"device binding failed: claim={name(claim)}, condition={failed}")
+        ready &= all(conditions.get(c) == "True" for c in result["bindingConditions"])
+    return ready
+
+
+def late(claim: Object, now: float) -> bool:
+    """Whether it has waited for its binding conditions for too long."""
+    since = seconds_of((allocation(claim) or {}).get("allocationTimestamp"))
+    return bool(since) and since + BINDING_TIMEOUT_S < now and any(True for _ in conditions_of(claim))
+
+
+def _unusable(claim: Object, now: float) -> bool:
+    try:
+        return not prepared(claim) and late(claim, now)
+    except BadClaim:
+        return True
+
+
+class DynamicResources:
+    """The plugin, for one pod after the other: `prefilter` looks the pod's claims up, `filter`, `score` and `reserve` speak of the same pod."""
+
+    def __init__(self, view: View, pending: dict[str, Any], clock: Any) -> None:
+        self.view, self.pending, self.clock = view, pending, clock      # pending: uid of a claim -> allocation that is on its way to the API
+        self.claims: list[Object] = []
+        self.extended: dict[str, str] = {}                     # resources of the pod that device classes back: name -> class
+        self.stale: Object | None = None                       # a claim for extended resources that an earlier attempt left behind
+        self.unavailable: list[Object] = []                    # allocated claims that keep the pod from nodes
+        self.inventory, self.used = Inventory(()), Used()
+        self.found: dict[int, list[dict[str, Any]]] = {}       # slot -> allocations of the claims that had none
+
+    def concerns(self, p: PodInfo) -> bool:
+        """Whether the pod asks for devices; tells NodeResourcesFit which resources are not its own."""
+        self.extended = extended.classes(p, self.view)
+        p.backed = frozenset(self.extended)
+        return p.claims or bool(self.extended)
+
+    def _class(self, wanted: str) -> Object | None:
+        return self.view.get(DEVICE_CLASSES, "", wanted)
+
+    def prefilter(self, p: PodInfo, t: NodeTable) -> Restrict | Reject | None:
+        claims = claims_of(p, self.view)
+        self.unavailable, self.found = [], {}
+        if isinstance(claims, str):
+            self.claims = []
+            return Reject(claims, True)
+        self.claims = claims
+        self.stale = extended.left_behind(p, self.view) if self.extended else None
+        for claim in claims:
+            if allocation(claim):
+                if not reserved_for(claim, p.uid) and len((claim.get("status") or {}).get("reservedFor") or ()) >= RESERVED_MAX:
+                    return Reject("resourceclaim in use", True)
+            elif uid(claim) in self.pending:
+                return Reject(f"resource claim {p.namespace}/{name(claim)} is in the process of being allocated", True)
+            else:
+                for request in requests(claim):
+                    for sub in alternatives(request):
+                        label = f"{request.get('name')}/{sub.get('name')}" if request.get("firstAvailable") else request.get("name")
+                        if self._class(sub.get("deviceClassName") or "") is None:
+                            return Reject(f"request {label}: device class {sub.get('deviceClassName') or ''} does not exist", True)
+        self.inventory, self.used = Inventory(self.view.list(SLICES)), Used()
+        for given in (*(allocation(c) for c in self.view.list(CLAIMS)), *self.pending.values()):
+            self.used.add(given)
+        return None
+
+    def _open(self, p: PodInfo, t: NodeTable, slot: int) -> tuple[list[Object], list[dict[str, Any]]]:
+        """(claims that want an allocation on this node, how containers' extended resources map to requests)."""
+        waiting = [c for c in self.claims if not allocation(c)]
+        here = {r: c for r, c in self.extended.items() if not t.allocatable[t.resource_row(r), slot]}
+        if not here:
+            return waiting, []
+        claim, mappings = extended.claim_for(p, here)
+        return [*waiting, claim], mappings
+
+    def _allocate(self, claims: list[Object], t: NodeTable, slot: int) -> list[dict[str, Any]] | str:
+        def on_node(selector: Mapping[str, Any]) -> bool:
+            return bool(t.remember(("selector", repr(selector)), lambda: node_selector_mask(selector, t))[slot])
+        try:
+            return allocate(claims, self.inventory, self.used, self._class, t.names[slot], on_node)
+        except BadClaim as e:
+            return str(e)
+
+    def filter(self, p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+        if self.stale is not None:
+            yield Verdict(t.all(), "cannot schedule extended resource claim", True)
+            return
+        now = self.clock()
+        elsewhere = np.zeros(t.size, bool)
+        for claim in self.claims:
+            given = allocation(claim)
+            if given is None:
+                continue
+            bad = ~node_selector_mask(given["nodeSelector"], t) if given.get("nodeSelector") else np.zeros(t.size, bool)
+            if _unusable(claim, now):
+                bad = np.ones(t.size, bool)
+            if bad.any():
+                self.unavailable.append(claim)
+                elsewhere |= bad
+        if elsewhere.any():
+            yield Verdict(elsewhere, "resourceclaim not available on the node", True)
+        if not self.extended and all(allocation(c) for c in self.claims):
+            return
+        reasons: dict[str, list[int]] = {}
+        for slot in np.nonzero(t.all() & ~elsewhere)[0]:
+            claims, _ = self._open(p, t, int(slot))
+            found = self._allocate(claims, t, int(slot)) if claims else []
+            if isinstance(found, str):
+                reasons.setdefault(found, []).append(int(slot))
+            else:
+                self.found[int(slot)] = found
+        for reason, slots in reasons.items():
+            bad = np.zeros(t.size, bool)
+            bad[slots] = True
+            yield Verdict(bad, reason, True)
+
+    def score(self, p: PodInfo, t: NodeTable, feasible: Mask) -> Ints | None:
+        """By how early in their prioritized lists the requests were served."""
+        waiting = [c for c in self.claims if not allocation(c)]
+        if not any(r.get("firstAvailable") for c in waiting for r in requests(c)):
+            return None
+        out = np.zeros(t.size, np.int64)
+        for slot, found in self.found.items():
+            out[slot] = preference(waiting, found[:len(waiting)])
+        return out
+
+    def reserve(self, p: PodInfo, t: NodeTable, slot: int) -> Reserved:
+        """The pod's claims with the devices they get on the chosen node, noted as on their way."""
+        claims, mappings = self._open(p, t, slot)
+        found = self.found.get(slot) or (self._allocate(claims, t, slot) if claims else [])
+        given = {uid(c): a for c, a in zip(claims, found, strict=True)} if not isinstance(found, str) else {}
+        self.pending |= given
+        own = [(c, given.get(uid(c))) for c in self.claims]
+        made = claims[-1] if mappings else None
+        return Reserved(own, made, given.get(uid(made)) if made else None, mappings)
+
+
+class Reserved:
+    """What a placed pod was given. `claims`: each with its allocation, None where it had one; `made`: the claim for its extended resources."""
+
+    def __init__(self, claims: list[tuple[Object, Any]], made: Object | None = None, allocation: Any = None,
+                 mappings: list[dict[str, Any]] | None = None) -> None:
+        self.claims, self.made, self.allocation, self.mappings = claims, made, allocation, mappings or []
+        self.created: Object | None = None                     # `made`, once the server has it
+
+    def __bool__(self) -> bool:
+        return bool(self.claims or self.made)
+
+    @property
+    def uids(self) -> list[str]:
+        return [uid(c) for c, _ in self.claims] + ([uid(self.made)] if self.made else [])

@@ -31,6 +31,7 @@ AFTER_VOLUMES: tuple[tuple[str, Filter], ...] = (      # volume plugins stand be
     ("PodTopologySpread", topology.spread),
     ("InterPodAffinity", topology.pod_affinity),
 )
+LAST: tuple[tuple[str, Filter], ...] = (("NodeDeclaredFeatures", node.declared_features),)
 ONE_REASON = frozenset({"InterPodAffinity", "PodTopologySpread"})     # plugins that give a node one reason at most
 
 
@@ -72,6 +73,7 @@ class Extra:
     filters: tuple[tuple[str, Filter], ...] = ()
     prefilters: tuple[tuple[str, Callable[[PodInfo, NodeTable], Restrict | Reject | None]], ...] = ()
     late_filters: tuple[tuple[str, Filter], ...] = ()
+    late_scores: tuple[tuple[str, Callable[[PodInfo, NodeTable, Mask], Ints | None]], ...] = ()      # normalized here
     default_spreads: tuple[Spread, ...] = ()
     profile: Profile | None = None                      # None: upstream's default
     nominated: tuple[tuple[int, PodInfo], ...] = ()     # (slot, pod) of at least this pod's priority, not placed yet
@@ -103,7 +105,7 @@ def feasible(p: PodInfo, t: NodeTable, extra: Extra, *, explain: bool = False) -
                 alive &= verdict.only
     reserved = _reserve(t, extra.nominated)
     try:
-        for name, run in (*FILTERS, *extra.filters, *AFTER_VOLUMES, *extra.late_filters):
+        for name, run in (*FILTERS, *extra.filters, *AFTER_VOLUMES, *extra.late_filters, *LAST):
             if name in off:
                 continue
             failing: Mask | None = None
@@ -181,6 +183,10 @@ def scores(p: PodInfo, t: NodeTable, ok: Mask, extra: Extra) -> tuple[Ints, dict
                        ("ImageLocality", node.score_images(p, t))):
         if part is not None:
             parts[name] = part
+    for name, run in extra.late_scores:
+        raw = run(p, t, ok)
+        if raw is not None:
+            parts[name] = _normalized(raw, ok, reverse=False)
     total = np.zeros(t.size, np.int64)
     weights = WEIGHTS if profile is None else profile.weights
     for name, part in parts.items():
@@ -193,16 +199,21 @@ def pick(p: PodInfo, t: NodeTable, random: Callable[[int], int], extra: Extra | 
     """The best node for the pod; ties broken by random(n) -> 0..n-1."""
     extra = extra or NOTHING
     ok, rejection = feasible(p, t, extra)
+    return best(p, t, ok, extra, random) if ok.any() else rejection
+
+
+def best(p: PodInfo, t: NodeTable, ok: Mask, extra: Extra, random: Callable[[int], int], more: Ints | None = None) -> Decision:
+    """The node with the highest score of those that will do (one at least); `more` is added to what the plugins say."""
     slots = np.nonzero(ok)[0]
-    if not len(slots):
-        return rejection
     if len(slots) == 1:
         slot = int(slots[0])
         return Decision(t.names[slot], slot, 1)
     total, _ = scores(p, t, ok, extra)
+    if more is not None:
+        total = total + more
     mine = total[slots]
-    best = slots[mine == mine.max()]
-    slot = int(best[random(len(best))] if len(best) > 1 else best[0])
+    top = slots[mine == mine.max()]
+    slot = int(top[random(len(top))] if len(top) > 1 else top[0])
     return Decision(t.names[slot], slot, len(slots))
 
 

@@ -40,7 +40,7 @@ def _signature(p: PodInfo) -> Any:
     if found is False:
         spec = p.spec
         plain = not (p.affinity or p.anti_affinity or p.preferred or p.anti_preferred or p.spreads or p.ports or p.volumes or p.claims
-                     or spec.get("nodeName") or any(spec.get(k) for k in ("resourceClaims", "schedulingGroup")))
+                     or spec.get("nodeName") or any(spec.get(k) for k in ("resourceClaims", "schedulingGroup")) or node.needed_features(p))
         nodes = (spec.get("affinity") or {}).get("nodeAffinity") or {}
         required = (nodes.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or ()
         if nodes.get("preferredDuringSchedulingIgnoredDuringExecution") or any(x.get("matchFields") for x in required):
@@ -61,7 +61,7 @@ class Plain:
     def pick(self, p: PodInfo, extra: Extra, random: Callable[[int], int]) -> Decision | None:
         """The best node, or None: not a plain pod, or no node (pick then says why)."""
         t = self.table
-        if extra.profile is not None:
+        if extra.profile is not None or p.backed:
             return None
         if extra.filters or extra.prefilters or extra.late_filters or extra.default_spreads or extra.nominated or any(t.carried.values()):
             return None

@@ -5,7 +5,7 @@ Not the queue's view of it (attempts, back-off): queue.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import orjson
 from kubern.model import quantity
 from kubern.model.object import Object, meta
 from kubern.model.selector import Selector, from_label_selector
+from kubern.scheduler.profile import ARGS, Args
 
 DEFAULT_CPU_MILLI = 100                  # what a container without a request counts as when nodes are scored
 DEFAULT_MEMORY = 200 * 1024 * 1024
@@ -193,6 +194,8 @@ class PodInfo:
     volumes: tuple[str, ...] = ()                    # names of its PersistentVolumeClaims
     claims: bool = False                             # asks for ResourceClaims
     deleting: bool = False
+    args: Args = ARGS                                # of the plugins of its profile
+    backed: frozenset[str] = frozenset()             # resources it asks for that device classes back
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -218,10 +221,10 @@ def host_ports(spec: Mapping[str, Any]) -> tuple[tuple[str, str, int], ...]:
     return tuple(out)
 
 
-def _spreads(pod: Object, namespace: str, labels: Mapping[str, str]) -> tuple[Spread, ...]:
+def _spreads(constraints: Iterable[Mapping[str, Any]], namespace: str, labels: Mapping[str, str], selector: Any = None) -> tuple[Spread, ...]:
     out = []
-    for c in (pod.get("spec") or {}).get("topologySpreadConstraints") or ():
-        pods = _pod_set([namespace], None, c.get("labelSelector"), live_only=True)
+    for c in constraints:
+        pods = _pod_set([namespace], None, c.get("labelSelector") if selector is None else selector, live_only=True)
         out.append(Spread(c.get("topologyKey") or "", int(c.get("maxSkew") or 1), c.get("whenUnsatisfiable") != "ScheduleAnyway",
                           int(c.get("minDomains") or 1), pods, c.get("nodeAffinityPolicy") != "Ignore", c.get("nodeTaintsPolicy") == "Honor",
                           pods.selector.matches(dict(labels))))
@@ -232,6 +235,11 @@ def default_spreads(p: PodInfo, selector: Mapping[str, Any]) -> tuple[Spread, ..
     """The system's default constraints for a pod that names none, over the pods of its Services and owner."""
     pods = _pod_set([p.namespace], None, selector, live_only=True)
     return tuple(Spread(key, skew, False, 1, pods, True, False, True) for key, skew in SYSTEM_DEFAULT_SPREAD)
+
+
+def listed_spreads(p: PodInfo, constraints: Iterable[Mapping[str, Any]], selector: Mapping[str, Any]) -> tuple[Spread, ...]:
+    """A profile's default constraints, over the same pods."""
+    return _spreads(constraints, p.namespace, p.labels, selector)
 
 
 def pod_info(pod: Object) -> PodInfo:
@@ -251,7 +259,7 @@ def pod_info(pod: Object) -> PodInfo:
     return PodInfo(
         pod, namespace, m.get("name") or "", m.get("uid") or "", labels, (namespace, *sorted(labels.items())), int(spec.get("priority") or 0),
         requests, full.get("cpu", 0), full.get("memory", 0), host_ports(spec), placement, required, anti, preferred, anti_preferred,
-        _spreads(pod, namespace, labels) if spec.get("topologySpreadConstraints") else (), volumes=_claim_names(m.get("name") or "", spec),
+        _spreads(spec.get("topologySpreadConstraints") or (), namespace, labels), volumes=_claim_names(m.get("name") or "", spec),
         claims=bool(spec.get("resourceClaims")), deleting=bool(m.get("deletionTimestamp")))
 
 

@@ -17,7 +17,6 @@ from kubern.scheduler.pick import Extra, Rejection, feasible
 from kubern.scheduler.pod import PodInfo, start_time
 from kubern.scheduler.table import PODS, NodeTable
 
-CANDIDATES_MIN, CANDIDATES_SHARE = 100, 0.10
 NOT_HELPFUL = "Preemption is not helpful for scheduling"
 NO_VICTIMS = "No preemption victims found for incoming pod"
 
@@ -43,8 +42,9 @@ def importance(p: PodInfo) -> tuple[int, str]:
 
 
 def preempt(p: PodInfo, t: NodeTable, rejection: Rejection, budgets: Iterable[Object], extra: Extra,
-            random: Callable[[int], int]) -> Victims | NoHelp:
-    """The victims on the best node, or why there are none. The table is changed while looking and restored before returning."""
+            random: Callable[[int], int]) -> list[Victims] | NoHelp:
+    """Nodes with whom to evict there, the least harm first, or why there are none. The table is changed while looking and restored before
+    returning."""
     if p.spec.get("preemptionPolicy") == "Never":
         return NoHelp("not eligible due to preemptionPolicy=Never.")
     candidates = rejection.candidates if rejection.candidates is not None else np.zeros(t.size, bool)
@@ -55,7 +55,7 @@ def preempt(p: PodInfo, t: NodeTable, rejection: Rejection, budgets: Iterable[Ob
     slots = np.nonzero(candidates)[0]
     reasons: dict[str, int] = {}
     found: list[Victims] = []
-    wanted = max(CANDIDATES_MIN, int(len(slots) * CANDIDATES_SHARE))
+    wanted = max(p.args.candidates_min, int(len(slots) * p.args.candidates_share))
     offset = random(len(slots)) if len(slots) else 0
     limits = [(b, from_label_selector((b.get("spec") or {}).get("selector")), int((b.get("status") or {}).get("disruptionsAllowed") or 0),
                set((b.get("status") or {}).get("disruptedPods") or ())) for b in budgets]
@@ -69,7 +69,7 @@ def preempt(p: PodInfo, t: NodeTable, rejection: Rejection, budgets: Iterable[Ob
             for r in result:
                 reasons[r] = reasons.get(r, 0) + 1
     if found:
-        return min(found, key=_hurt)
+        return sorted(found, key=hurt)
     rest = rejection.total - len(slots)
     if rest:
         reasons[NOT_HELPFUL] = rest
@@ -81,7 +81,7 @@ def _by_preemption(pod: Object) -> bool:
                                  for c in (pod.get("status") or {}).get("conditions") or ())
 
 
-def _hurt(v: Victims) -> tuple[int, int, int, int, tuple[int, ...]]:
+def hurt(v: Victims) -> tuple[int, int, int, int, tuple[int, ...]]:
     """Smaller is better: violations, highest priority, sum of priorities, number; then the later start of the most important ones."""
     top = v.pods[0].priority
     earliest = min(start_time(q) for q in v.pods if q.priority == top)

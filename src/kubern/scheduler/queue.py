@@ -8,12 +8,14 @@ nothing else is active; never what met an error, or a refused binding would be t
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kubern.scheduler.pod import PodInfo
 
 INITIAL_BACKOFF_S, MAX_BACKOFF_S = 1.0, 10.0
 UNSCHEDULABLE_MAX_S = 300.0
+EXTENDER = "Extender"                           # what an extender refused anything may cure
 
 # Which plugins' refusals an event may cure; None: any. The event's name is what changed.
 CURES: dict[str, frozenset[str] | None] = {
@@ -23,6 +25,7 @@ CURES: dict[str, frozenset[str] | None] = {
                               "DynamicResources"}),
     "node-taints": frozenset({"TaintToleration", "NodeUnschedulable", "PodTopologySpread"}),
     "node-removed": frozenset({"PodTopologySpread", "InterPodAffinity"}),
+    "node-features": frozenset({"NodeDeclaredFeatures"}),
     "pod-placed": frozenset({"InterPodAffinity", "PodTopologySpread"}),
     "pod-removed": frozenset({"NodeResourcesFit", "NodePorts", "PodTopologySpread", "InterPodAffinity", "VolumeRestrictions", "NodeVolumeLimits",
                               "DynamicResources", "Preemption"}),
@@ -161,14 +164,15 @@ class Queue:
             q.place = "backoff"
             heapq.heappush(self._errors, (q.until_s, self._serial, q))
 
-    def event(self, name: str, now_s: float) -> None:
-        """Something changed: wake the unschedulable pods it may cure. Costs what it wakes, not what waits."""
+    def event(self, name: str, now_s: float, room: Callable[[PodInfo], bool] | None = None) -> None:
+        """Something changed: wake the unschedulable pods it may cure. Costs what it wakes, not what waits.
+        `room` says of a pod that lacks resources whether it may find them now; the others of its plugins are asked by name alone."""
         for q in self._flying.values():
             q.moved = True
         cures = CURES[name]
-        for plugin in tuple(self._parked) if cures is None else cures:
+        for plugin in tuple(self._parked) if cures is None else (*cures, EXTENDER):
             for q in tuple(self._parked.get(plugin, {}).values()):
-                if q.place == "parked":
+                if q.place == "parked" and (room is None or plugin != "NodeResourcesFit" or room(q.info)):
                     self._wake(q, now_s)
 
     def leftovers(self, now_s: float) -> None:

@@ -181,13 +181,18 @@ def prefilter_affinity(p: PodInfo, t: NodeTable) -> Restrict | Reject | None:
 
 
 def node_affinity(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    enforced: Mask | None = None
+    if p.args.required is not None:
+        enforced = t.remember(("enforced", repr(p.args.required)), lambda: node_selector_mask(p.args.required, t))
+        yield Verdict(~enforced, "node(s) didn't match scheduler-enforced node affinity", True)
     ok = placement(p, t)
     if ok is not None:
-        yield Verdict(~ok, "node(s) didn't match Pod's node affinity/selector", True)
+        yield Verdict(~ok if enforced is None else ~ok & enforced, "node(s) didn't match Pod's node affinity/selector", True)
 
 
 def score_affinity(p: PodInfo, t: NodeTable) -> Ints | None:
-    preferred = ((p.spec.get("affinity") or {}).get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution")
+    preferred = [*(((p.spec.get("affinity") or {}).get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution") or ()),
+                 *p.args.preferred]
     if not preferred:
         return None
 
@@ -197,6 +202,27 @@ def score_affinity(p: PodInfo, t: NodeTable) -> Ints | None:
             total += int(x.get("weight") or 0) * node_term(x.get("preference") or {}, t)
         return total
     return t.remember(("preferred", repr(preferred)), make)
+
+
+# --- declared features ----------------------------------------------------------------------------------------------------
+
+def needed_features(p: PodInfo) -> set[str]:
+    """What the pod can only run with. KEP-5328; upstream's component-helpers nodedeclaredfeatures."""
+    out = set()
+    spec = p.spec
+    if any(r.get("action") == "RestartAllContainers" for field in ("containers", "initContainers") for c in spec.get(field) or ()
+           for r in c.get("restartPolicyRules") or ()):
+        out.add("RestartAllContainersOnContainerExits")
+    if spec.get("hostNetwork") and spec.get("hostUsers") is False:
+        out.add("UserNamespacesHostNetworkSupport")
+    return out
+
+
+def declared_features(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
+    needed = needed_features(p)
+    if needed:
+        bad = np.fromiter((not needed <= set(((n or {}).get("status") or {}).get("declaredFeatures") or ()) for n in t.nodes), bool, t.size)
+        yield Verdict(bad, "node(s) didn't match Pod's required features", True)
 
 
 # --- ports and images ---------------------------------------------------------------------------------------------------

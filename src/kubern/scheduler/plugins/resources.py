@@ -14,18 +14,31 @@ from kubern.scheduler.table import PODS, NodeTable
 IGNORED = ("pods",)
 
 
-def fit(p: PodInfo, t: NodeTable, extra: dict[int, PodInfo] | None = None) -> Iterator[Verdict]:
+def fits_at(p: PodInfo, t: NodeTable, slot: int) -> bool:
+    """Whether one node has room for the pod now."""
+    if slot < 0 or t.used[PODS, slot] + 1 > t.allocatable[PODS, slot]:
+        return False
+    for name, want in p.requests.items():
+        row = t.resource_row(name)
+        if want and name not in IGNORED and not p.args.ignores(name) and t.used[row, slot] + want > t.allocatable[row, slot] and name not in p.backed:
+            return False
+    return True
+
+
+def fit(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
     """Every resource the pod asks for, against what is left. `final` where the node could not hold it even when empty."""
     n = t.size
     bad = t.used[PODS, :n] + 1 > t.allocatable[PODS, :n]
     if bad.any():
         yield Verdict(bad, "Too many pods")
     for name, want in p.requests.items():
-        if want == 0 or name in IGNORED:
+        if want == 0 or name in IGNORED or p.args.ignores(name):
             continue
         row = t.resource_row(name)
         room = t.allocatable[row, :n]
         bad = t.used[row, :n] + want > room
+        if name in p.backed:                     # where the node does not offer it itself, devices are looked for
+            bad &= room > 0
         if bad.any():
             yield Verdict(bad, f"Insufficient {name}", want > room)
 
@@ -74,19 +87,27 @@ def by_strategy(p: PodInfo, t: NodeTable, strategy: Strategy) -> Ints:
 
 
 def _balance(fractions: list[np.ndarray], present: list[np.ndarray]) -> np.ndarray:
-    """100 where the fractions are equal, less by their standard deviation."""
-    a, b = (np.minimum(f, 1.0) for f in fractions)
-    both = present[0] & present[1]
-    return ((1 - np.where(both, np.abs(a - b) / 2, 0.0)) * 100).astype(np.int64)
+    """100 where the fractions are equal, less by their standard deviation; only resources that the node has count."""
+    if len(fractions) == 2:                       # the usual case, and a form that is exact
+        a, b = (np.minimum(f, 1.0) for f in fractions)
+        return ((1 - np.where(present[0] & present[1], np.abs(a - b) / 2, 0.0)) * 100).astype(np.int64)
+    have = np.array(present)
+    shares = np.where(have, np.minimum(np.array(fractions), 1.0), 0.0)
+    number = np.maximum(have.sum(axis=0), 1)
+    mean = shares.sum(axis=0) / number
+    deviation = np.sqrt((np.where(have, shares - mean, 0.0) ** 2).sum(axis=0) / number)
+    return ((1 - deviation) * 100).astype(np.int64)
 
 
 def balanced(p: PodInfo, t: NodeTable) -> Ints | None:
-    """How much placing the pod improves the balance of cpu and memory use; pods that ask for nothing are not scored."""
-    if not p.requests.get("cpu") and not p.requests.get("memory"):
+    """How much placing the pod improves the balance of use of cpu and memory; pods that ask for nothing of it are not scored."""
+    names = p.args.balanced
+    if not any(p.requests.get(name) for name in names):
         return None
     n = t.size
-    rooms = [t.allocatable[i, :n] for i in (0, 1)]
+    rows = [t.resource_row(name) for name in names]
+    rooms = [t.allocatable[row, :n] for row in rows]
     present = [r > 0 for r in rooms]
-    before = [t.used[i, :n] / np.maximum(rooms[i], 1) for i in (0, 1)]
-    after = [(t.used[i, :n] + p.requests.get(name, 0)) / np.maximum(rooms[i], 1) for i, name in ((0, "cpu"), (1, "memory"))]
+    before = [t.used[row, :n] / np.maximum(room, 1) for row, room in zip(rows, rooms, strict=True)]
+    after = [(t.used[row, :n] + p.requests.get(name, 0)) / np.maximum(room, 1) for row, room, name in zip(rows, rooms, names, strict=True)]
     return 50 + (50 + _balance(after, present) - _balance(before, present)) // 2

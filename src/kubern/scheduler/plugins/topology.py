@@ -139,10 +139,13 @@ def score_pod_affinity(p: PodInfo, t: NodeTable, feasible: Mask) -> Ints | None:
         add(x, t.counts(x.pods), x.weight)
     for x in p.anti_preferred:
         add(x, t.counts(x.pods), -x.weight)
-    for kind, sign in (("affinity", 1), ("preferred", 1), ("anti_preferred", -1)):
+    theirs = () if p.args.ignore_preferred_of_existing else (("preferred", 1), ("anti_preferred", -1))
+    for kind, sign in (("affinity", 1), *theirs):
+        if kind == "affinity" and not p.args.hard_affinity_weight:
+            continue
         for term, carriers in t.carried[kind].values():
             if t.in_set(term.pods, p):
-                add(term, carriers.counts[:n], sign * (1 if kind == "affinity" else term.weight))
+                add(term, carriers.counts[:n], sign * (p.args.hard_affinity_weight if kind == "affinity" else term.weight))
     if total is None:
         return None
     low, high = int(total[feasible].min()), int(total[feasible].max())

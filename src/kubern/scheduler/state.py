@@ -1,0 +1,264 @@
+"""State: what the scheduler knows. The node table, the queue, and what is decided but not yet written; the mirrors feed it. No I/O.
+
+Not the plugins' state of one pod: they keep that themselves (claims.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from kubern.client.mirror import Mirrors
+from kubern.model.object import Object, controller_of, deleting, meta
+from kubern.scheduler import claims, volumes
+from kubern.scheduler.pick import Extra, Filter
+from kubern.scheduler.plugins.resources import fits_at
+from kubern.scheduler.pod import PodInfo, Spread, default_spreads, listed_spreads, pod_info
+from kubern.scheduler.profile import ARGS, DEFAULT, Configuration
+from kubern.scheduler.queue import Queue
+from kubern.scheduler.table import NodeTable
+
+READS = ("pods", "nodes", "namespaces", "services", "replicationcontrollers", "replicasets.apps", "statefulsets.apps",
+         "poddisruptionbudgets.policy", "persistentvolumeclaims", "persistentvolumes", volumes.CLASSES, volumes.CSINODES,
+         volumes.DRIVERS, volumes.CAPACITIES, claims.CLAIMS, claims.SLICES, claims.DEVICE_CLASSES)
+DEVICES = (claims.CLAIMS, claims.SLICES, claims.DEVICE_CLASSES)
+STORAGE = ("persistentvolumeclaims", "persistentvolumes", volumes.CLASSES, volumes.CSINODES, volumes.DRIVERS, volumes.CAPACITIES)
+
+
+class State:
+    """Owns the table and the queue. `wake` is set when the queue may hold something new."""
+
+    def __init__(self, mirrors: Mirrors, clock: Callable[[], float], configuration: Configuration) -> None:
+        self.mirrors, self.clock, self.profiles = mirrors, clock, configuration.profiles
+        self.table, self.queue = NodeTable(), Queue(configuration.initial_backoff_s, configuration.max_backoff_s)
+        self.homeless: dict[str, dict[tuple[str, str], PodInfo]] = {}      # pods on nodes that are not there (yet)
+        self.nominated: dict[tuple[str, str], tuple[str, PodInfo]] = {}
+        self.promised: dict[str, str] = {}                                  # volume -> uid of the claim it was given to
+        self.allocating: dict[str, Any] = {}                                # uid of a claim -> its allocation, on the way to the API
+        self.wake = asyncio.Event()
+        self.volume_filters: tuple[tuple[str, Filter], ...] = (
+            ("VolumeRestrictions", volumes.volume_restrictions(mirrors)), ("NodeVolumeLimits", volumes.volume_limits(mirrors)),
+            ("VolumeBinding", volumes.volume_binding(mirrors, self.promised)), ("VolumeZone", volumes.volume_zone(mirrors)))
+        self.volume_prefilters = (("VolumeRestrictions", volumes.restrictions_prefilter(mirrors)), ("VolumeBinding", volumes.prefilter(mirrors)))
+        self.devices = claims.DynamicResources(mirrors, self.allocating, clock)
+
+    def follow(self) -> None:
+        """Takes what the mirrors hold, and every change from now on."""
+        for name, handler in (("nodes", self.on_node), ("pods", self.on_pod), ("namespaces", self.on_namespace)):
+            mirror = self.mirrors.mirror(name)
+            for obj in list(mirror.objects.values()):
+                handler(None, obj)
+            mirror.handlers.append(handler)
+        for name in STORAGE:
+            self.mirrors.mirror(name).handlers.append(self.on_storage)
+        for name in DEVICES:
+            self.mirrors.mirror(name).handlers.append(self.on_devices)
+
+    # --- what the mirrors say ---------------------------------------------------------------------------------------
+
+    def on_node(self, old: Object | None, new: Object | None) -> None:
+        now = self.clock()
+        if new is None:
+            assert old is not None
+            name = meta(old)["name"]
+            slot = self.table.slots.get(name, -1)
+            if slot >= 0:
+                self.homeless.setdefault(name, {}).update(self.table.pods[slot])
+            self.table.remove_node(name)
+            self.event("node-removed", now)
+            return
+        name = meta(new)["name"]
+        if old is not None and name in self.table.slots and not _node_differs(old, new):
+            self.table.nodes[self.table.slots[name]] = new
+            return
+        known = name in self.table.slots
+        self.table.set_node(new)
+        if not known:
+            for p in self.homeless.pop(name, {}).values():
+                self.table.add_pod(p, name)
+            self.event("node-added", now)
+            return
+        assert old is not None
+        if ((old.get("status") or {}).get("allocatable")) != ((new.get("status") or {}).get("allocatable")):
+            self.event("node-allocatable", now, self._room_at(self.table.slots[name]))
+        if meta(old).get("labels") != meta(new).get("labels"):
+            self.event("node-labels", now)
+        if _taints(old) != _taints(new):
+            self.event("node-taints", now)
+        if _features(old) != _features(new):
+            self.event("node-features", now)
+
+    def on_pod(self, old: Object | None, new: Object | None) -> None:
+        now = self.clock()
+        pod = new or old
+        assert pod is not None
+        m = meta(pod)
+        key = (m.get("namespace") or "", m["name"])
+        if new is None or (new.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            self._forget(key, m.get("uid") or "", now)
+            return
+        node = (new.get("spec") or {}).get("nodeName")
+        if node:
+            self._placed(key, new, node, now)
+        elif (new.get("spec") or {}).get("schedulerName", DEFAULT) in self.profiles:
+            self._waiting(key, old, new, now)
+
+    def _forget(self, key: tuple[str, str], uid: str, now: float) -> None:
+        placed = self.table.placed.get(key)
+        if placed is not None and placed.uid == uid:
+            slot = placed.slot
+            self.table.remove_pod(placed)
+            self.event("pod-removed", now, self._room_at(slot))
+        for there in self.homeless.values():
+            there.pop(key, None)
+        queued = self.queue.pods.get(key)
+        if queued is not None and queued.info.uid == uid:
+            self.queue.remove(key)
+        if self.nominated.pop(key, None) is not None:
+            self.event("pod-removed", now)
+
+    def _placed(self, key: tuple[str, str], pod: Object, node: str, now: float) -> None:
+        self.queue.remove(key)
+        self.nominated.pop(key, None)
+        before = self.table.placed.get(key)
+        if before is not None and before.uid == meta(pod).get("uid") and self.table.names[before.slot] == node:
+            was_assumed, before.assumed = before.assumed, False
+            old_pod, before.pod = before.pod, pod
+            same = (meta(old_pod).get("labels") == meta(pod).get("labels") and deleting(old_pod) == deleting(pod)
+                    and (was_assumed or (old_pod.get("spec") == pod.get("spec") and _resources(old_pod) == _resources(pod))))
+            if same:
+                if was_assumed:
+                    self.event("pod-placed", now)
+                return
+            slot = before.slot
+            self.table.remove_pod(before)
+            info = pod_info(pod)
+            self.table.add_pod(info, node)
+            if before.labels != info.labels:
+                self.event("pod-labels", now)
+            else:
+                self.event("pod-removed", now, self._room_at(slot))
+            return
+        if before is not None:
+            self.table.remove_pod(before)
+        info = pod_info(pod)
+        if not self.table.add_pod(info, node):
+            self.homeless.setdefault(node, {})[key] = info
+        self.event("pod-placed", now)
+
+    def _waiting(self, key: tuple[str, str], old: Object | None, new: Object, now: float) -> None:
+        if deleting(new):
+            self.queue.remove(key)
+            return
+        placed = self.table.placed.get(key)
+        if placed is not None and placed.assumed and placed.uid == meta(new).get("uid"):
+            return                                                         # our binding is on its way
+        info = pod_info(new)
+        nominated = (new.get("status") or {}).get("nominatedNodeName")
+        if nominated:
+            self.nominated[key] = (nominated, info)
+        gated = bool((new.get("spec") or {}).get("schedulingGates")) or (info.claims and isinstance(claims.claims_of(info, self.mirrors), str))
+        known = self.queue.pods.get(key)
+        if known is not None and old is not None and old.get("spec") == new.get("spec") and meta(old).get("labels") == meta(new).get("labels") \
+                and known.info.uid == info.uid and meta(old).get("annotations") == meta(new).get("annotations"):
+            self.queue.refresh(info)
+            return
+        self.queue.add(info, now, gated)
+        self.wake.set()
+
+    def on_namespace(self, old: Object | None, new: Object | None) -> None:
+        if new is None:
+            assert old is not None
+            self.table.set_namespace(meta(old)["name"], None)
+        else:
+            self.table.set_namespace(meta(new)["name"], meta(new).get("labels") or {})
+
+    def on_storage(self, old: Object | None, new: Object | None) -> None:
+        if new is not None and new.get("kind") == "PersistentVolume" and (new.get("spec") or {}).get("claimRef"):
+            self.promised.pop(meta(new)["name"], None)
+        self.event("storage", self.clock())
+
+    def on_devices(self, old: Object | None, new: Object | None) -> None:
+        now = self.clock()
+        if new is not None and new.get("kind") == "ResourceClaim":
+            if claims.allocation(new):
+                self.allocating.pop(meta(new)["uid"], None)
+            for pod in self.mirrors.by("pods", "resourceclaim", f"{meta(new).get('namespace')}/{meta(new)['name']}"):
+                queued = self.queue.pods.get((meta(pod).get("namespace") or "", meta(pod)["name"]))
+                if queued is not None and queued.place == "gated" and not (pod.get("spec") or {}).get("schedulingGates") \
+                        and not isinstance(claims.claims_of(queued.info, self.mirrors), str):
+                    self.queue.add(queued.info, now)
+        self.event("claims", now)
+
+    def event(self, name: str, now: float, room: Callable[[PodInfo], bool] | None = None) -> None:
+        """`room`: whether a pod that lacks resources may find them after this."""
+        self.queue.event(name, now, room)
+        self.wake.set()
+
+    def _room_at(self, slot: int) -> Callable[[PodInfo], bool]:
+        return lambda p: fits_at(p, self.table, slot)
+
+    # --- what a pod needs besides the table ---------------------------------------------------------------------------
+
+    def extra_for(self, p: PodInfo) -> Extra:
+        """What picking this pod needs besides the table."""
+        nominated = tuple((self.table.slots[node], q) for key, (node, q) in self.nominated.items()
+                          if q.priority >= p.priority and key != p.key and node in self.table.slots)
+        profile = self.profiles.get(p.spec.get("schedulerName", DEFAULT))
+        p.args = ARGS if profile is None else profile.args
+        devices = self.devices.concerns(p)
+        prefilters = (*(self.volume_prefilters if p.volumes else ()), *((("DynamicResources", self.devices.prefilter),) if devices else ()))
+        return Extra(filters=self.volume_filters if p.volumes else (), prefilters=prefilters, nominated=nominated, profile=profile,
+                     late_filters=(("DynamicResources", self.devices.filter),) if devices else (),
+                     late_scores=(("DynamicResources", self.devices.score),) if devices else (),
+                     default_spreads=() if p.spreads else self._default_spreads(p))
+
+    def _default_spreads(self, p: PodInfo) -> tuple[Spread, ...]:
+        """The default spreading over the pods of the same Services and owner: the system's, or the profile's."""
+        if p.args.default_constraints == ():
+            return ()
+        match: dict[str, str] = {}
+        for k, v in p.labels.items():
+            for service in self.mirrors.by("services", "selector", f"{p.namespace}/{k}={v}"):
+                selector = (service.get("spec") or {}).get("selector") or {}
+                if all(p.labels.get(a) == b for a, b in selector.items()):
+                    match.update(selector)
+        expressions: list[Any] = []
+        owner = controller_of(p.pod)
+        if owner is not None:
+            kind, name = owner.get("kind"), owner.get("name") or ""
+            resource = {"ReplicationController": "replicationcontrollers", "ReplicaSet": "replicasets.apps",
+                        "StatefulSet": "statefulsets.apps"}.get(kind or "")
+            obj = self.mirrors.get(resource, p.namespace, name) if resource else None
+            if obj is not None:
+                selector = (obj.get("spec") or {}).get("selector") or {}
+                if kind == "ReplicationController":
+                    match.update(selector)
+                else:
+                    match.update(selector.get("matchLabels") or {})
+                    expressions = selector.get("matchExpressions") or []
+        if not match and not expressions:
+            return ()
+        selector = {"matchLabels": match, "matchExpressions": expressions} if expressions else {"matchLabels": match}
+        return default_spreads(p, selector) if p.args.default_constraints is None else listed_spreads(p, p.args.default_constraints, selector)
+
+
+def _taints(node: Object) -> tuple[Any, Any]:
+    spec = node.get("spec") or {}
+    return spec.get("taints"), spec.get("unschedulable")
+
+
+def _features(node: Object) -> Any:
+    return (node.get("status") or {}).get("declaredFeatures")
+
+
+def _resources(pod: Object) -> Any:
+    return [c.get("allocatedResources") for c in (pod.get("status") or {}).get("containerStatuses") or ()]
+
+
+def _node_differs(old: Object, new: Object) -> bool:
+    """Whether anything that scheduling reads changed: heartbeats do not count."""
+    a, b = old.get("status") or {}, new.get("status") or {}
+    return (meta(old).get("labels") != meta(new).get("labels") or _taints(old) != _taints(new)
+            or a.get("allocatable") != b.get("allocatable") or a.get("images") != b.get("images") or _features(old) != _features(new))
