@@ -67,6 +67,12 @@ class Cluster:
             raise AssertionError(f"kubectl {' '.join(args)}: exit {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}")
         return done.stdout.decode(errors="replace")
 
+    def kubectl_error(self, *args: str, stdin: str = "") -> str:
+        """What kubectl complains of; fails if it does not."""
+        done = subprocess.run([KUBECTL, *args], env=self.env, input=stdin, capture_output=True, text=True, timeout=120)
+        assert done.returncode, f"kubectl {' '.join(args)} went well: {done.stdout}"
+        return done.stderr
+
     def get(self, *args: str) -> Any:
         return json.loads(self.kubectl("get", *args, "-o", "json"))
 

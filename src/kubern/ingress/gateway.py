@@ -303,6 +303,7 @@ def _conditions(m: Mapping[str, Any], where: str) -> tuple[Condition, ...]:
 
 
 def _expression(text: str) -> str:
+    """It matches the whole value, so that anchors at its ends say nothing."""
     import re2
 
     try:
@@ -311,7 +312,7 @@ def _expression(text: str) -> str:
         raise NotImplementedError(f"{text} is no regular expression") from None
     if "\n" in text or "(?" in text.replace("(?:", ""):
         raise NotImplementedError(f"the regular expression {text} uses what the proxy does not know")
-    return text
+    return text.removeprefix("^")[:-1] if text.endswith("$") and not text.endswith("\\$") else text.removeprefix("^")
 
 
 def _action(rule: Mapping[str, Any], match: Match, route: Object, world: World, problems: list[tuple[str, str]]) -> Action:
