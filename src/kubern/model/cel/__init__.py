@@ -162,10 +162,10 @@ def compile_error(expression: str, returns: str, *, params: bool = False, author
     return ""
 
 
-def schema_errors(schema: Mapping[str, Any], path: str) -> Any:
-    """What does not compile in the rules of a CRD's schema, as field errors."""
+def schema_errors(schema: Mapping[str, Any], path: str, each: bool = True) -> Any:
+    """What does not compile or costs too much in the rules of a CRD's schema, as field errors."""
     from kubern.model.cel.schemas import schema_errors as errors
-    return errors(schema, path)
+    return errors(schema, path, each)
 
 
 def schema_rules(schema: Mapping[str, Any]) -> Any:

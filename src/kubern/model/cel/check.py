@@ -52,7 +52,7 @@ class Checker:
         return "error"
 
     def report(self) -> str:
-        return "\n".join(show(self.source, pos, message) for pos, message in self.problems)
+        return "\n".join(show(self.source, pos, message) for pos, message in sorted(self.problems, key=lambda p: p[0]))
 
     def lookup(self, name: str) -> Type | None:
         for scope in reversed(self.scopes):
@@ -312,9 +312,6 @@ class Checker:
         if node.name == "transformMap":
             return ("map", key, made)
         return made if isinstance(made, tuple) and made[0] == "map" else DYN          # transformMapEntry
-
-    def _bind(self, node: Node) -> Type:
-        return self._inside(node.args[1], {node.name: self.check(node.args[0])})
 
     def _optmap(self, node: Node) -> Type:
         t = self.check(node.args[0])

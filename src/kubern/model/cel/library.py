@@ -520,7 +520,7 @@ _LISTS: list[Row] = [
     *((f"list({t}).max() -> {t}", _extreme("max", 1)) for t in _ORDERED),
     *((f"list({t}).min() -> {t}", _extreme("min", -1)) for t in _ORDERED),
     *((f"list({t}).sum() -> {t}", _sum(zero)) for t, zero in (("int", 0), ("uint", UInt(0)), ("double", 0.0), ("duration", Duration(0)))),
-    ("list(A).slice(int, int) -> list(A)", _slice), ("list(A).flatten() -> list(dyn)", _flatten),
+    ("list(A).slice(int, int) -> list(A)", _slice), ("list(list(A)).flatten() -> list(A)", _flatten),
     ("list(A).flatten(int) -> list(dyn)", _flatten),
     *((f"list({t}).sort() -> list({t})", lambda xs: sorted(xs, key=cmp_to_key(_compare))) for t in _ORDERED),
     ("lists.range(int) -> list(int)", _range), ("list(A).reverse() -> list(A)", lambda xs: xs[::-1]),

@@ -1,4 +1,4 @@
-"""CEL text to a tree. Macros become nodes of their own (`comp`, `bind`, …) instead of being unfolded.
+"""CEL text to a tree. Macros become nodes of their own (`comp`, `optmap`, …) instead of being unfolded.
 
 In: the text. Out: a Node, or CelSyntaxError. The grammar is that of cel-spec doc/langdef.md with optional syntax (`?.`, `[?]`);
 what ANTLR says of a broken text comes from cel-cpp's parser, so that it is worded as upstream words it.
@@ -327,8 +327,6 @@ def _global(name: str, pos: int, opened: int, args: list[Node]) -> Node:
 
 def _method(target: Node, name: str, pos: int, args: list[Node]) -> Node:
     count = len(args)
-    if target.op == "ident" and target.name == "cel" and name == "bind" and count == 3:
-        return Node("bind", pos, _variable(args[0], "cel.bind() variable names must be simple identifiers"), (args[1], args[2]))
     if name in ("optMap", "optFlatMap") and count == 2:
         variable = _variable(args[0], f"{name}() variable name must be a simple identifier")
         return Node("optmap", pos, name, (target, args[1]), variable)

@@ -479,11 +479,6 @@ def _scoped(v: dict[Any, Any], name: str, value: Any, body: Run) -> Any:
             v[name] = kept
 
 
-def _bind(node: Node) -> Run:
-    init, body, name = compile_(node.args[0]), compile_(node.args[1]), node.name
-    return lambda v: _scoped(v, name, init(v), body)
-
-
 def _optmap(node: Node) -> Run:
     target, body, name, flat = compile_(node.args[0]), compile_(node.args[1]), node.value, node.name == "optFlatMap"
 
@@ -501,7 +496,7 @@ def _optmap(node: Node) -> Run:
 _COMPILERS: dict[str, Callable[[Node], Run]] = {
     "const": _const, "ident": _ident, "typename": _typename, "select": _select, "has": _has, "optselect": _optselect, "index": _index,
     "optindex": _optindex, "call": _call, "method": _call, "and": _shortcut, "or": _shortcut, "cond": _cond, "list": _list, "map": _map,
-    "struct": _struct, "comp": _comp, "bind": _bind, "optmap": _optmap,
+    "struct": _struct, "comp": _comp, "optmap": _optmap,
 }
 
 __all__ = ["BUDGET", "NULL", "STEPS_MAX", "Lazy", "Run", "compile_", "equal", "text"]

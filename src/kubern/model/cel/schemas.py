@@ -14,29 +14,20 @@ from typing import Any
 
 from kubern.model import invalid as field
 from kubern.model.cel import CelError, CelProblem, Program, compile_
+from kubern.model.cel.cost import MAX as MAX_COST
+from kubern.model.cel.cost import estimate
+from kubern.model.cel.extent import extent_of, members_max
 from kubern.model.cel.run import BUDGET, STEPS_MAX, _converter
-from kubern.model.cel.types import DYN, TIMESTAMP, Object, Type, read
+from kubern.model.cel.types import DYN, TIMESTAMP, Object, Type, escape, read
 from kubern.model.cel.values import Optional
 from kubern.model.custom import MISSING, NOWHERE, _equal, _old_items
 from kubern.model.invalid import FieldError, Struct
 
 MESSAGE_MAX_BYTES = 5 * 1024
-_NAME = re.compile(r"[a-zA-Z_./-][a-zA-Z0-9_./-]*")
-_RESERVED = frozenset(("true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop",
-                       "package", "namespace", "return", "var", "void", "while"))
 _ERRORS: dict[str, Callable[[str, Any, str], FieldError]] = {
     "FieldValueForbidden": lambda p, v, d: field.forbidden(p, d), "FieldValueRequired": lambda p, v, d: field.required(p, d),
     "FieldValueDuplicate": lambda p, v, d: field.duplicate(p, v)}
 _META = Object("object.metadata", {"name": "string", "generateName": "string"})
-
-
-def escape(name: str) -> str | None:
-    """A property's name as expressions write it, None where they cannot."""
-    if name in _RESERVED:
-        return f"__{name}__"
-    if not _NAME.fullmatch(name):
-        return None
-    return name.replace("__", "__underscores__").replace(".", "__dot__").replace("-", "__dash__").replace("/", "__slash__")
 
 
 class SchemaObject(Object):
@@ -117,39 +108,84 @@ def _compile(spec: Mapping[str, Any], t: Type) -> tuple[_Rule | None, str, str]:
 
 # --- validation of schemas ---
 
-def schema_errors(schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
-    """What does not compile in the rules of a CRD's schema."""
-    yield from _schema_errors(schema, path, True, True)
+RULE_COST_MAX, SCHEMA_COST_MAX = 10_000_000, 100_000_000
+_NAMED_MAX = 4                         # of the rules that make a schema too expensive
 
 
-def _schema_errors(s: Mapping[str, Any], path: str, root: bool, comparable: bool) -> Iterator[FieldError]:
-    rules = s.get("x-kubernetes-validations") or ()
-    if rules:
-        t = type_of(s, root)
-        for i, spec in enumerate(rules):
-            if not (spec.get("rule") or "").strip():
-                continue
-            where = f"{path}.x-kubernetes-validations[{i}]"
-            rule, why, message_why = _compile(spec, t)
-            shown = Struct(Rule=spec.get("rule") or "", Message=spec.get("message") or "", MessageExpression=spec.get("messageExpression") or "",
-                           Reason=spec.get("reason"), FieldPath=spec.get("fieldPath") or "", OptionalOldSelf=spec.get("optionalOldSelf"))
-            if why:
-                yield field.invalid(f"{where}.rule", shown, why)
-            elif message_why:
-                yield field.invalid(f"{where}.messageExpression", shown, message_why)
-            elif rule is not None and rule.transition and not comparable:
-                yield field.invalid(f"{where}.rule", spec["rule"], "oldSelf cannot be used on the uncorrelatable portion of the schema within " + path)
-            elif rule is not None and spec.get("optionalOldSelf") is not None and not rule.transition:
-                yield field.invalid(f"{where}.optionalOldSelf", spec["optionalOldSelf"], "may not be set if oldSelf is not used in rule")
+def schema_errors(schema: Mapping[str, Any], path: str, each: bool = True) -> Iterator[FieldError]:
+    """What does not compile or costs too much in the rules of a CRD's schema. `each`: what every single rule may cost counts, not only all together."""
+    total: list[tuple[int, str]] = []
+    yield from _schema_errors(schema, path, True, None, 1, total, each)
+    whole = sum(cost for cost, _ in total)
+    if whole > SCHEMA_COST_MAX:
+        expensive = [t for t in total if t[0] >= SCHEMA_COST_MAX // 100]
+        for _, where in sorted(expensive, key=lambda t: -t[0])[:_NAMED_MAX]:
+            yield field.forbidden(where, "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema")
+        yield field.forbidden(path, _too_expensive("x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema",
+                                                   min(whole, MAX_COST), SCHEMA_COST_MAX))
+
+
+def _too_expensive(what: str, cost: int, limit: int) -> str:
+    factor = cost / limit
+    shown = "more than 100x" if factor > 100 else f"{factor:f}x" if factor < 1.5 else f"{factor:.1f}x"
+    return (f"{what} exceeds budget by factor of {shown} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, "
+            "maps, and strings are declared)")
+
+
+def _schema_errors(s: Mapping[str, Any], path: str, root: bool, uncorrelated: str | None, count: int | None, total: list[tuple[int, str]],
+                   each: bool) -> Iterator[FieldError]:
+    """`uncorrelated`: the path above which old values cannot be found again; `count`: how often the node may stand in an object, None: unbounded."""
+    more, items = s.get("additionalProperties"), s.get("items")
+    most = members_max(s)
+    below = None if count is None or most is None else min(count * most, MAX_COST)
+    embedded = "x-kubernetes-embedded-resource"
+    if isinstance(more, dict):
+        yield from _schema_errors(more, f"{path}.additionalProperties", bool(more.get(embedded)), uncorrelated, below, total, each)
+    inside = uncorrelated or (path if s.get("x-kubernetes-map-type") == "atomic" else None)
     for name in sorted(s.get("properties") or {}):
         part = s["properties"][name]
-        yield from _schema_errors(part, f"{path}.properties[{name}]", bool(part.get("x-kubernetes-embedded-resource")), comparable)
-    more, items = s.get("additionalProperties"), s.get("items")
-    if isinstance(more, dict):
-        yield from _schema_errors(more, f"{path}.additionalProperties", bool(more.get("x-kubernetes-embedded-resource")), comparable)
+        yield from _schema_errors(part, f"{path}.properties[{name}]", bool(part.get(embedded)), inside, below, total, each)
     if isinstance(items, dict):
-        yield from _schema_errors(items, f"{path}.items", bool(items.get("x-kubernetes-embedded-resource")),
-                                  comparable and s.get("x-kubernetes-list-type") == "map")
+        inside = uncorrelated or (path if s.get("x-kubernetes-list-type") != "map" else None)
+        yield from _schema_errors(items, f"{path}.items", bool(items.get(embedded)), inside, below, total, each)
+    if s.get("x-kubernetes-validations"):
+        yield from _rule_errors(s, path, root, uncorrelated, count, total, each)
+
+
+def _rule_errors(s: Mapping[str, Any], path: str, root: bool, uncorrelated: str | None, count: int | None, total: list[tuple[int, str]],
+                 each: bool) -> Iterator[FieldError]:
+    t, extent = type_of(s, root), extent_of(s, root)
+    times = count if count is not None else extent.cardinality if extent is not None else 1
+
+    def cost(program: Program) -> int:
+        return estimate(program.tree, lambda p: extent.at(p[1:]) if extent is not None else None)
+
+    for i, spec in enumerate(s["x-kubernetes-validations"]):
+        if not (spec.get("rule") or "").strip():
+            continue
+        where = f"{path}.x-kubernetes-validations[{i}]"
+        rule, why, message_why = _compile(spec, t)
+        shown = Struct(Rule=spec.get("rule") or "", Message=spec.get("message") or "", MessageExpression=spec.get("messageExpression") or "",
+                       Reason=spec.get("reason"), FieldPath=spec.get("fieldPath") or "", OptionalOldSelf=spec.get("optionalOldSelf"))
+        if why:
+            yield field.invalid(f"{where}.rule", shown, why)
+            continue
+        if rule is not None:
+            total.append((min(cost(rule.program) * times, MAX_COST), f"{where}.rule"))
+            if each and total[-1][0] > RULE_COST_MAX:
+                yield field.forbidden(f"{where}.rule", _too_expensive("estimated rule cost", total[-1][0], RULE_COST_MAX))
+            if rule.message is not None:
+                total.append((cost(rule.message), f"{where}.messageExpression"))
+                if each and total[-1][0] > RULE_COST_MAX:
+                    yield field.forbidden(f"{where}.messageExpression",
+                                          _too_expensive("estimated messageExpression cost", total[-1][0], RULE_COST_MAX))
+        if message_why:
+            yield field.invalid(f"{where}.messageExpression", shown, message_why)
+        elif rule is not None and rule.transition and uncorrelated is not None:
+            yield field.invalid(f"{where}.rule", spec["rule"],
+                                f"oldSelf cannot be used on the uncorrelatable portion of the schema within {uncorrelated}")
+        elif rule is not None and spec.get("optionalOldSelf") is not None and not rule.transition:
+            yield field.invalid(f"{where}.optionalOldSelf", spec["optionalOldSelf"], "may not be set if oldSelf is not used in rule")
 
 
 # --- running ---

@@ -6,6 +6,7 @@ an Object with fields. `text` prints them as upstream does. Upstream: cel-go che
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -148,3 +149,17 @@ def split(written: str) -> list[str]:
             at = i + 1
     last = written[at:].strip()
     return [p.strip() for p in out] + ([last] if last else [])
+
+
+_PROPERTY = re.compile(r"[a-zA-Z_./-][a-zA-Z0-9_./-]*")
+_RESERVED = frozenset(("true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop",
+                       "package", "namespace", "return", "var", "void", "while"))
+
+
+def escape(name: str) -> str | None:
+    """A property's name as expressions write it, None where they cannot."""
+    if name in _RESERVED:
+        return f"__{name}__"
+    if not _PROPERTY.fullmatch(name):
+        return None
+    return name.replace("__", "__underscores__").replace(".", "__dot__").replace("-", "__dash__").replace("/", "__slash__")

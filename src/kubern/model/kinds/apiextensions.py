@@ -7,7 +7,7 @@ Upstream checks an internal form in which what all versions have in common stand
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -154,7 +154,8 @@ def _validate_spec(spec: Object, old: Object | None) -> Errors:
     s = _lift(spec)
     lenient = STRICT if old is None else leniency_of(_schemas(old))
     if not spec.get("preserveUnknownFields"):
-        lenient = Leniency(lenient.valid_types, True, lenient.pruned_defaults, lenient.atomic_sets, lenient.map_keys)
+        lenient = replace(lenient, structural=True)
+    unchanged = _unchanged(spec, old)
     yield from _group(spec.get("group") or "")
     yield from _one_of(spec.get("scope") or "", ("Cluster", "Namespaced"), "spec.scope")
     whole = (s.common.get("schema") or {}).get("openAPIV3Schema")
@@ -164,7 +165,7 @@ def _validate_spec(spec: Object, old: Object | None) -> Errors:
                 yield required(f"spec.versions[{i}].schema.openAPIV3Schema")
     if spec.get("preserveUnknownFields") and any(n.get("default") is not None for x in _schemas(spec) for n in walk(x)):
         yield invalid("spec.preserveUnknownFields", True, "must be false in order to use defaults in the schema")
-    yield from _versions(s, lenient)
+    yield from _versions(s, lenient, unchanged)
     given = spec.get("names") or {}
     for field in ("plural", "singular", "kind", "listKind"):
         if not given.get(field):
@@ -172,7 +173,8 @@ def _validate_spec(spec: Object, old: Object | None) -> Errors:
     yield from _names(given, "spec.names")
     any_status = any(_has_status(v.get("subresources")) for v in s.versions)
     if whole is not None:
-        yield from validate_schema(whole, "spec.validation", any_status, lenient)
+        first = s.versions[0].get("name") if s.versions else ""
+        yield from validate_schema(whole, "spec.validation", any_status, replace(lenient, costs=first not in unchanged))
     yield from _subresources(s.common.get("subresources"), "spec.subresources")
     for i, column in enumerate(s.common.get("additionalPrinterColumns") or ()):
         yield from _column(column, f"spec.additionalPrinterColumns[{i}]")
@@ -191,7 +193,13 @@ def _has_status(subresources: Object | None) -> bool:
     return subresources is not None and subresources.get("status") is not None
 
 
-def _versions(s: _Spec, lenient: Leniency) -> Errors:
+def _unchanged(spec: Object, old: Object | None) -> set[str]:
+    """Names of the versions whose schema is that of before."""
+    before = {v.get("name"): v.get("schema") for v in (old or {}).get("versions") or ()}
+    return {v["name"] for v in spec.get("versions") or () if v.get("name") in before and v.get("schema") == before[v["name"]]}
+
+
+def _versions(s: _Spec, lenient: Leniency, unchanged: set[str]) -> Errors:
     path = "spec.versions"
     for i, v in enumerate(s.versions):
         here, name = f"{path}[{i}]", v.get("name") or ""
@@ -201,7 +209,7 @@ def _versions(s: _Spec, lenient: Leniency) -> Errors:
             yield invalid(f"{here}.deprecationWarning", v.get("deprecationWarning"), text)
         schema = (s.of(v, "schema") or {}).get("openAPIV3Schema")
         if schema is not None:
-            yield from validate_schema(schema, f"{here}.schema", _has_status(v.get("subresources")), lenient)
+            yield from validate_schema(schema, f"{here}.schema", _has_status(v.get("subresources")), replace(lenient, costs=name not in unchanged))
         yield from _subresources(s.of(v, "subresources"), f"{here}.subresources")
         for j, column in enumerate(s.of(v, "additionalPrinterColumns") or ()):
             yield from _column(column, f"{here}.additionalPrinterColumns[{j}]")

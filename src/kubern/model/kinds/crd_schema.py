@@ -38,6 +38,7 @@ class Leniency:
     pruned_defaults: bool = True
     atomic_sets: bool = True
     map_keys: bool = True
+    costs: bool = True                   # of single rules; all together are limited always
 
 
 STRICT = Leniency()
@@ -86,7 +87,7 @@ def validate_schema(schema: Object, path: str, has_status: bool, lenient: Lenien
         rules = not errors
     found += _node(schema, here, _Place(lenient, root=True))
     if rules and not found:
-        found += _rule_errors(schema, here)
+        found += _rule_errors(schema, here, lenient.costs)
     if not found and broken and lenient.structural:
         found.append(invalid(here, "", broken))
     yield from found
@@ -320,13 +321,13 @@ def field_at(schema: Object, path: str, arrays: bool = True) -> Object | None:
     return node if path else None
 
 
-def _rule_errors(schema: Object, path: str) -> list[FieldError]:
+def _rule_errors(schema: Object, path: str, costs: bool) -> list[FieldError]:
     """What the CEL engine says of the rules, where there is one."""
     if not any(n.get("x-kubernetes-validations") for n in walk(schema)):
         return []
     from kubern.model.cel import schema_errors
 
-    return list(schema_errors(schema, path))
+    return list(schema_errors(schema, path, costs))
 
 
 # --- defaults ---------------------------------------------------------------------------------------------------------------------------
