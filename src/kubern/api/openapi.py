@@ -145,7 +145,7 @@ def swagger(server: Server, have: Catalog) -> Doc:
             some, names = _single(f"apis/{group}", ["apis", group])
             table |= some
             used |= names
-    for key in ("api", "apis", "version"):
+    for key in ("api", "apis", "version", ".well-known/openid-configuration", "openid/v1/jwks"):
         some, names = _single(key, [key])
         table |= some
         used |= names
@@ -207,7 +207,7 @@ def _flat(node: Any) -> Any:
             out[k] = {name: _flat(p) for name, p in v.items()}
         elif k in ("items", "additionalProperties"):
             out[k] = _flat(v)
-        elif k in _V3_ONLY or k == "allOf" or (k == "default" and v in ({}, "", 0, False)):
+        elif k in _V3_ONLY or k in ("allOf", "default"):
             continue
         else:
             out[k] = v
