@@ -24,7 +24,7 @@ from kubern.model.resources import by_path
 from kubern.store.memory import MemoryStore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from drivers import DevicePlugin, DraDriver, registrar  # noqa: E402
+from drivers import DevicePlugin, DraDriver, registrar
 
 GPU = "example.com/gpu"
 
@@ -152,7 +152,7 @@ async def test_a_claim_is_prepared_once_and_given_back_after_the_last_pod(world:
 
 async def test_why_a_claim_cannot_be_used(world: World) -> None:
     await world.claim("of-another", "somebody-else")
-    with pytest.raises(NotPrepared, match="pod p1 .p1. is not allowed to use ResourceClaim of-another"):
+    with pytest.raises(NotPrepared, match=r"pod p1 \(p1\) is not allowed to use ResourceClaim of-another"):
         await world.claims.prepare(with_claim("p1", "of-another"))
     await world.claim("mine", "p1")
     world.driver.fail = "out of luck"
@@ -175,7 +175,7 @@ async def test_pods_that_are_no_more_leave_nothing_prepared_and_drivers_that_wen
     await world.claims.prepare(with_claim("p1", "mine"))
     sourced = asyncio.Event()
     sourced.set()
-    task = asyncio.create_task(world.claims.run(lambda: [], sourced))
+    task = asyncio.create_task(world.claims.run(list, sourced))
     await until(lambda: ("unprepare", ["mine"]) in world.driver.calls, "still prepared")
     task.cancel()
     assert (await world.client.list(SLICES))[0] == [], "drivers publish anew after a restart of the kubelet"
@@ -205,7 +205,7 @@ def test_what_a_cdi_device_adds(tmp_path: Path) -> None:
     assert made["devices"] == [{"container_path": "/dev/gpu", "host_path": "/dev/null", "permissions": "rw"}]
     assert made["mounts"] == [{"container_path": "/gpu", "host_path": "/opt", "readonly": True}]
     assert made["linux"]["security_context"]["supplemental_groups"] == [3, 7]
-    with pytest.raises(cdi.NoSuchDevice, match="unresolvable CDI devices example.com/gpu=two"):
+    with pytest.raises(cdi.NoSuchDevice, match=r"unresolvable CDI devices example\.com/gpu=two"):
         cdi.apply({}, ["example.com/gpu=two"], specs)
     with pytest.raises(cdi.NoSuchDevice, match="needs hooks"):
         cdi.apply({}, ["example.com/gpu=hooked"], specs)
