@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 from tests.cluster.faults import Faults
 from tests.cluster.virtual import Broken, VirtualLoop
-from tests.cluster.watchdog import KEPT, KEPT_MIN, QUOTA, SCALED_MAX, SCALED_MIN, Watchdog, deleting
+from tests.cluster.watchdog import KEPT, KEPT_MIN, QUOTA, SCALED_MAX, SCALED_MIN, Watchdog
 
 from kubern.api import write
 from kubern.api.handle import Server
@@ -44,7 +44,7 @@ from kubern.store.memory import MemoryStore
 MASTERS = ("system:masters", "system:authenticated")
 ADMIN = User("admin", MASTERS)
 EPOCH_S = 1893456000.0                # the first of January 2030
-NODES, VOLUMES = 4, 12                # the last node is the one that is lost at times
+NODES, VOLUMES = 4, 24                # the last node is the one that is lost at times
 NODE_GRACE_S = 25.0
 CHAOS_S = 60.0                        # virtual, as all times here
 SETTLE_MAX_S = 2400.0                 # backoff goes up to 1000 s
@@ -54,7 +54,8 @@ LOAD = {"low": 10, "high": 400}       # milli CPU a pod of the autoscaled Deploy
 
 
 def pod_spec(cpu: str, *args: str, **spec: Any) -> Object:
-    tolerations = [{"key": f"node.kubernetes.io/{x}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5} for x in ("not-ready", "unreachable")]
+    tolerations = [{"key": f"node.kubernetes.io/{x}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}
+                   for x in ("not-ready", "unreachable")]
     return {"terminationGracePeriodSeconds": 1, "tolerations": tolerations, **spec,
             "containers": [{"name": "c", "image": "x", "args": list(args), "resources": {"requests": {"cpu": cpu, "memory": "64Mi"}}}]}
 
@@ -252,7 +253,8 @@ class Chaos:
                 "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "local" if i % 2 else "plain",
                 "hostPath": {"path": f"/v{i}"}, **local}})
         objects += [
-            {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q", "namespace": "quota"}, "spec": {"hard": {k: str(v) for k, v in QUOTA.items()}}},
+            {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q", "namespace": "quota"},
+             "spec": {"hard": {k: str(v) for k, v in QUOTA.items()}}},
             {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "kept", "namespace": "kept"},
              "spec": {"minAvailable": KEPT_MIN, "selector": {"matchLabels": {"app": "kept"}}}},
             workload("Deployment", "kept", "kept", KEPT, pod_spec("100m", **steady)),
@@ -260,7 +262,8 @@ class Chaos:
             {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "scaled", "namespace": "work"}, "spec": {
                 "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "scaled"}, "minReplicas": SCALED_MIN, "maxReplicas": SCALED_MAX,
                 "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]}},
-            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "d0", "namespace": "work"}, "spec": {"selector": {"app": "d0"}, "ports": [{"port": 80}]}},
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "d0", "namespace": "work"},
+             "spec": {"selector": {"app": "d0"}, "ports": [{"port": 80}]}},
         ]
         for obj in objects:
             await self.create(obj, surely=True)
@@ -271,7 +274,7 @@ class Chaos:
     async def step(self) -> None:
         """One random act of a user."""
         acts = self._acts()
-        await self.rng.choices(list(acts), [weight for weight in acts.values()])[0]()
+        await self.rng.choices(list(acts), list(acts.values()))[0]()
 
     def _acts(self) -> dict[Callable[[], Awaitable[None]], int]:
         return {self.make: 6, self.scale: 6, self.update: 4, self.remove: 3, self.kill: 4, self.job: 4, self.end_job: 2, self.limited: 5, self.config_map: 2,
@@ -295,7 +298,7 @@ class Chaos:
                             **({"volumeClaimTemplates": [claim], "persistentVolumeClaimRetentionPolicy": retention} if rng.random() < 0.6 else {})}
         else:
             spec = {"strategy": {"type": rng.choice(("RollingUpdate", "RollingUpdate", "Recreate"))}}
-        await self.create(workload(kind, "work", name, rng.randrange(1, 8), pod_spec(rng.choice(("300m", "700m", "1500m")), **self._priority()), **spec))
+        await self.create(workload(kind, "work", name, rng.randrange(1, 8), pod_spec(rng.choice(("300m", "700m", "1100m")), **self._priority()), **spec))
 
     async def scale(self) -> None:
         _, resource, name = self._some()
@@ -336,8 +339,9 @@ class Chaos:
 
     async def daemons(self) -> None:
         if "ds" not in self.names("apps/daemonsets", "work"):
-            strategy = {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": self.rng.choice(({"maxUnavailable": 1}, {"maxSurge": 1, "maxUnavailable": 0}))}}
-            await self.create(workload("DaemonSet", "work", "ds", None, pod_spec("50m", priorityClassName="high"), **strategy))
+            rolling = self.rng.choice(({"maxUnavailable": 1}, {"maxSurge": 1, "maxUnavailable": 0}))
+            await self.create(workload("DaemonSet", "work", "ds", None, pod_spec("50m", priorityClassName="high"),
+                                       updateStrategy={"type": "RollingUpdate", "rollingUpdate": rolling}))
         elif self.rng.random() < 0.3:
             await self.delete("daemonsets.apps", "work", "ds", self.rng.choice(("Background", "Foreground")))
         else:
@@ -399,10 +403,13 @@ class Chaos:
         """So little that it must fit, and every node is there."""
         self.nodes = shapes(NODES)
         self.end("nodes")
-        for resource in ("deployments.apps", "statefulsets.apps"):
+        for resource, few in (("deployments.apps", 2), ("statefulsets.apps", 1)):
             for name in self.names(f"apps/{BUILT_IN[resource].plural}", "work"):
                 if name != "scaled":
-                    await self.patch(resource, "work", name, {"spec": {"replicas": 2}})
+                    await self.patch(resource, "work", name, {"spec": {"replicas": few}})
+        for name in self.names("core/persistentvolumeclaims", "work"):
+            if not name.endswith("-0"):                            # volumes that nobody wants any more, for those who do
+                await self.delete("persistentvolumeclaims", "work", name)
         for name in self.names("batch/cronjobs", "work"):
             await self.patch("cronjobs.batch", "work", name, {"spec": {"suspend": True}})
 

@@ -206,10 +206,6 @@ def _stateful_set(dog: Watchdog, s: Object) -> Iterator[str]:
             claim = claims.get(f"{template['metadata']['name']}-{name}-{i}")
             if claim is None or (claim.get("status") or {}).get("phase") != "Bound":
                 yield f"{at(s)}: claim of pod {i} is {claim and claim.get('status')}"
-        if (s["spec"].get("persistentVolumeClaimRetentionPolicy") or {}).get("whenScaled") == "Delete":
-            more = [c for c in claims if c.startswith(f"{template['metadata']['name']}-{name}-") and int(c.rpartition("-")[2]) >= want]
-            if more:
-                yield f"{at(s)}: claims {more} should have gone with their pods"
 
 
 def _daemon_set(dog: Watchdog, d: Object) -> Iterator[str]:

@@ -31,14 +31,14 @@ def test_indexes() -> None:
 
 
 def test_a_pod_gets_the_finalizer() -> None:
-    created = of(drive(job.CONTROLLER.reconcile(a_job(), ListView(pods=[]), NOW)), Create)
+    created = of(drive(job.controller().reconcile(a_job(), ListView(pods=[]), NOW)), Create)
     assert [p.obj["metadata"]["finalizers"] for p in created] == [["batch.kubernetes.io/job-tracking"]]
 
 
 def test_a_finished_pod_is_noted_then_released_then_counted() -> None:
     j = a_job()
     p = pod("p", phase="Succeeded", owner=j, finalizers=["batch.kubernetes.io/job-tracking"])
-    intents = drive(job.CONTROLLER.reconcile(j, ListView(pods=[p]), NOW))
+    intents = drive(job.controller().reconcile(j, ListView(pods=[p]), NOW))
     kinds = [type(i).__name__ for i in intents if isinstance(i, (Update, Patch))]
     assert kinds == ["Update", "Patch", "Update"]
     noted, counted = (u.obj["status"] for u in of(intents, Update))
@@ -52,7 +52,7 @@ def test_failures_wait_longer_each_time() -> None:
     j = a_job()
     p = pod("p", phase="Failed", owner=j, finalizers=["batch.kubernetes.io/job-tracking"])
     p["status"]["containerStatuses"] = [{"name": "c", "state": {"terminated": {"exitCode": 1, "finishedAt": "2030-01-01T00:01:38Z"}}}]
-    intents = drive(job._controller().reconcile(j, ListView(pods=[p]), NOW))
+    intents = drive(job.controller().reconcile(j, ListView(pods=[p]), NOW))
     assert not of(intents, Create)
     assert 0 < of(intents, Requeue)[0].after_s <= 10
 
@@ -60,21 +60,21 @@ def test_failures_wait_longer_each_time() -> None:
 def test_backoff_limit_fails_the_job() -> None:
     j = a_job(backoffLimit=0)
     p = pod("p", phase="Failed", owner=j, finalizers=["batch.kubernetes.io/job-tracking"])
-    last = of(drive(job.CONTROLLER.reconcile(j, ListView(pods=[p]), NOW)), Update)[-1].obj["status"]
+    last = of(drive(job.controller().reconcile(j, ListView(pods=[p]), NOW)), Update)[-1].obj["status"]
     assert [(c["type"], c["reason"]) for c in last["conditions"]] == [("FailureTarget", "BackoffLimitExceeded"), ("Failed", "BackoffLimitExceeded")]
 
 
 def test_indexed_jobs_make_the_missing_indexes() -> None:
     j = a_job(completions=4, parallelism=4, completionMode="Indexed")
     pods = [pod("a", owner=j, annotations={"batch.kubernetes.io/job-completion-index": "1"}, finalizers=["batch.kubernetes.io/job-tracking"])]
-    made = of(drive(job.CONTROLLER.reconcile(j, ListView(pods=pods), NOW)), Create)
+    made = of(drive(job.controller().reconcile(j, ListView(pods=pods), NOW)), Create)
     assert [p.obj["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] for p in made] == ["0", "2", "3"]
     assert made[0].obj["spec"]["hostname"] == "j-0"
 
 
 def test_suspending_removes_pods() -> None:
     j = a_job(suspend=True)
-    intents = drive(job.CONTROLLER.reconcile(j, ListView(pods=[pod("p", owner=j, finalizers=["batch.kubernetes.io/job-tracking"])]), NOW))
+    intents = drive(job.controller().reconcile(j, ListView(pods=[pod("p", owner=j, finalizers=["batch.kubernetes.io/job-tracking"])]), NOW))
     assert [d.name for d in of(intents, Delete)] == ["p"]
     assert of(intents, Update)[-1].obj["status"]["conditions"][0]["type"] == "Suspended"
 
@@ -105,7 +105,7 @@ def a_cronjob(**spec: Any) -> Object:
 
 def test_a_due_schedule_makes_a_job_named_by_its_minute() -> None:
     now = at("2030-01-01T00:01:05+00:00")
-    intents = drive(cronjob._controller().reconcile(a_cronjob(), ListView(jobs__batch=[]), now))
+    intents = drive(cronjob.controller().reconcile(a_cronjob(), ListView(jobs__batch=[]), now))
     made = of(intents, Create)[0].obj
     assert made["metadata"]["name"] == f"c-{int(now) // 60}"
     assert made["metadata"]["annotations"] == {"batch.kubernetes.io/cronjob-scheduled-timestamp": "2030-01-01T00:01:00Z"}
@@ -114,7 +114,7 @@ def test_a_due_schedule_makes_a_job_named_by_its_minute() -> None:
 
 def test_a_missed_deadline_is_told() -> None:
     now = at("2030-01-01T00:01:30+00:00")
-    intents = drive(cronjob._controller().reconcile(a_cronjob(startingDeadlineSeconds=40, schedule="1 0 * * *"), ListView(jobs__batch=[]), now))
+    intents = drive(cronjob.controller().reconcile(a_cronjob(startingDeadlineSeconds=40, schedule="1 0 * * *"), ListView(jobs__batch=[]), now))
     assert of(intents, Create)
-    intents = drive(cronjob._controller().reconcile(a_cronjob(startingDeadlineSeconds=20, schedule="1 0 * * *"), ListView(jobs__batch=[]), now))
+    intents = drive(cronjob.controller().reconcile(a_cronjob(startingDeadlineSeconds=20, schedule="1 0 * * *"), ListView(jobs__batch=[]), now))
     assert not of(intents, Create)

@@ -153,7 +153,7 @@ def test_eviction_after_the_tolerated_time() -> None:
     tainted = node("n", "Unknown", taints=[{"key": "k", "effect": "NoExecute"}])
     p = pod("p")
     view = ListView(nodes=[tainted])
-    row = tainteviction._controller()
+    row = tainteviction.controller()
     p["spec"]["tolerations"] = [{"key": "k", "operator": "Exists", "tolerationSeconds": 30}]
     assert not of(drive(row.reconcile(p, view, NOW)), Delete)
     assert of(drive(row.reconcile(p, view, NOW + 31)), Delete)

@@ -10,6 +10,7 @@ from tests.controllers.conftest import ListView, drive, emitted, of
 from kubern.controllers import devicetaint
 from kubern.model.intent import Delete, Patch, Requeue
 
+CONTROLLER = devicetaint.controller()
 NOW = 1893456100.0                              # 2030-01-01T00:01:40Z
 TAINTED = "2030-01-01T00:01:00Z"
 
@@ -43,7 +44,7 @@ TAINT = {"key": "broken", "effect": "NoExecute", "timeAdded": TAINTED}
     ([TAINT, {**TAINT, "key": "worse"}], [{"key": "broken", "operator": "Exists", "effect": "NoExecute"}], True),
 ])
 def test_a_tainted_device_evicts_its_pods(taints: list[Any], tolerations: list[Any], leaves: bool) -> None:
-    done = drive(devicetaint.CONTROLLER.reconcile(_pod(), _view(taints, tolerations), NOW))
+    done = drive(CONTROLLER.reconcile(_pod(), _view(taints, tolerations), NOW))
     assert bool(of(done, Delete)) == leaves
     if leaves:
         assert emitted(done) == [("DeviceTaintManagerEviction", "Marking for deletion")]
@@ -52,6 +53,6 @@ def test_a_tainted_device_evicts_its_pods(taints: list[Any], tolerations: list[A
 
 def test_a_taint_tolerated_for_a_time_is_waited_for_and_may_be_taken_back() -> None:
     later = _view([TAINT], [{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}])
-    assert drive(devicetaint.CONTROLLER.reconcile(_pod(), later, NOW)) == [Requeue(20.0)]
-    assert emitted(drive(devicetaint.CONTROLLER.reconcile(_pod(), _view([], []), NOW))) == [("DeviceTaintManagerEviction", "Cancelling deletion")]
-    assert drive(devicetaint.CONTROLLER.reconcile(_pod(), _view([], []), NOW)) == []
+    assert drive(CONTROLLER.reconcile(_pod(), later, NOW)) == [Requeue(20.0)]
+    assert emitted(drive(CONTROLLER.reconcile(_pod(), _view([], []), NOW))) == [("DeviceTaintManagerEviction", "Cancelling deletion")]
+    assert drive(CONTROLLER.reconcile(_pod(), _view([], []), NOW)) == []

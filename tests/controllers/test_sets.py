@@ -88,7 +88,7 @@ def test_one_pod_on_every_node_that_fits() -> None:
     ds["spec"]["template"]["spec"]["nodeSelector"] = {"d": "y"}
     nodes = [node("a", labels={"d": "y"}), node("b"), node("c", [{"key": "k", "effect": "NoSchedule"}], {"d": "y"})]
     v = ListView(pods=[], nodes=nodes, controllerrevisions__apps=[])
-    intents = drive(daemonset.CONTROLLER.reconcile(ds, v, NOW))
+    intents = drive(daemonset.controller().reconcile(ds, v, NOW))
     pods = [c.obj for c in of(intents, Create) if c.obj["kind"] == "Pod"]
     terms = [p["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"] for p in pods]
     assert terms == [[{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]}]]
@@ -103,7 +103,7 @@ def test_no_execute_taints_drive_pods_away_and_no_schedule_ones_do_not() -> None
             pod("p-b", node="b", owner=ds, labels={"app": "a", history.POD_HASH: hash_})]
     nodes = [node("a", [{"key": "k", "effect": "NoSchedule"}]), node("b", [{"key": "k", "effect": "NoExecute"}])]
     v = ListView(pods=pods, nodes=nodes, controllerrevisions__apps=[r])
-    assert [d.name for d in of(drive(daemonset.CONTROLLER.reconcile(ds, v, NOW)), Delete)] == ["p-b"]
+    assert [d.name for d in of(drive(daemonset.controller().reconcile(ds, v, NOW)), Delete)] == ["p-b"]
 
 
 def test_an_update_replaces_one_at_a_time() -> None:
@@ -111,4 +111,4 @@ def test_an_update_replaces_one_at_a_time() -> None:
     r = revision(ds, history.POD_HASH)
     pods = [pod(f"p-{n}", node=n, owner=ds, labels={"app": "a", history.POD_HASH: "old"}) for n in "abc"]
     v = ListView(pods=pods, nodes=[node(n) for n in "abc"], controllerrevisions__apps=[r])
-    assert len(of(drive(daemonset.CONTROLLER.reconcile(ds, v, NOW)), Delete)) == 1
+    assert len(of(drive(daemonset.controller().reconcile(ds, v, NOW)), Delete)) == 1

@@ -91,7 +91,7 @@ def test_weights_and_a_profile_of_few_scores() -> None:
      "[{utilization: 9, score: 11}, {utilization: 9}]}}}}]}]", "values must be sorted in increasing order"),
     ("profiles: [{pluginConfig: [{name: DefaultPreemption, args: {minCandidateNodesPercentage: 101}}]}]", "not in valid range [0, 100]"),
     ("profiles: [{pluginConfig: [{name: InterPodAffinity, args: {hardPodAffinityWeight: -1}}]}]", "hardPodAffinityWeight: Invalid value: -1"),
-    ("profiles: [{pluginConfig: [{name: PodTopologySpread, args: {defaultConstraints: [{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: ScheduleAnyway}]}}]}]",
+    ("profiles: [{pluginConfig: [{name: PodTopologySpread, args: {defaultConstraints: [{maxSkew: 1, topologyKey: z, whenUnsatisfiable: ScheduleAnyway}]}}]}]",
      'defaultingType: Invalid value: "System": when .defaultConstraints are not empty'),
     ("profiles: [{pluginConfig: [{name: PodTopologySpread, args: {defaultingType: List, defaultConstraints: [{topologyKey: zone, labelSelector: {}}]}}]}]",
      "constraint must not define a selector, as they deduced for each pod"),

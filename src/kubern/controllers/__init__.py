@@ -1,4 +1,5 @@
-"""The controllers: one file, one decision. CONTROLLERS is the table; `controllers(context)` makes the rows that need means of their own.
+"""The controllers: one file, one decision. CONTROLLERS is the table; `controllers(context)` makes the rows that need means or a
+memory of their own: what a controller remembers between passes never outlives the loop that runs it.
 
 A controller imports kubern.model and its neighbours here, nothing else; the loop that runs them is client/loop.py.
 """
@@ -51,14 +52,14 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     replicaset.CONTROLLER,
     replicaset.REPLICATION,
     statefulset.CONTROLLER,
-    daemonset.CONTROLLER,
-    job.CONTROLLER,
+    daemonset.controller,
+    job.controller,
     job.ORPHANS,
-    cronjob.CONTROLLER,
+    cronjob.controller,
     cronjob.EXPIRY,
     disruption.CONTROLLER,
     disruption.STALE,
-    autoscaler.CONTROLLER,
+    autoscaler.controller,
     # services
     endpointslice.CONTROLLER,
     endpoints.CONTROLLER,
@@ -82,9 +83,9 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     nodes.controller,
     ipam.controller,
     ttl.CONTROLLER,
-    tainteviction.CONTROLLER,
-    devicetaint.CONTROLLER,
-    podgc.CONTROLLER,
+    tainteviction.controller,
+    devicetaint.controller,
+    podgc.controller,
     podgc.finished_pods,
     # storage and devices
     volumes.CLAIM,

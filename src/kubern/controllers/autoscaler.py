@@ -12,6 +12,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from kubern.controllers.context import Context
 from kubern.controllers.pods import phase, ready
 from kubern.controllers.select import selected
 from kubern.model import rows
@@ -550,7 +551,7 @@ def _target(p: _Pass) -> Generator[Any, Any, tuple[str, Object] | str]:
     return scale.message if isinstance(scale, Failed) else (path, scale)
 
 
-def _controller() -> Controller:
+def controller(context: Context | None = None) -> Controller:
     memories: dict[Key, _Memory] = {}
 
     def reconcile(hpa: Object, view: View, now: float) -> Steps:
@@ -604,6 +605,3 @@ def _controller() -> Controller:
         return old["spec"] != new["spec"] or uid(old) != uid(new) or meta(old).get("generation") != meta(new).get("generation")
 
     return Controller("horizontal-pod-autoscaler", HPAS, reconcile, reads=("pods",), gone=gone, changed=changed, after_s=PERIOD_S)
-
-
-CONTROLLER = _controller()

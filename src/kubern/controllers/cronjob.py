@@ -12,6 +12,7 @@ from typing import Any
 from kubern.controllers import schedule as cron
 from kubern.controllers.amount import whole
 from kubern.controllers.claim import controlled_by, controller_ref
+from kubern.controllers.context import Context
 from kubern.controllers.job import job_finished
 from kubern.controllers.wake import owner
 from kubern.model.controller import Controller, Steps, Trigger
@@ -214,7 +215,7 @@ class _Cron:
                 yield from self._delete(namespace(j), name(j), uid(j))
 
 
-def _controller() -> Controller:
+def controller(context: Context | None = None) -> Controller:
     schedules: dict[Key, tuple[Any, Any]] = {}     # what the schedule was when it was last looked at
 
     def reconcile(cj: Object, view: View, now: float) -> Steps:
@@ -246,9 +247,6 @@ def _controller() -> Controller:
 
     return Controller("cronjob-controller", "cronjobs.batch", reconcile, reads=(JOBS,), gone=gone,
                       triggers=(Trigger(JOBS, owner("batch", "CronJob", "")),))
-
-
-CONTROLLER = _controller()
 
 
 # ---- jobs that expire

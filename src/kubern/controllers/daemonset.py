@@ -12,6 +12,7 @@ from kubern.controllers import history
 from kubern.controllers.affinity import pod_matches
 from kubern.controllers.amount import scaled, whole
 from kubern.controllers.claim import children, claim
+from kubern.controllers.context import Context
 from kubern.controllers.pods import (
     BURST_MAX,
     available,
@@ -317,7 +318,7 @@ def _history(ds: Object, view: View, path: str, pods: list[Object]) -> Generator
     return keep, old
 
 
-def _controller() -> Controller:
+def controller(context: Context | None = None) -> Controller:
     failures: dict[tuple[str, int, str], tuple[float, float]] = {}      # (uid, generation, node) -> (when, delay) of failed pods
 
     def reconcile(ds: Object, view: View, now: float) -> Steps:
@@ -375,6 +376,3 @@ def _node_changed(old: Object | None, new: Object | None, view: View) -> Iterabl
         before, after = ((should_run(template, n) if n is not None else (False, False)) for n in (old, new))
         if before != after:
             yield key(ds)
-
-
-CONTROLLER = _controller()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kubern.controllers.claims import RESOURCE_CLAIMS, claim_name, owned_by
+from kubern.controllers.context import Context
 from kubern.controllers.pods import node_of
 from kubern.controllers.tainteviction import disrupted
 from kubern.model.controller import Controller, Steps, Trigger
@@ -79,7 +80,7 @@ def _claims(pod: Object, view: View) -> Iterator[Object]:
             yield claim
 
 
-def _controller() -> Controller:
+def controller(context: Context | None = None) -> Controller:
     planned: set[Key] = set()                  # pods whose eviction has a date
 
     def event(pod: Object, words: str) -> Emit:
@@ -130,6 +131,3 @@ def _controller() -> Controller:
 
     return Controller("device-taint-eviction-controller", "pods", reconcile, reads=(RESOURCE_CLAIMS, SLICES), gone=gone, changed=changed, workers=8,
                       triggers=(Trigger(RESOURCE_CLAIMS, claim_changed), Trigger(SLICES, slice_changed)))
-
-
-CONTROLLER = _controller()

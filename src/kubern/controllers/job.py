@@ -13,6 +13,7 @@ from typing import Any
 from kubern.controllers import conditions
 from kubern.controllers.amount import whole
 from kubern.controllers.claim import claim
+from kubern.controllers.context import Context
 from kubern.controllers.indexes import Indexes, parse
 from kubern.controllers.pods import active, by_deletion, create_pods, delete_pods, finished, from_template, phase, ready
 from kubern.controllers.wake import owner, spec_selector
@@ -625,7 +626,7 @@ def _pass(job: Object, pods: list[Pod], now: float, backoff: Backoff, remember: 
         yield Again(j.error.message)
 
 
-def _controller() -> Controller:
+def controller(context: Context | None = None) -> Controller:
     backoffs: dict[str, Backoff] = {}          # job uid -> failures since the last success
 
     def reconcile(job: Object, view: View, now: float) -> Steps:
@@ -646,9 +647,6 @@ def _controller() -> Controller:
 
     return Controller("job-controller", "jobs.batch", reconcile, reads=("pods",), backoff_first_s=0.05,
                       triggers=(Trigger("pods", owner("batch", "Job", "jobs.batch"), after_s=0.02),))
-
-
-CONTROLLER = _controller()
 
 
 # ---- pods that outlive their job

@@ -33,7 +33,7 @@ def _force(pod: Object, now: float, reason: str = "", message: str = "") -> Step
     yield Delete("v1", "Pod", namespace(pod), name(pod), grace_s=0)
 
 
-def _controller() -> Controller:
+def controller(context: Context | None = None) -> Controller:
     orphaned: dict[Key, float] = {}         # pods whose node is missing, and since when
 
     def reconcile(pod: Object, view: View, now: float) -> Steps:
@@ -74,9 +74,6 @@ def _controller() -> Controller:
 
     return Controller("pod-garbage-collector", "pods", reconcile, reads=("nodes",), gone=gone, changed=changed,
                       triggers=(Trigger("nodes", node_changed),))
-
-
-CONTROLLER = _controller()
 
 
 def finished_pods(context: Context) -> Controller:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from kubern.controllers.context import Context
 from kubern.controllers.pods import node_of
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Delete, Emit, Failed, Patch, Requeue
@@ -60,7 +61,7 @@ def disrupted(pod: Object, reason: str, message: str, now: float, status: dict[s
                  "strategic", "status", ignore_missing=True)
 
 
-def _controller() -> Controller:
+def controller(context: Context | None = None) -> Controller:
     since: dict[Key, float] = {}            # pods with a planned eviction, and since when
 
     def event(pod_key: Key, words: str) -> Emit:
@@ -105,6 +106,3 @@ def _controller() -> Controller:
     return Controller("node-controller", "pods", reconcile, reads=("nodes",), gone=gone, changed=changed, workers=8,
                       component="taint-eviction-controller",
                       triggers=(Trigger("nodes", node_changed),))
-
-
-CONTROLLER = _controller()

@@ -533,5 +533,6 @@ def conditions_of(claim: Object) -> Iterator[tuple[Mapping[str, Any], Mapping[st
     for r in ((status.get("allocation") or {}).get("devices") or {}).get("results") or ():
         if not r.get("bindingConditions"):
             continue
-        device: Mapping[str, Any] = next((d for d in status.get("devices") or () if all(d.get(k) == r.get(k) for k in ("driver", "pool", "device", "shareID"))), {})
+        device: Mapping[str, Any] = next((d for d in status.get("devices") or ()
+                                          if all(d.get(k) == r.get(k) for k in ("driver", "pool", "device", "shareID"))), {})
         yield r, {c["type"]: c["status"] for c in device.get("conditions") or ()}
