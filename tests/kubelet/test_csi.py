@@ -14,7 +14,7 @@ import pytest
 
 from kubern.api.handle import Server
 from kubern.client.client import Client
-from kubern.kubelet.csi import CSI_NODES, Drivers, attachment_name, classes, read_records
+from kubern.kubelet.csi import CSI_NODES, Drivers, attachment_name, classes, kubelet_owns, read_records
 from kubern.kubelet.projection import Missing
 from kubern.model.request import User
 from kubern.model.resources import by_path
@@ -102,15 +102,14 @@ async def test_staged_published_and_undone(world: tuple[Driver, Drivers, Client]
     await client.create({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": "d.example.com"},
                          "spec": {"attachRequired": False, "podInfoOnMount": True}})
     target = f"{tmp_path}/pods/u1/volumes/kubernetes.io~csi/pv/mount"
-    assert await drivers.publish(POD, SOURCE, PV, target) == target
+    assert await drivers.publish(POD, SOURCE, PV, "v") == target
     assert driver.names() == ["NodeStageVolume", "NodePublishVolume"]
     stage, publish = driver.calls[-2][1], driver.calls[-1][1]
     assert stage.volume_id == publish.volume_id == "h1" and publish.target_path == target and publish.staging_target_path == stage.staging_target_path
     assert publish.volume_capability.mount.fs_type == "ext4" and list(publish.volume_capability.mount.mount_flags) == ["noatime"]
     assert publish.volume_capability.access_mode.mode == 5
     assert publish.volume_context["a"] == "b" and publish.volume_context["csi.storage.k8s.io/pod.name"] == "p"
-    other = f"{tmp_path}/pods/u2/volumes/kubernetes.io~csi/pv/mount"
-    await drivers.publish({**POD, "metadata": {**POD["metadata"], "uid": "u2"}}, SOURCE, PV, other)
+    await drivers.publish({**POD, "metadata": {**POD["metadata"], "uid": "u2"}}, SOURCE, PV, "v")
     driver.calls.clear()
     await drivers.unpublish(f"{tmp_path}/pods/u1")
     assert driver.names() == ["NodeUnpublishVolume"]                  # the other pod still has it staged
@@ -121,26 +120,69 @@ async def test_staged_published_and_undone(world: tuple[Driver, Drivers, Client]
 
 async def test_attachment_is_waited_for(world: tuple[Driver, Drivers, Client], tmp_path: Path) -> None:
     driver, drivers, client = world
-    target = f"{tmp_path}/pods/u1/volumes/kubernetes.io~csi/pv/mount"
     with pytest.raises(Missing, match="volumeattachments"):
-        await drivers.publish(POD, SOURCE, PV, target)
+        await drivers.publish(POD, SOURCE, PV, "v")
     name = attachment_name("h1", "d.example.com", "n1")
     made = await client.create({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": name}, "spec": {
         "attacher": "d.example.com", "nodeName": "n1", "source": {"persistentVolumeName": "pv"}}})
     with pytest.raises(Missing, match="awaited"):
-        await drivers.publish(POD, SOURCE, PV, target)
+        await drivers.publish(POD, SOURCE, PV, "v")
     await client.update({**made, "status": {"attached": True, "attachmentMetadata": {"disk": "sda"}}}, "status")
-    await drivers.publish(POD, SOURCE, PV, target)
+    await drivers.publish(POD, SOURCE, PV, "v")
     assert driver.calls[-1][1].publish_context["disk"] == "sda"
     assert drivers.in_use() == ["kubernetes.io/csi/d.example.com^h1"]
 
 
 async def test_inline_volumes_are_published_only(world: tuple[Driver, Drivers, Client], tmp_path: Path) -> None:
-    driver, drivers, _ = world
-    await drivers.publish(POD, {"driver": "d.example.com"}, {}, f"{tmp_path}/pods/u1/volumes/kubernetes.io~csi/v")
+    driver, drivers, client = world
+    with pytest.raises(Missing, match="no CSIDriver object"):
+        await drivers.publish(POD, {"driver": "d.example.com"}, {}, "v")
+    made = await client.create({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": "d.example.com"}, "spec": {
+        "volumeLifecycleModes": ["Ephemeral"]}})
+    await drivers.publish(POD, {"driver": "d.example.com"}, {}, "v")
     assert driver.names() == ["NodePublishVolume"] and driver.calls[-1][1].volume_id.startswith("csi-")
     with pytest.raises(Missing, match="not found in the list of registered CSI drivers"):
-        await drivers.publish(POD, {"driver": "none"}, {}, str(tmp_path))
+        await drivers.publish(POD, {"driver": "none"}, {}, "v")
+    assert made["spec"]["volumeLifecycleModes"] == ["Ephemeral"]
+    with pytest.raises(Missing, match=r'"Persistent" not supported by driver d.example.com \(only supports \["Ephemeral"\]\)'):
+        await drivers.publish(POD, SOURCE, PV, "v")
+
+
+async def test_a_block_device_has_places_of_its_own(world: tuple[Driver, Drivers, Client], tmp_path: Path) -> None:
+    driver, drivers, client = world
+    await client.create({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": "d.example.com"}, "spec": {"attachRequired": False}})
+    pv = {"metadata": {"name": "pv"}, "spec": {"accessModes": ["ReadWriteOncePod"], "volumeMode": "Block"}}
+    target = await drivers.publish(POD, SOURCE, pv, "v")
+    assert target == f"{tmp_path}/plugins/kubernetes.io/csi/volumeDevices/publish/pv/u1"
+    stage, publish = driver.calls[-2][1], driver.calls[-1][1]
+    assert publish.volume_capability.HasField("block") and stage.staging_target_path.endswith("/volumeDevices/staging/pv")
+    assert publish.volume_capability.access_mode.mode == 1                          # SINGLE_NODE_WRITER: this driver does not tell writers apart
+    await drivers.unpublish(f"{tmp_path}/pods/u1")
+    assert driver.names()[-2:] == ["NodeUnpublishVolume", "NodeUnstageVolume"] and read_records(f"{tmp_path}/pods/u1") == []
+
+
+def test_whose_files_are_the_groups() -> None:
+    once, many = {"spec": {"accessModes": ["ReadWriteOnce"]}}, {"spec": {"accessModes": ["ReadWriteMany"]}}
+    default = "ReadWriteOnceWithFSType"
+    assert kubelet_owns({"fsType": "ext4"}, once, default) and not kubelet_owns({"fsType": "ext4"}, many, default)
+    assert not kubelet_owns({}, once, default) and kubelet_owns({}, many, "File") and not kubelet_owns({"fsType": "ext4"}, once, "None")
+    assert not kubelet_owns({"fsType": "ext4", "readOnly": True}, once, "File") and kubelet_owns({"fsType": "ext4"}, {}, default)
+
+
+async def test_nothing_is_staged_before_the_node_says_it_is_in_use(world: tuple[Driver, Drivers, Client]) -> None:
+    driver, drivers, client = world
+    name = attachment_name("h1", "d.example.com", "n1")
+    made = await client.create({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": name}, "spec": {
+        "attacher": "d.example.com", "nodeName": "n1", "source": {"persistentVolumeName": "pv"}}})
+    await client.update({**made, "status": {"attached": True}}, "status")
+    nudged = asyncio.Event()
+    drivers.nudge = nudged.set
+    task = asyncio.create_task(drivers.publish(POD, SOURCE, PV, "v"))
+    await asyncio.wait_for(nudged.wait(), 5)
+    assert driver.names() == [] and drivers.in_use() == ["kubernetes.io/csi/d.example.com^h1"]
+    drivers.told(drivers.in_use())
+    await task
+    assert driver.names() == ["NodeStageVolume", "NodePublishVolume"]
 
 
 async def test_a_driver_that_goes_is_forgotten(world: tuple[Driver, Drivers, Client], tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ def volume(cluster: Any, claim: str) -> Any:
     return cluster.get("pv", cluster.get("pvc", claim)["spec"]["volumeName"])
 
 
+def place(cluster: Any, pv: Any) -> Path:
+    """The directory of a volume as the machine sees it; on its node it is below /var/lib/kubelet."""
+    node = pv["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"][0]["matchExpressions"][0]["values"][0]
+    return cluster.home / "nodes" / node / "kubelet" / Path(pv["spec"]["local"]["path"]).relative_to("/var/lib/kubelet")
+
+
 def test_the_default_class(cluster: Any) -> None:
     found = cluster.get("storageclass", "standard")
     assert found["provisioner"] == "kubern.dev/local-path" and found["volumeBindingMode"] == "WaitForFirstConsumer"
@@ -57,7 +63,7 @@ def test_a_volume_lies_on_the_node_of_its_pod(db: Any) -> None:
         node = db.get("pod", p)["spec"]["nodeName"]
         terms = pv["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"]
         assert terms == [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]
-        assert (Path(pv["spec"]["local"]["path"]) / "note").read_text() == f"{p}\n"
+        assert (place(db, pv) / "note").read_text() == f"{p}\n"
         assert pv["status"]["phase"] == "Bound" and pv["metadata"]["annotations"]["pv.kubernetes.io/provisioned-by"] == "kubern.dev/local-path"
 
 
@@ -93,9 +99,9 @@ def test_reclaiming(db: Any) -> None:
     db.kubectl("delete", "pvc", "data-db-0", "data-db-1", "--timeout=60s")
     name = go["metadata"]["name"]
     db.until(lambda: not db.kubectl("get", "pv", name, "--ignore-not-found"), "its volume goes")
-    assert not Path(go["spec"]["local"]["path"]).exists()
+    assert not place(db, go).exists()
     assert db.get("pv", keep["metadata"]["name"])["status"]["phase"] == "Released"
-    assert (Path(keep["spec"]["local"]["path"]) / "note").read_text() == "db-0\n"
+    assert (place(db, keep) / "note").read_text() == "db-0\n"
 
 
 def test_what_a_directory_cannot_be(cluster: Any) -> None:
@@ -134,3 +140,45 @@ def test_an_image_as_a_volume(cluster: Any) -> None:
     assert "Welcome to nginx" in cluster.exec("files", "cat", "/html/index.html", "/all/usr/share/nginx/html/index.html")
     assert "Read-only" in cluster.exec("files", "sh", "-c", "touch /all/x 2>&1 || true")
     cluster.kubectl("delete", "pod", "files", "--now", timeout=30)
+
+
+def test_host_paths_by_type_and_parts_of_volumes(cluster: Any) -> None:
+    """What is there or is made, what is not what it should be, and a subPath that would lead out."""
+    folder = cluster.home / "host"
+    folder.mkdir()
+    (folder / "file").write_text("here\n")
+    (folder / "way-out").symlink_to("/etc")
+
+    def pod(name: str, path: str, kind: str, **mount: Any) -> dict[str, Any]:
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
+            "nodeName": "node-0", "terminationGracePeriodSeconds": 0, "volumes": [{"name": "v", "hostPath": {"path": path, "type": kind}}],
+            "containers": [{"name": "c", "image": "busybox", "command": ["sleep", "100000"], "env": [{"name": "WHO", "value": "me"}],
+                            "volumeMounts": [{"name": "v", "mountPath": "/v", **mount}]}]}}
+    pods = [pod("made", f"{folder}/new/deep", "DirectoryOrCreate"), pod("filed", f"{folder}/newfile", "FileOrCreate"), pod("file", f"{folder}/file", "File"),
+            pod("wrong", f"{folder}/file", "Directory"), pod("part", str(folder), "Directory", subPathExpr="$(WHO)/data"),
+            pod("out", str(folder), "Directory", subPath="way-out")]
+    cluster.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}))
+    for name in ("made", "filed", "file", "part"):
+        cluster.wait(f"pod/{name}")
+    assert (folder / "new/deep").is_dir() and (folder / "newfile").is_file() and cluster.exec("file", "cat", "/v") == "here\n"
+    cluster.exec("part", "touch", "/v/mine")
+    assert (folder / "me/data/mine").exists()
+
+    def says(name: str, text: str) -> bool:
+        return any(text in e["message"] for e in cluster.get("events", "--field-selector", f"involvedObject.name={name}")["items"])
+    cluster.until(lambda: says("wrong", f"hostPath type check failed: {folder}/file is not a directory"), "a word about the type")
+    cluster.until(lambda: says("out", "failed to prepare subPath"), "a word about the way out")
+    cluster.kubectl("delete", "pod", *(p["metadata"]["name"] for p in pods), "--timeout=60s")
+
+
+def test_nfs_needs_its_helper(cluster: Any) -> None:
+    """This machine has no mount.nfs (nor an NFS server to ask): what it says is what the pod's event says."""
+    cluster.apply(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "nfs"}, "spec": {
+        "containers": [{"name": "c", "image": "busybox", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}], "terminationGracePeriodSeconds": 0,
+        "volumes": [{"name": "v", "nfs": {"server": "127.0.0.1", "path": "/exported", "readOnly": True}}]}}))
+
+    def told() -> bool:
+        events = cluster.get("events", "--field-selector", "involvedObject.name=nfs,reason=FailedMount")["items"]
+        return any("Mounting arguments: -t nfs -o ro 127.0.0.1:/exported " in e["message"] for e in events)
+    cluster.until(told, "an event")
+    cluster.kubectl("delete", "pod", "nfs", "--timeout=60s")

@@ -137,6 +137,7 @@ class Presence:
                     if _ready(status) != was_ready:
                         word = "NodeReady" if _ready(status) else "NodeNotReady"
                         self.kubelet.tell_node("Normal", word, f"Node {s.name} status is now: {word}")
+                self.kubelet.csi.told(in_use)
                 if first:
                     first = False
                     self.kubelet.tell_node("Normal", "Starting", "Starting kubelet.")

@@ -23,17 +23,20 @@ from kubern.client.watch import follow
 from kubern.kubelet import cdi, identity, plugins, podresources, pods, report
 from kubern.kubelet import container as config
 from kubern.kubelet.act import Actor
+from kubern.kubelet.backoff import INITIAL_S, Backoff
 from kubern.kubelet.cgroups import Cgroups
 from kubern.kubelet.claims import Claims
 from kubern.kubelet.collect import Room
 from kubern.kubelet.configuration import Configuration
 from kubern.kubelet.cpus import Cpus, topology
 from kubern.kubelet.csi import Drivers
+from kubern.kubelet.csi_upkeep import Upkeep
 from kubern.kubelet.devices import Devices
 from kubern.kubelet.logs import rotate
 from kubern.kubelet.measure import Measures
 from kubern.kubelet.objects import Objects
 from kubern.kubelet.observe import Observer
+from kubern.kubelet.plan import Memory
 from kubern.kubelet.presence import Presence
 from kubern.kubelet.probes import Prober
 from kubern.kubelet.pull import Puller
@@ -114,6 +117,8 @@ class Kubelet:
         self.prober = Prober(runtime, self._probed_status, self.tell, self.wake, clock)
         self.objects = Objects(client, self._refresh, clock)
         self.csi = Drivers(client, s.name, s.root)
+        if client is not None:
+            self.csi.nudge = self.presence.nudge
         self.claims = Claims(client, s.name, s.root)
         self.devices = Devices(s.root, clock, self.presence.nudge)
         self.cpus = self._cpus()
@@ -271,6 +276,9 @@ class Kubelet:
                 elif self.client is None:
                     self.sourced.set()
                 group.create_task(self._housekeeping(), name="housekeeping")
+                if self.recorder is not None:
+                    recorder = self.recorder
+                    group.create_task(Upkeep(self.csi, lambda told: recorder.emit("kubelet", told), self.clock).run(), name="csi")
                 group.create_task(self._rotate_logs(), name="logs")
                 group.create_task(self.room.run(), name="room")
                 group.create_task(self.devices.run(), name="device plugins")
@@ -364,7 +372,8 @@ class Kubelet:
 
     def begin(self, pod: Object) -> Worker:
         uid = pod["metadata"]["uid"]
-        w = self.workers[uid] = Worker(self, pod)
+        longest = self.configuration.crash_backoff_max_s
+        w = self.workers[uid] = Worker(self, pod, memory=Memory(backoff=Backoff(min(INITIAL_S, longest), longest)))
         w.admitted = w.adopted = bool(self.observer.seen(uid).containers)
         w.seen_s = self.clock()
         w.task = asyncio.create_task(self._work(w), name=f"pod-{pod['metadata']['name']}")

@@ -1,6 +1,6 @@
 """Volumes of pods on this node: set up below ROOT/pods/UID/volumes, mounted into containers, kept up to date, taken down.
 
-emptyDir (Memory too), configMap, secret, downwardAPI, projected, hostPath, images, and claims bound to hostPath, local or CSI volumes.
+emptyDir (Memory too), configMap, secret, downwardAPI, projected, hostPath, NFS, images, and claims bound to hostPath, local or CSI volumes.
 Blocking parts run in threads. VolumeFailure's text goes into a FailedMount event. Upstream: pkg/kubelet/volumemanager, pkg/volume/*,
 pkg/volume/util/subpath (no symlink may lead out of a volume).
 """
@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +33,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 4096, 16384, 2, 4, 8
 _MNT_DETACH = 2
 PLUGIN = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap", "secret": "kubernetes.io~secret",
-          "downwardAPI": "kubernetes.io~downward-api", "projected": "kubernetes.io~projected", "csi": "kubernetes.io~csi",
+          "downwardAPI": "kubernetes.io~downward-api", "projected": "kubernetes.io~projected", "csi": "kubernetes.io~csi", "nfs": "kubernetes.io~nfs",
           "image": "kubernetes.io~image"}
 _VARIABLE = re.compile(r"\$\(([^)]*)\)")
 RW_MASK, DIR_MASK = 0o660, 0o2110
+MOUNT_S = 120
 
 
 class VolumeFailure(Exception):
@@ -78,7 +80,7 @@ class Needs:
     lookup: Lookup
     token: Callable[[Object, Mapping[str, Any]], Awaitable[str]] | None = None
     claim: Callable[[str, str], Awaitable[tuple[Object, Object] | None]] | None = None       # (namespace, claim) -> (claim, volume)
-    csi: Callable[[Object, Mapping[str, Any], Mapping[str, Any], str], Awaitable[str]] | None = None
+    csi: Callable[[Object, Mapping[str, Any], Mapping[str, Any], str], Awaitable[str]] | None = None      # (pod, source, volume or {}, name in the pod)
     csi_unmount: Callable[[str], Awaitable[None]] | None = None
     image_mounts: Callable[[str, str], Awaitable[Sequence[MountPoint] | None]] | None = None          # (image, key) -> its files
     image_release: Callable[[str], Awaitable[None]] | None = None
@@ -140,8 +142,9 @@ class Volumes:
             claim = spec.get("claimName") or f"{pod['metadata']['name']}-{name}"
             return await self._claim(pod, name, claim, bool(spec.get("readOnly")))
         if source == "csi" and self.needs.csi is not None:
-            path = await self.needs.csi(pod, spec, {}, self._path(pod, source, name))
-            return Mounted(name, source, path, bool(spec.get("readOnly")))
+            return Mounted(name, source, await self.needs.csi(pod, spec, {}, name), bool(spec.get("readOnly")))
+        if source == "nfs":
+            return Mounted(name, source, await asyncio.to_thread(mount_nfs, spec, self._path(pod, source, name)), bool(spec.get("readOnly")))
         raise Missing(f"no volume plugin matched: {source}")
 
     async def set_up_image(self, pod: Object, name: str, image: str) -> None:
@@ -226,13 +229,14 @@ class Volumes:
             if not block:
                 await asyncio.to_thread(self._own, pod, path)
             return Mounted(name, "persistentVolumeClaim", path, read_only, block)
-        if spec.get("csi") and self.needs.csi is not None and not block:
-            target = f"{self.pod_dir(pod['metadata']['uid'])}/volumes/{PLUGIN['csi']}/{pv['metadata']['name']}/mount"
-            path = await self.needs.csi(pod, {**spec["csi"], "readOnly": read_only or spec["csi"].get("readOnly")}, pv, target)
-            if "ReadWriteOnce" in (spec.get("accessModes") or ()) and spec["csi"].get("fsType"):
-                await asyncio.to_thread(self._own, pod, path)
-            return Mounted(name, "persistentVolumeClaim", path, read_only)
-        kind = next((k for k in spec if k in ("nfs", "iscsi", "csi", "fc", "cephfs", "rbd", "glusterfs")), "unknown")
+        if spec.get("csi") and self.needs.csi is not None:
+            source = {**spec["csi"], "readOnly": read_only or bool(spec["csi"].get("readOnly"))}
+            return Mounted(name, "persistentVolumeClaim", await self.needs.csi(pod, source, pv, name), source["readOnly"], block)
+        if spec.get("nfs"):
+            only = read_only or bool(spec["nfs"].get("readOnly"))
+            path = await asyncio.to_thread(mount_nfs, spec["nfs"], self._path(pod, "nfs", pv["metadata"]["name"]), spec.get("mountOptions") or ())
+            return Mounted(name, "persistentVolumeClaim", path, only)
+        kind = next((k for k in spec if k in ( "iscsi", "csi", "fc", "cephfs", "rbd", "glusterfs")), "unknown")
         raise Missing(f"volumes of kind {kind} are not supported by this node (claim {pvc['metadata']['name']})")
 
     # --- into a container ---
@@ -396,6 +400,21 @@ def own(path: str, group: int, policy: str) -> None:
                 os.chmod(at, stat.S_IMODE(mode) | RW_MASK)
         os.chown(d, -1, group)
         os.chmod(d, stat.S_IMODE(os.lstat(d).st_mode) | RW_MASK | DIR_MASK)
+
+
+def mount_nfs(spec: Mapping[str, Any], path: str, options: Sequence[str] = ()) -> str:
+    """By mount.nfs of the machine; where there is none its complaint says so. Raises Missing."""
+    os.makedirs(path, 0o750, exist_ok=True)
+    if not os.path.ismount(path):
+        server = f"[{spec['server']}]" if ":" in spec["server"] else spec["server"]
+        wanted = [*(["ro"] if spec.get("readOnly") else []), *options]
+        arguments = ["-t", "nfs", *(["-o", ",".join(wanted)] if wanted else []), f"{server}:{spec['path']}", path]
+        done = subprocess.run(["mount", *arguments], capture_output=True, text=True, timeout=MOUNT_S, check=False)
+        if done.returncode:
+            os.rmdir(path)
+            raise Missing(f"mount failed: exit status {done.returncode}\nMounting command: mount\nMounting arguments: {' '.join(arguments)}\n"
+                          f"Output: {done.stderr.strip() or done.stdout.strip()}\n")
+    return path
 
 
 def check_host_path(path: str, kind: str) -> None:
