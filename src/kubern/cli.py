@@ -103,7 +103,7 @@ def up(
     audit_policy_file: Annotated[str | None, typer.Option(metavar="FILE", help="An audit Policy: which requests are logged, and how much of them.")] = None,
     audit_log_path: Annotated[str | None, typer.Option(metavar="FILE", help="Where the audit log goes, - for standard output.")] = None,
     audit_log_maxsize: Annotated[int | None, typer.Option(help="MB at which the audit log rotates [default: 100].")] = None,
-    audit_log_maxbackup: Annotated[int | None, typer.Option("--audit-log-maxbackup", help="How many rotated audit logs are kept [default: 10].")] = None,
+    audit_log_maxbackup: Annotated[int | None, typer.Option("--audit-log-maxbackup", help="How many rotated audit logs are kept [default: 100].")] = None,
     merge_kubeconfig: Annotated[bool, typer.Option("--merge-kubeconfig", help="Also add a context to your own kubeconfig.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything reports ready; the cluster goes on in the background.")] = False,
     config: Config = "",

@@ -98,36 +98,31 @@ async def api(ctx: Context) -> AsyncIterator[None]:
     from kubern.api.settings import ApiSettings
 
     s, p = ctx.settings, ctx.pki
-    audited = open_audit(s)
-    allowed = access.read(access.Files(own_issuers=(issuer(s),), **{name: getattr(s, name) for name in access.SETTINGS}))
-    store = await open_store(s)
     low, _, high = s.node_ports.partition("-")
     kubelet = p.clients["apiserver-kubelet-client"]
-    server = Server(store, settings=ApiSettings(
-        service_cidr=s.service_cidr, node_ports=(int(low), int(high)), advertise_address=ctx.address, advertise_port=s.port,
-        cluster_domain=s.cluster_domain, client_ca=p.ca.cert, front_proxy_ca=p.front_proxy_ca.cert,
-        service_account_issuer=issuer(s), service_account_public_keys=(p.service_account_public,),
-        service_account_signing_key=p.service_account_key, kubelet_client_cert=str(kubelet.cert_path), kubelet_client_key=str(kubelet.key_path),
-        proxy_client_cert=str(p.front_proxy_client.cert_path), proxy_client_key=str(p.front_proxy_client.key_path)))
-    if audited is not None:
-        server.audit = audited
-    await server.start()
-    ctx.server = server
-    following = AsyncExitStack()
-    await following.enter_async_context(access.applied(allowed, server))
-    listening = await http.serve(server.handle, s.bind, s.port, http.ssl_context(str(p.apiserver.cert_path), str(p.apiserver.key_path),
-                                                                                p.ca.cert + p.front_proxy_ca.cert), fast=server.fast)
-    write_kubeconfigs(ctx)
-    ctx.tell(f"API server {KUBERNETES_VERSION} on https://{'127.0.0.1' if s.bind == '0.0.0.0' else s.bind}:{s.port}")
-    try:
+    async with AsyncExitStack() as stack:                    # left in reverse: first nobody is listened to any more, last the audit is closed
+        audit = await stack.enter_async_context(audited(s))
+        allowed = access.read(access.Files(own_issuers=(issuer(s),), **{name: getattr(s, name) for name in access.SETTINGS}))
+        store = await open_store(s)
+        stack.push_async_callback(store.close)
+        server = Server(store, settings=ApiSettings(
+            service_cidr=s.service_cidr, node_ports=(int(low), int(high)), advertise_address=ctx.address, advertise_port=s.port,
+            cluster_domain=s.cluster_domain, client_ca=p.ca.cert, front_proxy_ca=p.front_proxy_ca.cert,
+            service_account_issuer=issuer(s), service_account_public_keys=(p.service_account_public,),
+            service_account_signing_key=p.service_account_key, kubelet_client_cert=str(kubelet.cert_path), kubelet_client_key=str(kubelet.key_path),
+            proxy_client_cert=str(p.front_proxy_client.cert_path), proxy_client_key=str(p.front_proxy_client.key_path)))
+        server.audit = audit
+        server.flags = {name.replace("_", "-"): str(value) for name, value in asdict(s).items()}
+        stack.push_async_callback(server.stop)
+        await server.start()
+        ctx.server = server
+        await stack.enter_async_context(access.applied(allowed, server))
+        context = http.ssl_context(str(p.apiserver.cert_path), str(p.apiserver.key_path), p.ca.cert + p.front_proxy_ca.cert)
+        listening = await http.serve(server.handle, s.bind, s.port, context, fast=server.fast)
+        stack.push_async_callback(listening.close, DRAIN_S)
+        write_kubeconfigs(ctx)
+        ctx.tell(f"API server {KUBERNETES_VERSION} on https://{'127.0.0.1' if s.bind == '0.0.0.0' else s.bind}:{s.port}")
         yield
-    finally:
-        await listening.close(DRAIN_S)
-        await following.aclose()
-        await server.stop()
-        await store.close()
-        if audited is not None:
-            audited.log.close()
 
 
 @asynccontextmanager
@@ -353,14 +348,40 @@ async def open_store(s: Settings) -> Any:
     return EncryptedStore(await open_driver(s), encryption)
 
 
-def open_audit(s: Settings) -> Audit | None:
-    """The audit log of the settings. Raises BadPolicy."""
+@asynccontextmanager
+async def audited(s: Settings) -> AsyncIterator[Audit | None]:
+    """The audit of the settings: a policy, and where its events go. Raises BadPolicy, BadFile."""
     if not s.audit_policy_file:
-        return None
+        yield None
+        return
     from kubern.api import audit
+    from kubern.api.audit.log import FORMATS
+    from kubern.api.audit.webhook import Batching, WebhookSink
+    from kubern.api.configfile import BadFile, seconds
+    from kubern.api.remote import Remote
 
-    path = s.audit_log_path or str(s.home / "audit.log")
-    return audit.Audit(audit.read(s.audit_policy_file), audit.Log(path, s.audit_log_maxsize << 20, s.audit_log_maxbackup))
+    policy = audit.read(s.audit_policy_file)
+    if s.audit_log_format not in FORMATS:
+        raise BadFile(f"audit-log-format must be one of {', '.join(FORMATS)}, not {s.audit_log_format!r}")
+    try:
+        wait_s, pause_s = seconds(s.audit_webhook_batch_max_wait), seconds(s.audit_webhook_initial_backoff)
+    except ValueError as e:
+        raise BadFile(f"audit-webhook: {e}") from None
+    log = webhook = None
+    if s.audit_log_path or not s.audit_webhook_config_file:
+        log = audit.Log(s.audit_log_path or str(s.home / "audit.log"), s.audit_log_maxsize << 20, s.audit_log_maxbackup, s.audit_log_maxage,
+                        s.audit_log_compress == "true", s.audit_log_format)
+    if s.audit_webhook_config_file:
+        batching = Batching(s.audit_webhook_batch_buffer_size, s.audit_webhook_batch_max_size, wait_s,
+                            s.audit_webhook_batch_throttle_qps, s.audit_webhook_batch_throttle_burst)
+        webhook = WebhookSink(Remote(s.audit_webhook_config_file, pause_s=pause_s), batching)
+    try:
+        yield audit.Audit(policy, [sink for sink in (log, webhook) if sink is not None])
+    finally:
+        if webhook is not None:
+            await webhook.close()
+        if log is not None:
+            log.close()
 
 
 async def open_driver(s: Settings) -> Any:

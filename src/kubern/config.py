@@ -56,7 +56,17 @@ class Settings:
     audit_policy_file: str = ""                 # file: what is written to the audit log
     audit_log_path: str = ""                    # file, or - for standard output; "": audit.log in the data directory
     audit_log_maxsize: int = 100                # MB: when the file is put aside and a new one begun
-    audit_log_maxbackup: int = 10               # how many put aside are kept
+    audit_log_maxbackup: int = 100              # how many put aside are kept; 0: all
+    audit_log_maxage: int = 366                 # days they are kept; 0: for ever
+    audit_log_compress: str = "false"           # true: those put aside are compressed
+    audit_log_format: str = "json"              # json or legacy
+    audit_webhook_config_file: str = ""         # file: a kubeconfig that leads to who takes audit events as well
+    audit_webhook_batch_buffer_size: int = 10_000
+    audit_webhook_batch_max_size: int = 400
+    audit_webhook_batch_max_wait: str = "30s"
+    audit_webhook_batch_throttle_qps: float = 10.0
+    audit_webhook_batch_throttle_burst: int = 15
+    audit_webhook_initial_backoff: str = "10s"
     node_groups: str = ""                       # groups the autoscaler may size, as JSON (autoscaler/groups.py); "" = no autoscaler
     scheduler_config: str = ""                  # file: a KubeSchedulerConfiguration
     autoscaler: str = ""                        # its timings: scan-interval=10s,scale-down-unneeded-time=10m,…

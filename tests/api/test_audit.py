@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from outside import outside, until
 
 from kubern.api.audit import LEVELS, Audit, BadPolicy, Log, Policy, parse
+from kubern.api.audit.webhook import Batching, WebhookSink
 from kubern.api.authz.attributes import Attributes
 from kubern.api.handle import MASTERS, Server
+from kubern.api.remote import Remote
 from kubern.api.settings import ApiSettings
 from kubern.model.request import Request, User
 from kubern.store.memory import MemoryStore
@@ -70,7 +75,7 @@ class Audited:
         self.server, self.path = server, path
 
     def use(self, *rules: dict[str, Any], **more: Any) -> None:
-        self.server.audit = Audit(policy(*rules, **more), Log(str(self.path)))
+        self.server.audit = Audit(policy(*rules, **more), [Log(str(self.path))])
 
     async def ask(self, method: str, path: str, body: Any = None, type: str = "application/json", user: User | None = MASTERS, **headers: str) -> Any:
         path, _, q = path.partition("?")
@@ -80,7 +85,7 @@ class Audited:
 
     def events(self) -> list[dict[str, Any]]:
         assert self.server.audit is not None
-        self.server.audit.log.close()
+        self.server.audit.sinks[0].close()
         return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
 
 
@@ -153,8 +158,61 @@ def test_rotation_and_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(rotated) == 2 and path.exists() and all(p.stat().st_size <= 2000 for p in [*rotated, path])
     numbers = [orjson.loads(line)["n"] for p in [*rotated, path] for line in p.read_bytes().splitlines()]
     assert numbers == list(range(numbers[0], 40))
-    monkeypatch.setattr("kubern.api.audit.QUEUE_EVENTS_MAX", 0)
+    monkeypatch.setattr("kubern.api.audit.log.QUEUE_EVENTS_MAX", 0)
     full = Log(str(path))
     full.put({})
     full.close()
     assert full.lost == 1
+
+
+def test_what_is_put_aside_is_compressed_and_goes_with_age(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    old = tmp_path / "audit-2020-01-01T00-00-00.000.log.gz"
+    old.write_bytes(b"x")
+    os.utime(old, (1_577_836_800, 1_577_836_800))
+    log = Log(str(path), max_bytes=2000, backups=0, age_days=30, compress=True)
+    for i in range(10):
+        log.put({"n": i, "x": "y" * 900})
+        while log.written <= i:
+            pass
+    log.close()
+    aside = sorted(tmp_path.glob("audit-*"))
+    assert not old.exists() and len(aside) == 4 and all(p.name.endswith(".log.gz") and p.stat().st_mode & 0o777 == 0o600 for p in aside)
+    numbers = [orjson.loads(line)["n"] for p in aside for line in gzip.decompress(p.read_bytes()).splitlines()]
+    assert numbers == list(range(8))
+
+
+def test_the_old_format(tmp_path: Path) -> None:
+    log = Log(str(tmp_path / "a"), format="legacy")
+    log.put({"requestReceivedTimestamp": "T", "auditID": "7", "stage": "ResponseComplete", "verb": "get", "requestURI": "/api?x=1", "sourceIPs": ["192.0.2.1"],
+             "user": {"username": "bob", "groups": ["a", "b"]}, "userAgent": "k", "objectRef": {"namespace": "n"}, "responseStatus": {"code": 200}})
+    log.close()
+    assert (tmp_path / "a").read_text() == (
+        'T AUDIT: id="7" stage="ResponseComplete" ip="192.0.2.1" method="get" user="bob" groups="a","b" as="<self>" asgroups="<lookup>" user-agent="k" '
+        'namespace="n" uri="/api?x=1" response="200"\n')
+
+
+async def test_events_go_out_in_batches(tmp_path: Path) -> None:
+    async with outside(tmp_path, lambda m, p, b: (200, b"")) as service:
+        sink = WebhookSink(Remote(service.kubeconfig(tmp_path / "k")), Batching(buffer_size=25, max_size=10, max_wait_s=0.05))
+        for i in range(30):
+            sink.put({"n": i})
+        assert sink.lost == 5                                        # what finds the buffer full, rather than a request that waits
+        await until(lambda: sink.sent == 25)
+        lists = [orjson.loads(body) for _, _, body in service.asked]
+        assert [len(x["items"]) for x in lists] == [10, 10, 5] and {x["kind"] for x in lists} == {"EventList"}
+        assert [e["n"] for x in lists for e in x["items"]] == list(range(25))
+        sink.put({"n": 99})
+        await sink.close()                                           # what is left goes before the end
+        assert orjson.loads(service.asked[-1][2])["items"] == [{"n": 99}]
+
+
+async def test_a_service_that_is_away_costs_events_only(tmp_path: Path) -> None:
+    codes = [500, 500, 200, 404]
+    async with outside(tmp_path, lambda m, p, b: (codes.pop(0), b"")) as service:
+        sink = WebhookSink(Remote(service.kubeconfig(tmp_path / "k"), pause_s=0.01), Batching(max_size=1, max_wait_s=0.01))
+        sink.put({"n": 1})
+        await until(lambda: sink.sent == 1)
+        sink.put({"n": 2})
+        await until(lambda: sink.lost == 1)
+        await sink.close()

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from kubern.api import fairness_report
 from kubern.api.authz.attributes import Attributes
 from kubern.api.cache import Cache, value_of
 from kubern.api.fairness import Fairness, Level, deal
@@ -86,7 +87,7 @@ async def test_a_quiet_flow_does_not_wait_behind_a_loud_one() -> None:
     quiet = [asyncio.create_task(take(level, "quiet", order)) for _ in range(3)]
     await asyncio.gather(*loud, *quiet)
     assert order.index("quiet") < 15 and max(i for i, f in enumerate(order) if f == "quiet") < 40
-    assert (level.executing, level.waiting, level.running, level._active, level.dispatched) == (0, 0, 0, {}, 103)
+    assert (level.executing, level.waiting, level.running, level.active, level.dispatched) == (0, 0, 0, {}, 103)
 
 
 async def test_full_queues_refuse_and_other_flows_have_room() -> None:
@@ -118,7 +119,7 @@ async def test_waiting_too_long_and_going_away(monkeypatch: pytest.MonkeyPatch) 
     level.release(1)                    # gives the seat to one who leaves at that moment
     late.cancel()
     await asyncio.gather(late, return_exceptions=True)
-    assert (level.waiting, level.executing, f.waiting, level._active) == (0, 0, 0, {}) and (level.timed_out, level.cancelled) == (1, 2)
+    assert (level.waiting, level.executing, f.waiting, level.active) == (0, 0, 0, {}) and (level.timed_out, level.cancelled) == (1, 2)
 
 
 async def test_seats_are_lent_and_come_back() -> None:
@@ -134,7 +135,45 @@ async def test_seats_are_lent_and_come_back() -> None:
     for _ in range(5):
         b.release(1)
     assert await asyncio.wait_for(waiting, 1) == ""
-    assert 'apiserver_flowcontrol_current_executing_seats{priority_level="a"} 15' in f.metrics() and b"\na, 0, false, false, 0, 15, 16, 0" in f.dump()
+    assert (a.executing, a.running, a.dispatched) == (15, 15, 16)
+
+
+async def test_what_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    f = fairness(4, ("a", {"shares": 1}), ("exempt", {}), schemas=(schema("all", "a", 100, by="ByUser"),))
+    flow = f.flow(BOB, Attributes(BOB, "get", "", "v1", "pods", namespace="x"))
+    assert await flow.enter(3)
+    waiting = asyncio.create_task(flow.enter(2))
+    await asyncio.sleep(0)
+    page = fairness_report.metrics(f)
+    labels = 'flow_schema="all",priority_level="a"'
+    for line in (f"current_executing_seats{{{labels}}} 3", f"current_executing_requests{{{labels}}} 1", f"current_inqueue_requests{{{labels}}} 1",
+                 f"dispatched_requests_total{{{labels}}} 1", 'nominal_limit_seats{priority_level="a"} 4'):
+        assert f"apiserver_flowcontrol_{line}\n" in page
+    levels, queues, requests = (fairness_report.dump(f, fairness_report.PREFIX + f"dump_{t}") for t in ("priority_levels", "queues", "requests"))
+    assert levels is not None and levels.splitlines() == [
+        b"PriorityLevelName, ActiveQueues, IsIdle, IsQuiescing, WaitingRequests, ExecutingRequests, DispatchedRequests, RejectedRequests, TimedoutRequests, "
+        b"CancelledRequests",
+        b"a,                 1,            false,  false,       1,               1,                 1,                  0,                0,                0",
+        b"exempt,            0,            true,   false,       0,               0,                 0,                  0,                0,                0"]
+    assert queues is not None and len(queues.splitlines()) == 17 and sum(b" 1,               0,                 0," in q for q in queues.splitlines()) == 1
+    assert requests is not None and b" bob," in requests.splitlines()[1] and fairness_report.dump(f, fairness_report.PREFIX + "dump_nothing") is None
+    flow.leave(3)
+    assert await waiting
+    flow.leave(2)
+    assert (flow.counts.running, flow.counts.executing, flow.counts.waiting, flow.counts.dispatched) == (0, 0, 0, 2)
+
+
+def test_wide_reads_take_several_seats() -> None:
+    f = fairness(100, ("a", {"shares": 1}), ("small", {"shares": 0}))
+    a = f.levels["a"]
+
+    def width(verb: str, items: int, **query: str) -> int:
+        return f.width(a, Attributes(BOB, verb, "", "v1", "pods", name=query.pop("name", "")), Request("GET", "/", {k: [v] for k, v in query.items()}), items)
+    assert [width("list", n) for n in (10, 999, 1000, 5500, 10**6)] == [1, 1, 2, 6, 10]
+    assert width("list", 50_000, limit="500") == 1 and width("list", 50_000, limit="0") == 10 and width("list", 50_000, name="x") == 1
+    assert width("watch", 5000, resourceVersion="77") == 1
+    assert width("watch", 5000, sendInitialEvents="true", resourceVersion="77") == width("watch", 5000) == width("watch", 5000, resourceVersion="0") == 6
+    assert width("get", 5000) == 1 and f.width(f.levels["small"], Attributes(BOB, "list", "", "v1", "pods"), Request("GET", "/"), 10**6) == 1
 
 
 def test_a_wide_request_runs_alone() -> None:
@@ -204,4 +243,4 @@ async def test_a_server_whose_disk_stands_still_sheds_load(server: Server) -> No
     counted = Counter(t.result().status for t in loud)
     assert counted[201] + counted[429] == 600 and counted[201] > 50
     level = server.fairness.levels["global-default"]
-    assert (level.executing, level.waiting, server._in_flight) == (0, 0, 0) and sum(level.rejected.values()) == counted[429]
+    assert (level.executing, level.waiting, server.in_flight) == (0, 0, 0) and sum(level.rejected.values()) == counted[429]

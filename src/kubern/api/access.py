@@ -77,8 +77,8 @@ async def applied(access: Access, server: Server) -> AsyncIterator[None]:
     tasks: list[asyncio.Task[None]] = []
     closing: list[Callable[[], Awaitable[None]]] = []
 
-    def keep(path: str, changed: Callable[[], Awaitable[None]]) -> None:
-        tasks.append(asyncio.get_running_loop().create_task(configfile.follow(path, changed), name=f"file {path}"))
+    def keep(path: str, changed: Callable[[], Awaitable[None]], what: str) -> None:
+        tasks.append(asyncio.get_running_loop().create_task(configfile.follow(path, changed, what), name=f"file {path}"))
     if files.authorization_config:
         links = authz.Links(server.authorizer, server.clock)
 
@@ -86,7 +86,7 @@ async def applied(access: Access, server: Server) -> AsyncIterator[None]:
             await links.configure(_read(files.authorization_config, authz.parse))
         await links.configure(access.authorizers)
         closing.append(links.close)
-        keep(files.authorization_config, authorization)
+        keep(files.authorization_config, authorization, "authorization")
     if files.authentication_config:
         from kubern.api.authn.oidc import Providers
 
@@ -101,7 +101,7 @@ async def applied(access: Access, server: Server) -> AsyncIterator[None]:
             authenticator.anonymous = access.authentication.anonymous
             authenticator.anonymous_paths = frozenset(access.authentication.anonymous_paths)
         closing.append(providers.close)
-        keep(files.authentication_config, authentication)
+        keep(files.authentication_config, authentication, "authentication")
     if files.authentication_token_webhook_config_file:
         from kubern.api.authn.webhook import TokenWebhook
         from kubern.api.remote import Remote

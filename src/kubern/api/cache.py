@@ -118,6 +118,7 @@ class Collection:
     def __init__(self, group: str, plural: str) -> None:
         self.group, self.plural = group, plural
         self.prefix = f"{ROOT}{group or 'core'}/{plural}/"
+        self.received = 0                     # events of the store
         self.items: dict[str, Item] = {}
         self.order: list[str] = []                         # keys, sorted
         self.window: deque[Change] = deque(maxlen=WINDOW_EVENTS_MAX)
@@ -155,6 +156,7 @@ class Collection:
     def take(self, event: Event) -> Change:
         """An event of the store; the change it makes."""
         key = event.key[len(self.prefix):]
+        self.received += 1
         old = self.items.get(key)
         if event.value is None:
             if old is None:   # never loaded: its previous state stands in the event

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 GROUP = "apiserver.config.k8s.io"
 LOOK_EVERY_S = 2.0
 BYTES_MAX = 10 * 1024 * 1024
+
+RELOADS: dict[tuple[str, str], tuple[int, float]] = {}      # (what, success or failure) -> how often, and when last
 
 
 class BadFile(ValueError):
@@ -129,8 +132,9 @@ def stamp(paths: Iterable[str]) -> tuple[Any, ...]:
     return tuple(out)
 
 
-async def follow(path: str, changed: Callable[[], Awaitable[None]]) -> None:
-    """Runs for ever: calls `changed` after the file was. What it raises as BadFile is told and the file looked at again when it changes."""
+async def follow(path: str, changed: Callable[[], Awaitable[None]], what: str = "") -> None:
+    """Runs for ever: calls `changed` after the file was. What it raises as BadFile is told and the file looked at again when it changes.
+    `what`: the name under which RELOADS counts."""
     seen = stamp([path])
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
@@ -138,8 +142,11 @@ async def follow(path: str, changed: Callable[[], Awaitable[None]]) -> None:
         if now == seen:
             continue
         seen = now
+        outcome = "success"
         try:
             await changed()
             log.info("%s was read again", path)
         except BadFile as e:
+            outcome = "failure"
             log.error("%s has changed and cannot be used: %s; what it said before holds", path, e)
+        RELOADS[what, outcome] = RELOADS.get((what, outcome), (0, 0.0))[0] + 1, time.time()

@@ -3,7 +3,7 @@
 A level has a number of seats, its share of max_in_flight. While there is a free one a request just takes it: nothing else happens. Then it may
 borrow from levels that lend and do not use theirs; then it waits in one of the level's queues, chosen by shuffle sharding of its flow, so that a
 flow that asks too much fills few queues and leaves the others free; a freed seat goes to the queue that has been served least. What finds its
-queues full, or waits too long, is a 429. Watches and connections that last take no seat: here they cost nothing until something happens.
+queues full, or waits too long, is a 429. A watch has its seat until it is set up; connections that last (exec, logs, proxies) take none.
 Simpler than upstream: all requests count as equally long, only large lists take several seats, and seats are lent at the moment
 they are asked for. Upstream: apiserver util/flowcontrol; KEP-1040.
 """
@@ -13,25 +13,34 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 from collections import deque
 from typing import Any, NamedTuple
 
 from kubern.api.authz.attributes import Attributes
 from kubern.api.cache import Cache, Change
+from kubern.api.metrics import Histogram
 from kubern.model.object import Object
-from kubern.model.request import Response, User
+from kubern.model.request import Request, Response, User
 
 MEMO_MAX = 20_000
 WAIT_MAX_S = 15.0                     # a quarter of the time a request may take
-WIDTH_MAX = 10                        # seats a list may take
+WIDTH_MAX = 10                        # seats a list may take …
+WIDTH_SHARE_MAX = 0.15                # … and this share of its level's at most
 LIST_ITEMS_A_SEAT = 1_000
 Header = tuple[str, str]
+
+
+WAITS = Histogram("apiserver_flowcontrol_request_wait_duration_seconds", "[BETA] Length of time a request spent waiting in its queue",
+                  ("execute", "flow_schema", "priority_level"), (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30))
 
 
 class _Waiting(NamedTuple):
     done: asyncio.Future[None]
     width: int
     flow: str
+    schema: str
+    since_s: float
 
 
 class _Queue:
@@ -54,7 +63,7 @@ class Level:
         self.executing = self.running = self.waiting = 0      # seats, requests, requests
         self.dispatched = self.timed_out = self.cancelled = 0
         self.rejected: dict[tuple[str, str], int] = {}        # (flow schema, reason)
-        self._active: dict[int, _Queue] = {}                  # queues in which somebody waits
+        self.active: dict[int, _Queue] = {}                  # queues in which somebody waits
         self._served = 0.0
 
     def configure(self, spec: Object, seats: int, shares: int) -> None:
@@ -102,7 +111,7 @@ class Level:
         queue = self._choose(flow)
         if len(queue.waiting) >= self.queue_length:
             return self._reject(schema, "queue-full")
-        mine = _Waiting(asyncio.get_running_loop().create_future(), width, flow)
+        mine = _Waiting(asyncio.get_running_loop().create_future(), width, flow, schema, time.time())
         queue.waiting.append(mine)
         self.waiting += 1
         self._fairness.waiting += 1
@@ -130,22 +139,22 @@ class Level:
         """The shortest queue of the flow's hand."""
         best, least = 0, math.inf
         for i in deal(f"{self.name}/{flow}", self.queues, self.hand):
-            q = self._active.get(i)
+            q = self.active.get(i)
             n = len(q.waiting) if q is not None else 0
             if n < least:
                 best, least = i, n
-        found = self._active.get(best)
+        found = self.active.get(best)
         if found is None:
-            found = self._active[best] = _Queue()
+            found = self.active[best] = _Queue()
             found.served = self._served                        # who did not ask has saved nothing up
         return found
 
     def _leave(self, mine: _Waiting) -> None:
-        for i, q in self._active.items():
+        for i, q in self.active.items():
             if mine in q.waiting:
                 q.waiting.remove(mine)
                 if not q.waiting:
-                    del self._active[i]
+                    del self.active[i]
                 self.waiting -= 1
                 self._fairness.waiting -= 1
                 return
@@ -153,7 +162,7 @@ class Level:
     def pump(self) -> None:
         """Gives free seats to those who wait, always to the queue served least."""
         while self.waiting:
-            i, queue = min(self._active.items(), key=lambda e: e[1].served)
+            i, queue = min(self.active.items(), key=lambda e: e[1].served)
             first = queue.waiting[0]
             if not first.done.done() and not self.exempt and not self._room(first.width):
                 return
@@ -163,7 +172,7 @@ class Level:
             self.waiting -= 1
             self._fairness.waiting -= 1
             if not queue.waiting:
-                del self._active[i]
+                del self.active[i]
             if not first.done.done():
                 self.executing += first.width
                 self.running += 1
@@ -183,16 +192,52 @@ def deal(flow: str, queues: int, hand: int) -> list[int]:
     return out
 
 
+class Schema:
+    """What requests of one flow schema do on its level."""
+
+    __slots__ = ("dispatched", "executing", "level", "name", "running", "waiting")
+
+    def __init__(self, name: str, level: str) -> None:
+        self.name, self.level = name, level
+        self.dispatched = self.running = self.executing = self.waiting = 0      # requests, requests, seats, requests
+
+
 class Flow:
     """What is known of requests of one kind: their schema's headers, their level, and what tells its flows apart."""
 
-    __slots__ = ("headers", "key", "level", "schema")
+    __slots__ = ("counts", "headers", "key", "level", "schema")
 
-    def __init__(self, headers: tuple[Header, ...], schema: str, level: Level | None, key: str) -> None:
-        self.headers, self.schema, self.level, self.key = headers, schema, level, key
+    def __init__(self, headers: tuple[Header, ...], schema: str, level: Level | None, key: str, counts: Schema) -> None:
+        self.headers, self.schema, self.level, self.key, self.counts = headers, schema, level, key, counts
+
+    async def enter(self, width: int) -> bool:
+        """A seat, now or after waiting for it; False where there is none to be had."""
+        level, counts = self.level, self.counts
+        assert level is not None
+        if not level.take(width):
+            counts.waiting += 1
+            started = time.perf_counter()
+            why = "cancel"
+            try:
+                why = await level.wait(self.schema, self.key, width)
+            finally:
+                counts.waiting -= 1
+                WAITS.observe((str(not why).lower(), self.schema, level.name), time.perf_counter() - started)
+            if why:
+                return False
+        counts.dispatched += 1
+        counts.running += 1
+        counts.executing += width
+        return True
+
+    def leave(self, width: int) -> None:
+        assert self.level is not None
+        self.counts.running -= 1
+        self.counts.executing -= width
+        self.level.release(width)
 
 
-NO_FLOW = Flow((), "", None, "")
+NO_FLOW = Flow((), "", None, "", Schema("", ""))
 
 
 class Fairness:
@@ -205,6 +250,7 @@ class Fairness:
         self._configurations = cache.collection("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations")
         self._order: list[Object] | None = None
         self.levels: dict[str, Level] = {}
+        self.counts: dict[tuple[str, str], Schema] = {}         # by (schema, level)
         self._memo: dict[Any, Flow] = {}
         for collection in (self._schemas, self._configurations):
             collection.listeners.insert(0, self._changed)
@@ -244,7 +290,7 @@ class Fairness:
                 method = (spec.get("distinguisherMethod") or {}).get("type")
                 which = user.name if method == "ByUser" else a.namespace if method == "ByNamespace" else ""
                 return Flow((("X-Kubernetes-Pf-Flowschema-Uid", schema["metadata"]["uid"]), ("X-Kubernetes-Pf-Prioritylevel-Uid", uid)), name,
-                            self.levels[item.name], f"{name}/{which}")
+                            self.levels[item.name], f"{name}/{which}", self.counts.setdefault((name, item.name), Schema(name, item.name)))
         return NO_FLOW
 
     def _configure(self) -> None:
@@ -276,40 +322,15 @@ class Fairness:
                 if level.waiting:
                     level.pump()
 
-    def width(self, a: Attributes, items: int) -> int:
-        """Seats that a request takes."""
-        return min(WIDTH_MAX, 1 + items // LIST_ITEMS_A_SEAT) if a.verb == "list" else 1
-
-    # --- what can be seen of it ---
-
-    def metrics(self) -> str:
-        out: list[str] = []
-
-        def family(name: str, type_: str, help_: str, rows: list[tuple[str, float]]) -> None:
-            out.append(f"# HELP apiserver_flowcontrol_{name} {help_}\n# TYPE apiserver_flowcontrol_{name} {type_}\n")
-            out.extend(f"apiserver_flowcontrol_{name}{{{labels}}} {value:g}\n" for labels, value in rows)
-        levels = [(f'priority_level="{level.name}"', level) for level in self.levels.values()]
-        family("nominal_limit_seats", "gauge", "Nominal number of execution seats configured for each priority level", [(n, v.nominal) for n, v in levels])
-        family("current_executing_seats", "gauge", "Concurrency (number of seats) occupied by the currently executing requests",
-               [(n, v.executing) for n, v in levels])
-        family("current_executing_requests", "gauge", "Number of requests in initial (for a WATCH) or any (for a non-WATCH) execution stage",
-               [(n, v.running) for n, v in levels])
-        family("current_inqueue_requests", "gauge", "Number of requests currently pending in queues", [(n, v.waiting) for n, v in levels])
-        family("dispatched_requests_total", "counter", "Number of requests executed by API Priority and Fairness", [(n, v.dispatched) for n, v in levels])
-        family("rejected_requests_total", "counter", "Number of requests rejected by API Priority and Fairness",
-               [(f'flow_schema="{schema}",{n},reason="{reason}"', count) for n, v in levels for (schema, reason), count in v.rejected.items()])
-        return "".join(out)
-
-    def dump(self) -> bytes:
-        """The table of /debug/api_priority_and_fairness/dump_priority_levels."""
-        rows = ["PriorityLevelName, ActiveQueues, IsIdle, IsQuiescing, WaitingRequests, ExecutingRequests, DispatchedRequests, RejectedRequests, "
-                "TimedoutRequests, CancelledRequests"]
-        for name in sorted(self.levels):
-            v = self.levels[name]
-            idle = str(not v.running and not v.waiting).lower()
-            rows.append(f"{name}, {len(v._active)}, {idle}, false, {v.waiting}, {v.running}, {v.dispatched}, {sum(v.rejected.values())}, {v.timed_out}, "
-                        f"{v.cancelled}")
-        return ("\n".join(rows) + "\n").encode()
+    def width(self, level: Level, a: Attributes, request: Request, items: int) -> int:
+        """Seats that a request takes: several where it reads many objects at once, never a big share of its level."""
+        if a.verb not in ("list", "watch") or a.name or items < LIST_ITEMS_A_SEAT:
+            return 1
+        if a.verb == "watch" and request.param("sendInitialEvents") != "true" and request.param("resourceVersion") not in ("", "0"):
+            return 1
+        limit = request.param("limit")
+        read = min(items, int(limit)) if a.verb == "list" and limit.isascii() and limit.isdigit() and limit != "0" else items
+        return min(1 + read // LIST_ITEMS_A_SEAT, WIDTH_MAX, max(1, math.ceil(level.nominal * WIDTH_SHARE_MAX)))
 
 
 def too_many() -> Response:

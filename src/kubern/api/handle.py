@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -138,6 +138,7 @@ class Server:
         self.authorizer = Authorizer()
         self.authenticator = Authenticator(self.authorizer)
         self.metrics = Metrics()
+        self.flags: dict[str, str] = {}                          # what the process was told, for /flagz
         self.fairness = Fairness(self.cache, self.settings.max_in_flight)
         self.definitions: Definitions | None = None
         self.ready = False
@@ -151,7 +152,7 @@ class Server:
         self._hubs: dict[int, Hub] = {}
         self._watches: set[Watch] = set()
         self._built_in_groups: frozenset[str] = frozenset()
-        self._in_flight = 0
+        self.in_flight = self.writing = 0                       # requests that run now; those of them that write
         self._writing: dict[str, asyncio.Future[None]] = {}      # done when the write of a key has been answered
         self._targets: dict[str, tuple[Served, Attributes]] = {}
         self._unsubscribe: Callable[[], None] | None = None
@@ -251,6 +252,12 @@ class Server:
     def watches(self) -> int:
         return len(self._watches)
 
+    def long_running(self) -> Iterator[tuple[str, ...]]:
+        """The labels by which metrics tell every watch."""
+        for w in self._watches:
+            row = w.form.served.row
+            yield "apiserver", row.group, row.plural, "namespace" if w.namespace else "cluster", "", "WATCH", row.version
+
     def keep_list(self, key: Any, entry: tuple[int, Any, list[bytes]], size: int) -> None:
         """Keeps the joined body of a list; the oldest go when there are too many or they grow too big."""
         if size > LISTS_KEPT_MAX_BYTES // 2 or size < 4096:
@@ -320,6 +327,7 @@ class Server:
         """The answer to a plain GET of an object or a list, or None: then `handle` must be asked."""
         if request.query or request.method != "GET" or self._caught_up is not None or self.audit is not None:
             return None
+        started = time.perf_counter()
         target = self._targets.get(request.path)
         if target is None:
             return None
@@ -361,9 +369,10 @@ class Server:
             else:
                 return None
         self._audit_count += 1
-        self.metrics.count(a.verb, a.group, a.version, a.resource, "", 200)
-        return Response(200, [("Audit-Id", self._audit_id()), CACHE_CONTROL, ("Content-Type", "application/json"),
+        response = Response(200, [("Audit-Id", self._audit_id()), CACHE_CONTROL, ("Content-Type", "application/json"),
                               *self.fairness.headers(user, a)], body)
+        self.metrics.observe(a, 200, time.perf_counter() - started, response.size)
+        return response
 
     def _audit_id(self) -> str:
         p, n = self._audit_prefix, self._audit_count
@@ -433,7 +442,8 @@ class Server:
             if record is not None:
                 (record.finish if response.upgrade is None else record.upgraded)(response, annotations)
         if a is not None:
-            self.metrics.observe(a, response.status, time.perf_counter() - started, call is not None)
+            self.metrics.observe(a, response.status, time.perf_counter() - started, response.size, "All" if "dryRun" in request.query else "",
+                                 call is not None)
         return response
 
     async def _resource(self, call: Call) -> Response:
@@ -444,25 +454,30 @@ class Server:
         deprecated = DEPRECATED.get((a.group, a.resource))
         if deprecated is not None:
             call.warn(deprecated)
+            self.metrics.deprecated.add((a.group, a.version, a.resource, a.subresource))
         elif served.custom is not None and served.custom.deprecation:
             call.warn(served.custom.deprecation)
-        if a.verb == "watch" or a.subresource in LONG_RUNNING:
+        if a.subresource in LONG_RUNNING:
             return await handler(call)
         flow = self.fairness.flow(call.user, a)
-        level = flow.level
-        width = 1 if a.verb != "list" else self.fairness.width(a, len(served.collection.order))
-        if level is None:
-            if self._in_flight >= self.settings.max_in_flight:
+        width = 1
+        if flow.level is None:
+            if self.in_flight >= self.settings.max_in_flight:
                 return too_many()
-        elif not level.take(width) and await level.wait(flow.schema, flow.key, width):
-            return too_many()
-        self._in_flight += 1
+        else:
+            width = self.fairness.width(flow.level, a, request, len(served.collection.order))
+            if not await flow.enter(width):
+                return too_many()
+        writes = a.verb not in ("get", "list", "watch")
+        self.in_flight += 1
+        self.writing += writes
         try:
             response = await handler(call)
         finally:
-            self._in_flight -= 1
-            if level is not None:
-                level.release(width)
+            self.in_flight -= 1
+            self.writing -= writes
+            if flow.level is not None:
+                flow.leave(width)
         if request.method == "GET" and not request.query and not a.subresource and a.verb in ("get", "list") and not call.warnings \
                 and served.row.storage not in VIRTUAL_READS:
             self._remember(request.path, served, a)

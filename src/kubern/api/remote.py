@@ -33,21 +33,21 @@ AGAIN = (429, 500)
 class Remote:
     """Where a kubeconfig file leads. `counts`: (code or "<error>") -> [calls, seconds]."""
 
-    def __init__(self, path: str | Path, timeout_s: float = TIMEOUT_S) -> None:
-        """Raises BadFile."""
+    def __init__(self, path: str | Path, timeout_s: float = TIMEOUT_S, pause_s: float = FIRST_PAUSE_S) -> None:
+        """`pause_s`: before the second try. Raises BadFile."""
         try:
             self._sender = sender_of(path)
         except (ValueError, OSError, ssl.SSLError) as e:
             raise BadFile(f"{path}: {e}") from None
-        self.url, self.timeout_s = self._sender.url, timeout_s
+        self.url, self.timeout_s, self.pause_s = self._sender.url, timeout_s, pause_s
         self.counts: dict[str, list[float]] = {}
 
     async def close(self) -> None:
         await self._sender.close()
 
-    async def post(self, body: Object) -> Object:
-        """The object that comes back. Raises CallFailed."""
-        data, pause_s = orjson.dumps(body), FIRST_PAUSE_S
+    async def post(self, body: Object, answered: bool = True) -> Object:
+        """The object that comes back, where one is to be `answered`. Raises CallFailed."""
+        data, pause_s = orjson.dumps(body), self.pause_s
         try:
             async with asyncio.timeout(self.timeout_s):
                 for step in range(STEPS_MAX):
@@ -56,7 +56,7 @@ class Remote:
                     except ConnectionResetError as e:
                         status, raw, why = 0, b"", e
                     if status not in AGAIN and status:
-                        return parsed(status, raw)
+                        return parsed(status, raw) if answered or status >= 300 else {}
                     if step + 1 < STEPS_MAX and (status or step):     # a kept connection the other side gave up is replaced at once
                         await asyncio.sleep(pause_s * (1 + random.random() * JITTER))
                         pause_s *= FACTOR

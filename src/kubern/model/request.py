@@ -68,6 +68,12 @@ class Response:
     body: bytes | list[bytes] | Chunks = b""         # bytes, pieces to be written in order, or a stream (watch, log)
     upgrade: Callable[[Stream], Awaitable[None]] | None = None   # with status 101: runs on the raw connection
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body, -1 of a stream."""
+        body = self.body
+        return len(body) if isinstance(body, bytes) else sum(map(len, body)) if isinstance(body, list) else -1
+
     def header(self, name: str) -> str:
         low = name.lower()
         for k, v in self.headers:

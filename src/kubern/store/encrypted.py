@@ -55,6 +55,10 @@ class EncryptedStore:
             self.caught_up = inner.caught_up
 
     @property
+    def size_bytes(self) -> int:
+        return getattr(self._inner, "size_bytes", -1)
+
+    @property
     def revision(self) -> int:
         return self._inner.revision
 

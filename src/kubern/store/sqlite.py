@@ -139,6 +139,11 @@ class SqliteStore:
         return cls(Path(path), on_broken)
 
     @property
+    def size_bytes(self) -> int:
+        """Of the database file."""
+        return self._path.stat().st_size
+
+    @property
     def revision(self) -> int:
         return self._revision
 

@@ -8,6 +8,8 @@ Upstream: pkg/kubeapiserver/options/plugins.go (those on by default; OwnerRefere
 
 from __future__ import annotations
 
+import time
+
 from kubern.api.admission import (
     certificates,
     default_ingress_class,
@@ -31,6 +33,7 @@ from kubern.api.admission import (
     webhooks,
 )
 from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Attributes, Plugin, Reader, Step, Writer
+from kubern.api.metrics import PLUGINS, STEPS
 
 __all__ = ["ADMISSION", "CONNECT", "CREATE", "DELETE", "UPDATE", "Attributes", "Plugin", "Reader", "Writer", "mutate", "validate"]
 
@@ -64,33 +67,50 @@ ADMISSION: tuple[Plugin, ...] = (
     device_admin.PLUGIN,    # likewise
 )
 
-_steps: dict[tuple[str, str], tuple[tuple[Step, ...], tuple[Step, ...]]] = {}
+Timed = tuple[str, Step]
+_steps: dict[tuple[str, str], tuple[tuple[Timed, ...], tuple[Timed, ...]]] = {}
 STEPS_MAX = 10_000
 
 
-def _chain(a: Attributes) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+def _chain(a: Attributes) -> tuple[tuple[Timed, ...], tuple[Timed, ...]]:
     key = (a.what, a.operation)
     steps = _steps.get(key)
     if steps is None:
         chosen = [p for p in ADMISSION if a.operation in p.operations and ("*" in p.handles or key[0] in p.handles)]
         if len(_steps) >= STEPS_MAX:
             _steps.clear()
-        steps = _steps[key] = (tuple(p.mutate for p in chosen if p.mutate), tuple(p.validate for p in chosen if p.validate))
+        steps = _steps[key] = (tuple((p.name, p.mutate) for p in chosen if p.mutate), tuple((p.name, p.validate) for p in chosen if p.validate))
     return steps
+
+
+async def _run(a: Attributes, steps: tuple[Timed, ...], kind: str) -> None:
+    """All of them in order, with the time each one takes."""
+    began = at = time.perf_counter()
+    rejected = "true"
+    name = ""
+    try:
+        for name, step in steps:
+            await step(a)
+            now = time.perf_counter()
+            PLUGINS.observe((name, a.operation, "false", kind), now - at)
+            at = now
+        rejected = "false"
+    finally:
+        now = time.perf_counter()
+        if rejected == "true" and name:
+            PLUGINS.observe((name, a.operation, rejected, kind), now - at)
+        STEPS.observe((a.operation, rejected, kind), now - began)
 
 
 async def mutate(a: Attributes) -> None:
     """The mutating half of the chain; once more when a policy or a webhook changed the object."""
     steps = _chain(a)[0]
-    for step in steps:
-        await step(a)
+    await _run(a, steps, "admit")
     if a.passes is not None and a.passes.wanted:
         a.passes.again = True
-        for step in steps:
-            await step(a)
+        await _run(a, steps, "admit")
 
 
 async def validate(a: Attributes) -> None:
     """The validating half, after the object itself was found valid."""
-    for step in _chain(a)[1]:
-        await step(a)
+    await _run(a, _chain(a)[1], "validate")

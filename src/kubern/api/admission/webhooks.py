@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import time
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,7 @@ from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Att
 from kubern.api.admission.expressions import Conditions, Failed, variables
 from kubern.api.admission.webhook_call import TIMEOUT_S, CallFailed, post
 from kubern.api.authz.unanswered import settled
+from kubern.api.metrics import WEBHOOKS
 from kubern.model.invalid import quote
 from kubern.model.jsonpatch import json_patch
 from kubern.model.object import Object, clone
@@ -90,11 +92,15 @@ async def _ask(a: Attributes, hook: Webhook, row: Resource, mutating: bool) -> O
     uid = str(uuid4())
     request = {"uid": uid, **match.request_of(a, row), "object": match.shown(a, a.obj, row), "oldObject": match.shown(a, a.old, row)}
     review = {"kind": "AdmissionReview", "apiVersion": f"admission.k8s.io/{version}", "request": request}
+    began, rejected = time.perf_counter(), "true"
     try:
         answer = await post(hook.spec.get("clientConfig") or {}, review, a.reader, hook.timeout_s)
+        response = _verified(answer, uid, version, mutating)
+        rejected = "false" if response.get("allowed") is True else "true"
     except CallFailed as e:
         raise _CallingFailed(f"failed to call webhook: {e}") from None
-    response = _verified(answer, uid, version, mutating)
+    finally:
+        WEBHOOKS.observe((hook.name, a.operation, rejected, "admit" if mutating else "validating"), time.perf_counter() - began)
     for key, value in (response.get("auditAnnotations") or {}).items():
         a.audit[f"{hook.name}/{key}"] = str(value)
     for warning in response.get("warnings") or ():

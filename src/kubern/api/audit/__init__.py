@@ -1,0 +1,218 @@
+"""Audit: who asked what and what came of it, as much of it as a policy says.
+
+Deciding and building an event is done in the loop and costs microseconds. Policies are in policy.py; where events go in log.py (a file) and
+webhook.py (a service). Upstream: "Auditing"; apiserver pkg/audit (request.go), endpoints/filters/audit.go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import orjson
+
+from kubern.api.audit.log import Log
+from kubern.api.audit.policy import COMPLETE, LEVELS, RECEIVED, STARTED, BadPolicy, Decided, Policy, parse, read
+from kubern.api.authz.attributes import Attributes
+from kubern.api.watch import Watch
+from kubern.model.object import Object
+from kubern.model.request import Request, Response, Stream, User
+
+__all__ = ["LEVELS", "Audit", "BadPolicy", "Log", "Policy", "parse", "read"]
+
+AGENT_MAX = 1024                       # upstream cuts user agents there
+JSON_TYPES = ("application/json", "application/merge-patch+json", "application/json-patch+json", "application/strategic-merge-patch+json")
+YAML_TYPES = ("application/yaml", "application/apply-patch+yaml")
+
+
+def _stamp(now_s: float) -> str:
+    return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _user(user: User) -> Object:
+    out: Object = {"username": user.name}
+    if user.uid:
+        out["uid"] = user.uid
+    if user.groups:
+        out["groups"] = list(user.groups)
+    if user.extra:
+        out["extra"] = {k: list(v) for k, v in user.extra.items()}
+    return out
+
+
+def _without_managed_fields(obj: Any) -> Any:
+    if not isinstance(obj, dict):
+        return obj
+    if isinstance(obj.get("metadata"), dict) and "managedFields" in obj["metadata"]:
+        obj = {**obj, "metadata": {k: v for k, v in obj["metadata"].items() if k != "managedFields"}}
+    if isinstance(obj.get("items"), list):
+        obj = {**obj, "items": [_without_managed_fields(i) for i in obj["items"]]}
+    return obj
+
+
+def _body(data: bytes, content_type: str, omit_managed_fields: bool) -> Any:
+    """A body as an event shows it; None where there is none, or none that is text."""
+    kind = content_type.partition(";")[0].strip() or "application/json"
+    try:
+        if kind in YAML_TYPES and not data.startswith(b"{"):
+            import yaml
+
+            obj = yaml.safe_load(data)
+        elif kind in JSON_TYPES or kind in YAML_TYPES:
+            obj = orjson.loads(data)
+        else:
+            return None
+        orjson.dumps(obj)
+    except Exception:                          # what is no JSON was refused anyway
+        return None
+    return _without_managed_fields(obj) if omit_managed_fields else obj
+
+
+class Record:
+    """One request under way. `finish` is called once, with its answer."""
+
+    __slots__ = ("_audit", "_decided", "_event", "_request")
+
+    def __init__(self, audit: Audit, decided: Decided, event: Object, request: Request) -> None:
+        self._audit, self._decided, self._event, self._request = audit, decided, event, request
+
+    def stage(self, name: str, now_s: float, more: Object | None = None, weight: int = 1024) -> None:
+        if name not in self._decided.omit_stages:
+            self._audit.put({**self._event, "stage": name, **(more or {}), "stageTimestamp": _stamp(now_s)}, weight)
+
+    def finish(self, response: Response, annotations: Object) -> None:
+        """The last stage; for a stream the last but one: the last comes at its end."""
+        audit, request = self._audit, self._request
+        if annotations:
+            self._event = {**self._event, "annotations": annotations}
+        more: Object = {"responseStatus": {"metadata": {}, "code": response.status}}
+        weight = 1024
+        level = self._decided.level
+        if request.body and (level >= 2 or request.method in ("POST", "PUT")):
+            content = _body(request.body, request.headers.get("content-type", ""), self._decided.omit_managed_fields)
+            if "objectRef" in self._event and isinstance(content, dict) and request.method in ("POST", "PUT"):
+                meta = content.get("metadata")
+                said = meta if isinstance(meta, dict) else {}
+                more["objectRef"] = {**{k: said[k] for k in ("namespace", "name", "uid", "resourceVersion") if isinstance(said.get(k), str)},
+                                     **self._event["objectRef"]}
+            if content is not None and level >= 2:
+                more["requestObject"] = content
+                weight += len(request.body)
+        body = response.body
+        if isinstance(body, (bytes, list)):
+            raw = body if isinstance(body, bytes) else b"".join(body)
+            shown = None
+            if response.status >= 400 and b'"Status"' in raw[:60]:
+                with contextlib.suppress(orjson.JSONDecodeError):
+                    shown = orjson.loads(raw)
+                    more["responseStatus"] = {k: v for k, v in shown.items() if k not in ("kind", "apiVersion")}
+            if level >= 3 and raw and response.header("Content-Type").startswith("application/json"):
+                obj = shown or _body(raw, "application/json", self._decided.omit_managed_fields)
+                if obj is not None:
+                    more["responseObject"] = obj
+                    weight += len(raw)
+            self.stage(COMPLETE, audit.clock(), more, weight)
+            return
+        self.stage(STARTED, audit.clock(), more, weight)
+
+        def complete() -> None:
+            self.stage(COMPLETE, audit.clock(), more, weight)
+        if isinstance(body, Watch):
+            ended = body.on_end
+
+            def end(watch: Watch) -> None:
+                if ended is not None:
+                    ended(watch)
+                complete()
+            body.on_end = end
+        else:
+            response.body = _then(body, complete)
+
+    def upgraded(self, response: Response, annotations: Object) -> None:
+        """The same for a connection that goes on as another protocol."""
+        if annotations:
+            self._event = {**self._event, "annotations": annotations}
+        more: Object = {"responseStatus": {"metadata": {}, "code": 101}}
+        self.stage(STARTED, self._audit.clock(), more)
+        run = response.upgrade
+        assert run is not None
+
+        async def and_complete(stream: Stream) -> None:
+            try:
+                await run(stream)
+            finally:
+                self.stage(COMPLETE, self._audit.clock(), more)
+        response.upgrade = and_complete
+
+
+async def _then(chunks: Any, done: Callable[[], None]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            yield chunk
+    finally:
+        done()
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class Sink(Protocol):
+    """Where events go. `put` never waits; what finds no room is lost and counted."""
+
+    plugin: str
+    lost: int
+
+    def put(self, event: Object, weight: int = 1024) -> None:
+        """`weight`: about how many bytes the event holds on to."""
+        ...
+
+
+class Audit:
+    """A policy and the sinks it fills."""
+
+    def __init__(self, policy: Policy, sinks: Sequence[Sink], clock: Callable[[], float] = time.time) -> None:
+        self.policy, self.sinks, self.clock = policy, tuple(sinks), clock
+        self.events = 0
+
+    def put(self, event: Object, weight: int) -> None:
+        self.events += 1
+        for sink in self.sinks:
+            sink.put(event, weight)
+
+    def begin(self, request: Request, user: User | None, a: Attributes, audit_id: str) -> Record | None:
+        """The record of a request that is to be logged."""
+        decided = self.policy.decide(user, a)
+        if not decided.level:
+            return None
+        now_s = self.clock()
+        uri = request.path
+        if request.query:
+            from urllib.parse import urlencode
+
+            uri += "?" + urlencode([(k, v) for k, values in request.query.items() for v in values])
+        event: Object = {"kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": LEVELS[decided.level], "auditID": audit_id, "requestURI": uri,
+                         "verb": a.verb, "requestReceivedTimestamp": _stamp(now_s)}
+        if request.impersonator is not None and user is not None:
+            event["user"], event["impersonatedUser"] = _user(request.impersonator), _user(user)
+        elif user is not None:
+            event["user"] = _user(user)
+        else:
+            event["user"] = {}
+        event["sourceIPs"] = _addresses(request)
+        agent = request.headers.get("user-agent", "")
+        if agent:
+            event["userAgent"] = agent[:AGENT_MAX] + ("...TRUNCATED" if len(agent) > AGENT_MAX else "")
+        if a.is_resource:
+            event["objectRef"] = {k: v for k, v in (("resource", a.resource), ("namespace", a.namespace), ("name", a.name), ("apiGroup", a.group),
+                                                    ("apiVersion", a.version), ("subresource", a.subresource)) if v}
+        record = Record(self, decided, event, request)
+        record.stage(RECEIVED, now_s)
+        return record
+
+
+def _addresses(request: Request) -> list[str]:
+    said = [p.strip() for p in request.headers.get("x-forwarded-for", "").split(",") if p.strip()][:16]
+    return [*said, request.peer or "127.0.0.1"]
