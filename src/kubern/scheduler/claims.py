@@ -16,7 +16,8 @@ from kubern.model.object import Object, controller_of, deleting, meta, name, uid
 from kubern.model.time import seconds_of
 from kubern.model.view import View
 from kubern.scheduler import extended
-from kubern.scheduler.devices import BadClaim, Inventory, Used, allocate, alternatives, conditions_of, preference, requests
+from kubern.scheduler.allocate import allocate, preference
+from kubern.scheduler.devices import BadClaim, Inventory, Used, alternatives, conditions_of, requests
 from kubern.scheduler.plugins.node import node_selector_mask
 from kubern.scheduler.plugins.verdict import Ints, Mask, Reject, Restrict, Verdict
 from kubern.scheduler.pod import PodInfo
