@@ -183,3 +183,66 @@ def test_kubeconfig_merge_keeps_what_is_there(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="not a kubeconfig"):
         pki.merge_kubeconfig(path, pki.kubeconfig("kubern", "https://127.0.0.1:6443", b"ca", token="t"))
     assert path.read_text() == "- not\n- a config\n"
+
+
+def issued(common_name: str, by: tuple[x509.Certificate, Any], ca: bool = False, days: float = 30) -> tuple[x509.Certificate, Any]:
+    """A certificate and its key, issued by another pair."""
+    import datetime as dt
+
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name), x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "devs")])
+    b = (x509.CertificateBuilder().subject_name(name).issuer_name(by[0].subject).public_key(key.public_key()).serial_number(x509.random_serial_number())
+         .not_valid_before(now - dt.timedelta(minutes=5)).not_valid_after(now + dt.timedelta(days=days)))
+    if ca:
+        usage = x509.KeyUsage(True, False, False, False, False, True, False, False, False)
+        b = b.add_extension(x509.BasicConstraints(True, None), True).add_extension(usage, True)
+        b = b.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        b = b.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by[1].public_key()), False)
+    else:
+        b = b.add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), False)
+    return b.sign(by[1], hashes.SHA256()), key
+
+
+async def test_intermediates_lead_to_a_known_authority(world: World, made: pki.Pki) -> None:
+    import time
+
+    def raw(*certificates: tuple[x509.Certificate, Any]) -> tuple[bytes, ...]:
+        return tuple(c.public_bytes(Encoding.DER) for c, _ in certificates)
+    world.now = time.time()
+    root = made.ca.certificate, made.ca.private_key
+    middle = issued("middle", root, ca=True, days=10)
+    lower = issued("lower", middle, ca=True)
+    bob = issued("bob", lower)
+    user = await world.user(certificate=raw(bob)[0], intermediates=raw(lower, middle))
+    assert (user.name, user.groups) == ("bob", ("devs", "system:authenticated"))
+    for sent in ((), raw(lower), raw(middle), raw(issued("middle", root, ca=True))):
+        with pytest.raises(StatusError, match="Unauthorized"):
+            await world.user(certificate=raw(bob)[0], intermediates=sent)
+    eve = issued("system:admin", bob)                                # a client's certificate issues nothing
+    with pytest.raises(StatusError, match="Unauthorized"):
+        await world.user(certificate=raw(eve)[0], intermediates=raw(bob, lower, middle))
+    proxy = issued("front-proxy-client", issued("proxies", (made.front_proxy_ca.certificate, made.front_proxy_ca.private_key), ca=True))
+    with pytest.raises(StatusError, match="Unauthorized"):
+        await world.user(certificate=raw(proxy)[0], headers={"x-remote-user": "jane"})
+    world.now += 11 * 86400                                          # as long as every link holds
+    with pytest.raises(StatusError, match="Unauthorized"):
+        await world.user(certificate=raw(bob)[0], intermediates=raw(lower, middle))
+
+
+async def test_a_front_proxy_needs_the_right_name_and_authority(world: World, made: pki.Pki) -> None:
+    import time
+
+    world.now = time.time()
+    by = made.front_proxy_ca.certificate, made.front_proxy_ca.private_key
+    headers = {"x-remote-user": "jane", "x-remote-uid": "7", "x-remote-extra-acme.com%2fproject": "p"}
+    allowed, other = (issued(n, by)[0].public_bytes(Encoding.DER) for n in ("front-proxy-client", "other"))
+    user = await world.user(certificate=allowed, headers=headers)
+    assert (user.name, user.uid, user.extra) == ("jane", "7", {"acme.com/project": ("p",)})
+    with pytest.raises(StatusError, match="Unauthorized"):
+        await world.user(certificate=other, headers=headers)
+    wrong = issued("front-proxy-client", (made.ca.certificate, made.ca.private_key))[0].public_bytes(Encoding.DER)
+    assert (await world.user(certificate=wrong, headers=headers)).name == "front-proxy-client"      # a user of its own, and nobody else
+    assert (await world.user(headers=headers)).name == "system:anonymous"

@@ -36,6 +36,7 @@ PARAMETERS_MAX = 1000
 BODY_MAX_BYTES = 3 * 1024 * 1024
 PIPELINE_MAX = 32                        # requests read ahead on one connection before it is no longer read
 WATCH_BUFFER_MAX_BYTES = 16 * 1024 * 1024   # unsent bytes at which a watcher counts as too slow
+INTERMEDIATES_MAX = 5
 WRITE_HIGH_BYTES = 256 * 1024
 WRITE_SLICE_BYTES = 128 * 1024
 STREAM_BUFFER_MAX_BYTES = 256 * 1024
@@ -171,6 +172,7 @@ class Connection(asyncio.Protocol):
         self.peer = ""
         self.local_peer = False
         self.certificate: bytes | None = None
+        self.intermediates: tuple[bytes, ...] = ()
         self._parser: Any = None
         self._url = b""
         self._method = ""
@@ -207,6 +209,8 @@ class Connection(asyncio.Protocol):
         if ssl_object is not None:
             with contextlib.suppress(ValueError, ssl.SSLError):
                 self.certificate = ssl_object.getpeercert(True)
+                if self.certificate is not None:
+                    self.intermediates = _sent_with(ssl_object, self.certificate)
         self._parser = httptools.HttpRequestParser(self)
         self.listening.connections.add(self)
 
@@ -354,7 +358,7 @@ class Connection(asyncio.Protocol):
         request = Request(
             self._method or self._parser.get_method().decode(), text,
             _parameters(query) if query else {},
-            self._headers, body, self.peer, self.certificate, repeated=self._repeated)
+            self._headers, body, self.peer, self.certificate, self.intermediates, repeated=self._repeated)
         keep = self._parser.should_keep_alive()
         upgrade = "upgrade" in self._headers
         self._body = []
@@ -652,6 +656,14 @@ def ssl_context(cert: str, key: str, client_cas: bytes = b"") -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_OPTIONAL
         _accept_any_certificate(context)
     return context
+
+
+def _sent_with(ssl_object: Any, certificate: bytes) -> tuple[bytes, ...]:
+    """The certificates that came with the client's own, which may lead to a known authority. Public in the ssl module only since Python 3.13."""
+    get = getattr(ssl_object, "get_unverified_chain", None) or getattr(getattr(ssl_object, "_sslobj", None), "get_unverified_chain", None)
+    sent = (get() or ()) if get is not None else ()
+    ders = (c if isinstance(c, bytes) else ssl.PEM_cert_to_DER_cert(c.public_bytes()) for c in sent[:INTERMEDIATES_MAX + 1])
+    return tuple(der for der in ders if der != certificate)
 
 
 _keep_alive: list[Any] = []      # the C callback must outlive every context

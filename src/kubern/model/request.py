@@ -31,7 +31,8 @@ class Request:
     headers: dict[str, str] = field(default_factory=dict)  # names in lower case; repeated ones joined by ", "
     body: bytes = b""
     peer: str = ""                                   # address of the client, "" in process
-    certificate: bytes | None = None                 # DER of the client certificate that TLS verified against the client CA
+    certificate: bytes | None = None                 # DER of the client's certificate: its key is proven, who issued it is authentication's affair
+    intermediates: tuple[bytes, ...] = ()            # DER of what the client sent with it
     user: User | None = None                         # set in process (trusted) or by authentication
     impersonator: User | None = None                 # set by authentication: who it was that asks as somebody else
     deadline_s: float = 0.0                          # loop time after which the answer is useless; 0 = none

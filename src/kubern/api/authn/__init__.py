@@ -86,7 +86,7 @@ class Authenticator:
     async def _identify(self, request: Request) -> User:
         user, failed = None, False
         if request.certificate is not None:
-            seen = self._certificates.look(request.certificate)
+            seen = self._certificates.look(request.certificate, request.intermediates)
             if seen.expires_s < self._now():
                 failed = True
             elif seen.proxy:

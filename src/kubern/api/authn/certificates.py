@@ -1,7 +1,8 @@
 """Client certificates: the user a verified certificate names, and the front proxy that speaks for others.
 
-TLS has checked the chain before; here it is settled *which* CA issued the certificate, for what use, and until when. A
-certificate of the front-proxy CA is no identity of its own: it lets X-Remote-* headers speak. Answers are kept per certificate.
+TLS has only shown that the client holds the key; here it is settled which CA stands behind the certificate, directly or by intermediates
+that the client sent along, for what use, and until when. A certificate of the front-proxy CA is no identity of its own: it lets X-Remote-*
+headers speak. Answers are kept per certificate.
 Upstream: apiserver authentication/request/{x509,headerrequest}.
 """
 
@@ -36,27 +37,30 @@ class Certificates:
         self._client_cas = x509.load_pem_x509_certificates(client_cas) if client_cas else []
         self._proxy_cas = x509.load_pem_x509_certificates(proxy_cas) if proxy_cas else []
         self._proxy_names = frozenset(proxy_names)
-        self._seen: dict[bytes, Seen] = {}
+        self._seen: dict[bytes | tuple[bytes, ...], Seen] = {}
 
-    def look(self, der: bytes) -> Seen:
-        seen = self._seen.get(der)
+    def look(self, der: bytes, intermediates: tuple[bytes, ...] = ()) -> Seen:
+        key = (der, *intermediates) if intermediates else der
+        seen = self._seen.get(key)
         if seen is None:
-            seen = self._read(der)
+            seen = self._read(der, intermediates)
             if len(self._seen) >= CERTIFICATES_MAX:
                 self._seen.clear()
-            self._seen[der] = seen
+            self._seen[key] = seen
         return seen
 
-    def _read(self, der: bytes) -> Seen:
+    def _read(self, der: bytes, intermediates: tuple[bytes, ...]) -> Seen:
         cert = x509.load_der_x509_certificate(der)
         expires = cert.not_valid_after_utc.timestamp()
         names = [str(a.value) for a in cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         common_name = names[-1] if names else ""
         if not _for_clients(cert):
             return Seen(None, False, expires)
-        if _issued_by(cert, self._proxy_cas):
-            return Seen(None, not self._proxy_names or common_name in self._proxy_names, expires)
-        if not common_name or not _issued_by(cert, self._client_cas):
+        proxy_s = _trusted_until(cert, intermediates, self._proxy_cas)
+        if proxy_s:
+            return Seen(None, not self._proxy_names or common_name in self._proxy_names, proxy_s)
+        expires = _trusted_until(cert, intermediates, self._client_cas)
+        if not common_name or not expires:
             return Seen(None, False, expires)
         groups = tuple(str(a.value) for a in cert.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME))
         uids = [str(a.value) for a in cert.subject.get_attributes_for_oid(UID_OID)]
@@ -72,14 +76,25 @@ def _for_clients(cert: x509.Certificate) -> bool:
     return ExtendedKeyUsageOID.CLIENT_AUTH in usages or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usages
 
 
-def _issued_by(cert: x509.Certificate, authorities: Sequence[x509.Certificate]) -> bool:
+def _trusted_until(cert: x509.Certificate, intermediates: Sequence[bytes], authorities: Sequence[x509.Certificate]) -> float:
+    """When the trust in a certificate ends, by one of these authorities; 0 without any."""
     for ca in authorities:
         try:
             cert.verify_directly_issued_by(ca)
         except Exception:   # a wrong issuer, a wrong signature, an unknown algorithm: not this one
             continue
-        return True
-    return False
+        return cert.not_valid_after_utc.timestamp()
+    if not intermediates or not authorities:
+        return 0.0
+    from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
+
+    policy = PolicyBuilder().store(Store(list(authorities))).extension_policies(ca_policy=ExtensionPolicy.webpki_defaults_ca(),
+                                                                          ee_policy=ExtensionPolicy.permit_all())      # clients need no alternative name
+    try:
+        found = policy.build_client_verifier().verify(cert, [x509.load_der_x509_certificate(der) for der in intermediates])
+    except (VerificationError, ValueError):
+        return 0.0
+    return min(c.not_valid_after_utc.timestamp() for c in found.chain)
 
 
 def values(request: Request, name: str) -> list[str]:
