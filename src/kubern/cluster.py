@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kubern")
 
 REGISTRY_PORT = 5001
+LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 120.0
 STOP_MAX_S = 9.0                       # from SIGTERM to the end of the process, whatever happens
 DRAIN_S = 4.0                          # for requests that are being answered when the end comes
@@ -80,12 +81,21 @@ class Context:
         return self.fabric.gateway if self.fabric else own_address()
 
 
+    @property
+    def public_address(self) -> str:
+        """Where other machines reach the API server; nodes on this machine's bridge do as well."""
+        if self.settings.bind not in ("0.0.0.0", "::"):
+            return self.settings.bind
+        own = own_address()
+        return self.address if own == LOOPBACK else own
+
+
 def own_address() -> str:
     """The address this machine uses towards others; loopback if it has none."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.connect(("192.0.2.1", 9))                          # a UDP connect sends nothing
         return str(s.getsockname()[0])
-    return "127.0.0.1"
+    return LOOPBACK
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------
@@ -472,7 +482,7 @@ async def routes(ctx: Context) -> AsyncIterator[None]:
             want = {**fabric.node_routes(nodes, ""), **vips.routes(services, slices, nodes)}
             if want != before:
                 try:
-                    await asyncio.to_thread(fabric.sync_routes, want, ctx.fabric.subnets if ctx.fabric else ())
+                    await asyncio.to_thread(fabric.sync_routes, want, (*ctx.fabric.subnets, *ctx.fabric.pod_cidr.split(",")) if ctx.fabric else ())
                     before = want
                 except OSError as e:
                     log.warning("routes to pods: %s", e)

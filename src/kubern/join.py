@@ -57,11 +57,15 @@ async def ensure(ctx: Context, registry: str) -> None:
         await create(client, obj)
     config = {"podCIDR": s.pod_cidr, "serviceCIDR": s.service_cidr, "clusterDNS": cluster_dns(s.service_cidr), "clusterDomain": s.cluster_domain,
               "registry": registry}
-    for obj in (bootstrap.cluster_info(f"https://{ctx.address}:{s.port}", ctx.pki.ca.cert), bootstrap.node_config(config)):
+    for obj in (bootstrap.cluster_info(f"https://{url_host(ctx.public_address)}:{s.port}", ctx.pki.ca.cert), bootstrap.node_config(config)):
         have = await create(client, obj)
         data = {**(have.get("data") or {}), **obj["data"]} if have else {}
         if have and data != have.get("data"):
             await client.update({**have, "apiVersion": "v1", "kind": "ConfigMap", "data": data})
+
+
+def url_host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 async def create(client: Client, obj: Object) -> Object | None:

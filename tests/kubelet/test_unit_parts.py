@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kubern.kubelet import cni, containerd, fabric, network, node
+from kubern.kubelet import announce, cni, containerd, fabric, network, node
 from kubern.kubelet.unit import UnitConfig, read_config, rotate
 
 CONFIG = UnitConfig(
@@ -60,6 +60,20 @@ def test_routes_to_other_nodes_only_and_by_family() -> None:
     nodes = [a_node("a", "172.30.0.11", "10.244.0.0/24"), a_node("b", "172.30.0.12,fd00::12", "10.244.1.0/24", "fd00:244:1::/64"), a_node("c", "172.30.0.13")]
     assert fabric.node_routes(nodes, "a") == {"10.244.1.0/24": "172.30.0.12", "fd00:244:1::/64": "fd00::12"}
     assert "10.244.0.0/24" in fabric.node_routes(nodes, "")
+
+
+def test_next_hops_that_are_not_near_lead_by_way_of_who_knows_them() -> None:
+    routes = {"10.244.0.0/24": "172.30.0.11", "10.244.9.0/24": "192.0.2.7", "fd00::/64": "fd01::b"}
+    assert fabric.by_way_of(routes, ["172.30.0.12/24"], "") == {"10.244.0.0/24": "172.30.0.11"}                  # a unit: its default route
+    assert fabric.by_way_of(routes, ["192.0.2.8/24"], "192.0.2.2") == {"10.244.0.0/24": "192.0.2.2", "10.244.9.0/24": "192.0.2.7"}
+
+
+def test_announcing() -> None:
+    assert announce.changes({"a", "b"}, {"b", "c"}) == (["a"], ["c"])
+    mac, ip = bytes(range(6)), bytes((10, 0, 0, 1))
+    frame = announce.arp(mac, ip)
+    assert len(frame) == 42 and frame[:6] == b"\xff" * 6 and frame[12:14] == b"\x08\x06" and frame.count(mac) == 3 and frame.count(ip) == 2
+    assert announce.advertisement(mac, bytes(15) + b"\1")[0] == 136
 
 
 def test_route_changes() -> None:

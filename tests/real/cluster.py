@@ -36,6 +36,30 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+class Neighbour:
+    """A machine on the cluster's segment that knows nothing of it: a network namespace with a cable to the bridge, and no routes."""
+
+    def __init__(self, home: Path, last: int) -> None:
+        fabric = json.loads((home / "fabric.json").read_text())
+        self.space, cable = f"kn-lan-{last}", f"kn-tlan{last}"
+        self.run("ip", "netns", "del", self.space, inside=False)
+        addresses = [fabric["subnet"].replace(".0/24", f".{last}/24"), *([fabric["subnet6"].replace("::/64", f"::{last}/64")] if fabric["subnet6"] else [])]
+        for line in (f"netns add {self.space}", f"link add {cable} type veth peer name eth0 netns {self.space}",
+                     f"link set {cable} master {fabric['bridge']} up", f"-n {self.space} link set eth0 up",
+                     *(f"-n {self.space} addr add {a} dev eth0" + (" nodad" if ":" in a else "") for a in addresses)):
+            subprocess.run(["ip", *line.split()], check=True)
+
+    def run(self, *words: str, inside: bool = True) -> str:
+        into = ["nsenter", f"--net=/run/netns/{self.space}"] if inside else []
+        return subprocess.run([*into, *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    def get(self, url: str) -> str:
+        return self.run("curl", "-gsm", "2", url)
+
+    def close(self) -> None:
+        self.run("ip", "netns", "del", self.space, inside=False)
+
+
 class Cluster:
     def __init__(self, home: Path, *flags: str) -> None:
         self.home, self.port, self.flags = home, free_port(), flags

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from typing import Any
 
 import pytest
 
+cluster_module = sys.modules["kubern_tests_cluster"]
 pytestmark = pytest.mark.real
 
 
@@ -82,6 +84,34 @@ def test_source_ranges(web: Any) -> None:
     assert not answers(f"http://{vip}/")
     web.apply(service("three", loadBalancerSourceRanges=["172.16.0.0/12"]))
     web.until(lambda: answers(f"http://{vip}/"), "an answer")
+
+
+@pytest.fixture
+def neighbour(web: Any) -> Any:
+    made = cluster_module.Neighbour(web.home, 201)
+    yield made
+    made.close()
+
+
+def test_a_machine_on_the_segment_finds_it_and_follows_it(web: Any, neighbour: Any) -> None:
+    """By ARP alone: one node answers for the address, and another when that one may no longer."""
+    web.apply(service("near"))
+    vip = address(web, "near")
+    web.until(lambda: "nginx" in neighbour.get(f"http://{vip}/"), "an answer by ARP")
+
+    def whose() -> str:
+        mac = neighbour.run("ip", "neigh", "show", vip).partition("lladdr ")[2].split(" ")[0]
+        return next((n for n in ("node-0", "node-1") if mac and mac in neighbour.run("ip", "neigh", "show", web.node_address(n))), "")
+    for n in ("node-0", "node-1"):
+        neighbour.get(f"http://{web.node_address(n)}:1/")
+    first = whose()
+    assert first
+    web.kubectl("label", "node", first, "node.kubernetes.io/exclude-from-external-load-balancers=")
+    try:
+        web.until(lambda: "nginx" in neighbour.get(f"http://{vip}/") and whose() not in ("", first), "the other node answers")
+    finally:
+        web.kubectl("label", "node", first, "node.kubernetes.io/exclude-from-external-load-balancers-")
+    web.kubectl("delete", "service", "near", "--timeout=20s")
 
 
 def test_an_address_goes_back(web: Any) -> None:

@@ -128,6 +128,15 @@ def node_routes(nodes: Iterable[Mapping[str, Any]], me: str) -> dict[str, str]:
     return out
 
 
+def by_way_of(routes: Mapping[str, str], near: Iterable[str], otherwise: str) -> dict[str, str]:
+    """Routes whose next hop is on none of the networks `near` lead by way of `otherwise`, who knows them; "" leaves them to the default route."""
+    networks = [ipaddress.ip_network(n, strict=False) for n in near]
+
+    def hop(via: str) -> str:
+        return via if any(ipaddress.ip_address(via) in n for n in networks) else otherwise if (":" in otherwise) == (":" in via) else ""
+    return {dst: hop(via) for dst, via in routes.items() if hop(via)}
+
+
 def route_changes(want: Mapping[str, str], have: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """(to set, to delete) that turn one table into the other."""
     return {d: v for d, v in want.items() if have.get(d) != v}, [d for d in have if d not in want]
@@ -136,13 +145,13 @@ def route_changes(want: Mapping[str, str], have: Mapping[str, str]) -> tuple[dic
 # ---- the shell: iproute2 -----------------------------------------------------------------------------------------------------------------
 # `ip` by exec: 3 ms a call, against 25 MB of memory in every process for a netlink library
 
-def _show(*what: str) -> list[dict[str, Any]]:
+def show(*what: str) -> list[dict[str, Any]]:
     """`ip -json …`; [] where it has nothing to show."""
     done = subprocess.run(["ip", "-json", *what], capture_output=True, check=False)
     return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else []
 
 
-def _batch(lines: Iterable[str], force: bool = False) -> str:
+def batch(lines: Iterable[str], force: bool = False) -> str:
     """Runs `ip` commands; `force` goes on after a failure. Returns what it complained of. Raises OSError without `force`."""
     text = "\n".join(lines)
     if not text:
@@ -171,13 +180,13 @@ def ensure(cluster: str, saved: Path, pod_cidr: str = "", service_cidr: str = ""
     forwards = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
     subnet6 = local_subnet(cluster) if ":" in pods else ""
     fabric = Fabric(cluster, bridge, subnet, pods, _way_out_mtu() if forwards else MTU, subnet6)
-    lines = [] if _show("link", "show", bridge) else [f"link add {bridge} type bridge forward_delay 0"]
+    lines = [] if show("link", "show", bridge) else [f"link add {bridge} type bridge forward_delay 0"]
     lines += [f"addr replace {fabric.gateway}/{fabric.prefix} dev {bridge}", f"link set {bridge} mtu {fabric.mtu} up"]
     if subnet6:
         lines.append(f"addr replace {fabric.gateway6}/64 dev {bridge} nodad")
-    _batch(lines)
+    batch(lines)
     # shows other clusters that the pods' range is taken; and no pod address leaves by the default route
-    _batch((f"route add {c} dev {bridge} proto {ROUTE_PROTOCOL}" for c in pods.split(",")), force=True)
+    batch((f"route add {c} dev {bridge} proto {ROUTE_PROTOCOL}" for c in pods.split(",")), force=True)
     saved.parent.mkdir(parents=True, exist_ok=True)
     saved.write_text(json.dumps(asdict(fabric)))
     if forwards:
@@ -187,9 +196,9 @@ def ensure(cluster: str, saved: Path, pod_cidr: str = "", service_cidr: str = ""
 
 def _networks(skip: str) -> list[str]:
     """Every network that has an address or a route here, but for one interface's."""
-    out = [f"{a['local']}/{a['prefixlen']}" for link in _show("-4", "addr", "show") if link.get("ifname") != skip
+    out = [f"{a['local']}/{a['prefixlen']}" for link in show("-4", "addr", "show") if link.get("ifname") != skip
            for a in link.get("addr_info") or () if "local" in a]
-    return out + [r["dst"] for r in _show("-4", "route", "show") if r.get("dev") != skip and r["dst"] != "default"]
+    return out + [r["dst"] for r in show("-4", "route", "show") if r.get("dev") != skip and r["dst"] != "default"]
 
 
 def _overlaps(subnet: str, taken: Iterable[str]) -> bool:
@@ -199,8 +208,8 @@ def _overlaps(subnet: str, taken: Iterable[str]) -> bool:
 
 def _way_out_mtu() -> int:
     """The MTU of the default route's interface: packets that leave must fit."""
-    for r in _show("-4", "route", "show", "default"):
-        for link in _show("link", "show", r["dev"]):
+    for r in show("-4", "route", "show", "default"):
+        for link in show("link", "show", r["dev"]):
             return min(MTU, int(link["mtu"]))
     return MTU
 
@@ -221,27 +230,27 @@ def _masquerade(f: Fabric, pod_cidr: str, service_cidr: str) -> None:
 def attach(f: Fabric, index: int, pid: int) -> None:
     """A veth pair from the bridge into the network namespace of this process, as its eth0."""
     name = veth_name(f.cluster, index)
-    _batch([f"link del {name}"], force=True)
-    _batch([f"link add {name} mtu {f.mtu} type veth peer name eth0 mtu {f.mtu} netns {pid}", f"link set {name} master {f.bridge} up"])
+    batch([f"link del {name}"], force=True)
+    batch([f"link add {name} mtu {f.mtu} type veth peer name eth0 mtu {f.mtu} netns {pid}", f"link set {name} master {f.bridge} up"])
 
 
 def sync_routes(want: Mapping[str, str], within: Iterable[str] = ()) -> tuple[int, int]:
     """Makes our routes (those of ROUTE_PROTOCOL) in this process's network namespace exactly these; (set, deleted).
 
-    `within`: only routes by way of these subnets are ours: in the machine's namespace other clusters have theirs. A destination
+    `within`: only routes by way of or into these networks are ours: in the machine's namespace other clusters have theirs. A destination
     somebody else has a route for is left to them.
     """
     ours = [ipaddress.ip_network(n) for n in within]
     have: dict[str, str] = {}
     for family in ("-4", "-6"):
-        for r in _show(family, "route", "show", "proto", str(ROUTE_PROTOCOL)):
+        for r in show(family, "route", "show", "proto", str(ROUTE_PROTOCOL)):
             via = r.get("gateway")
-            if via and (not ours or any(ipaddress.ip_address(via) in n for n in ours)):
+            if via and (not ours or any(ipaddress.ip_address(via) in n or ipaddress.ip_network(r["dst"])[0] in n for n in ours)):
                 have[r["dst"]] = via
     to_set, to_delete = route_changes(want, have)
     lines = [f"route del {d} via {have[d]} proto {ROUTE_PROTOCOL}" for d in (*to_delete, *(d for d in to_set if d in have))]
     lines += [f"route add {d} via {v} proto {ROUTE_PROTOCOL}" for d, v in to_set.items()]
-    complaints = _batch(lines, force=True)
+    complaints = batch(lines, force=True)
     if complaints:
         log.info("routes: %s", complaints.strip())
     return len(to_set), len(to_delete)
@@ -250,7 +259,7 @@ def sync_routes(want: Mapping[str, str], within: Iterable[str] = ()) -> tuple[in
 def remove(cluster: str) -> None:
     """Takes the bridge, its veths (hence its routes) and the nft table away; harmless if there are none."""
     prefix = bridge_name(cluster)
-    names = [str(link["ifname"]) for link in _show("link", "show")]
-    _batch((f"link del {n}" for n in names if n == prefix or n.startswith(prefix + "-")), force=True)
+    names = [str(link["ifname"]) for link in show("link", "show")]
+    batch((f"link del {n}" for n in names if n == prefix or n.startswith(prefix + "-")), force=True)
     with contextlib.suppress(FileNotFoundError):
         subprocess.run(["nft", "delete", "table", "ip", f"kubern-{cluster}"], capture_output=True, check=False)

@@ -1,4 +1,5 @@
-"""Network: what a node does about pods' addresses once its Node has a podCIDR: the CNI configuration, and routes to the other nodes.
+"""Network: what a node does about pods' addresses once its Node has a podCIDR: the CNI configuration, and routes to the other nodes; and the load
+balancers' addresses it answers for.
 
 Runs in the agent, in the unit's network namespace. Also the API access that the agent's network roles (this, proxy, DNS) need: an
 identity of its own, since the node's is confined to the node's pods. Not the fabric itself: that is fabric.py, outside of the unit.
@@ -8,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from urllib.parse import urlsplit
 
 from kubern.client.client import Client
 from kubern.client.mirror import Mirrors
-from kubern.kubelet import cni, fabric
-from kubern.kubelet.unit import UnitConfig
-from kubern.model.object import Object
+from kubern.kubelet import announce, cni, fabric, vips
+from kubern.kubelet.unit import INTERFACE, UnitConfig
+from kubern.model.object import Key, Object, key, labels, namespace
 from kubern.model.status import StatusError
 
 log = logging.getLogger(__name__)
 
-NODES = "nodes"
+NODES, SERVICES, SLICES = "nodes", "services", "endpointslices.discovery.k8s.io"
 GROUP = "kubern:node-network"
 GATHER_S = 0.02
 RETRY_S = 1.0
@@ -31,25 +33,57 @@ def pod_cidrs(node: Object) -> list[str]:
 
 async def run(mirrors: Mirrors, config: UnitConfig) -> None:
     """The role; runs until cancelled. Routes and configuration stay when it ends: pods go on."""
-    nodes = mirrors.mirror(NODES)
+    nodes, services, slices = (mirrors.mirror(n) for n in (NODES, SERVICES, SLICES))
     changed = asyncio.Event()
+    balanced: dict[Key, Object] = {}                     # Services of type LoadBalancer
+
+    def service_changed(old: Object | None, new: Object | None) -> None:
+        k = key(new or old)                              # type: ignore[arg-type]
+        if new is not None and (new.get("spec") or {}).get("type") == "LoadBalancer":
+            balanced[k] = new
+            changed.set()
+        elif balanced.pop(k, None) is not None:
+            changed.set()
+
+    def slice_changed(old: Object | None, new: Object | None) -> None:
+        s = new or old
+        assert s is not None
+        if (namespace(s), labels(s).get(vips.SERVICE_LABEL)) in balanced:
+            changed.set()
     nodes.handlers.append(lambda old, new: changed.set())
-    await mirrors.synced((NODES,))
+    services.handlers.append(service_changed)
+    slices.handlers.append(slice_changed)
+    await mirrors.synced((NODES, SERVICES, SLICES))
+    for s in services.list():
+        service_changed(None, s)
+    addresses = [a for a in (config.address, config.address6.partition("/")[0]) if a]
+    device = await asyncio.to_thread(announce.interface_of, config.address) if config.host else INTERFACE
+    near = await asyncio.to_thread(networks_of, device)
     while True:
         changed.clear()
         try:
+            everyone = list(nodes.list())
             me = nodes.get("", config.name)
             if me is not None and (mine := pod_cidrs(me)):
                 text = cni.conflist(mine, config.run_dir, config.mtu)
                 if cni.write(f"{config.run_dir}/cni", text):
                     log.info("pods of this node have addresses of %s", ", ".join(mine))
-            await asyncio.to_thread(fabric.sync_routes, fabric.node_routes(nodes.list(), config.name))
+            way = urlsplit(config.server).hostname or "" if config.host else ""      # a unit's default route leads to the machine, who knows
+            await asyncio.to_thread(fabric.sync_routes, fabric.by_way_of(fabric.node_routes(everyone, config.name), near, way))
+            places = vips.routes(balanced.values(), slices.list() if balanced else (), everyone)
+            await asyncio.to_thread(announce.sync, [vip for vip, via in places.items() if via in addresses], device)
         except OSError as e:
             log.warning("network: %s", e)
             await asyncio.sleep(RETRY_S)
             continue
         await changed.wait()
         await asyncio.sleep(GATHER_S)
+
+
+def networks_of(device: str) -> list[str]:
+    """The networks an interface is on."""
+    return [f"{a['local']}/{a['prefixlen']}" for link in fabric.show("addr", "show", "dev", device) for a in link.get("addr_info") or ()
+            if a.get("scope") == "global"]
 
 
 def access() -> list[Object]:
