@@ -175,7 +175,7 @@ async def test_it_chooses_among_victims(service: Service) -> None:
         for n in ("a", "b", "c"):
             await c.pod(f"low-{n}", nodeName=n, containers=[{"name": "c", "image": "x", "resources": {"requests": {"cpu": "2"}}}])
         await c.pod("vip", priorityClassName="high")
-        assert await c.until("vip", lambda p: (p.get("status") or {}).get("nominatedNodeName")) == "b"
+        assert await c.node_of("vip") == "b"
         left = {p["metadata"]["name"] for p in (await c.client.list(POD, "default"))[0] if not p["metadata"].get("deletionTimestamp")}
         assert left == {"low-a", "low-c", "vip"}
     await _run([{"urlPrefix": service.url, "preemptVerb": "preempt", "nodeCacheCapable": True}], test)

@@ -79,11 +79,26 @@ def by_strategy(p: PodInfo, t: NodeTable, strategy: Strategy) -> Ints:
         elif strategy.type == "MostAllocated":
             score = np.where(have, np.minimum(after, room) * 100 // some, 0)
         else:
-            utilization = np.where(after > room, 100, after * 100 // some)
-            score = np.interp(utilization, [u for u, _ in strategy.shape], [s for _, s in strategy.shape]).astype(np.int64)
+            score = np.where(have, _along(strategy.shape)[np.where(after > room, 100, after * 100 // some)], 0)
+            have = score > 0                       # what scores nothing does not lower the others
         total += weight * score
         weights += weight * have
+    if strategy.type == "RequestedToCapacityRatio":
+        return np.floor(total / np.maximum(weights, 1) + 0.5).astype(np.int64)
     return total // np.maximum(weights, 1)
+
+
+def _along(shape: tuple[tuple[int, int], ...]) -> Ints:
+    """The score of every utilization from 0 to 100 on straight lines between the points, in whole numbers as Go divides."""
+    out = np.full(101, shape[-1][1], np.int64)
+    for i in reversed(range(len(shape))):
+        utilization, score = shape[i]
+        out[:utilization + 1] = shape[0][1] if i == 0 else 0
+        if i:
+            u0, s0 = shape[i - 1]
+            for u in range(u0 + 1, utilization + 1):
+                out[u] = s0 + int((score - s0) * (u - u0) / (utilization - u0))
+    return out
 
 
 def _balance(fractions: list[np.ndarray], present: list[np.ndarray]) -> np.ndarray:
