@@ -277,7 +277,7 @@ class Server:
         if call.served.row.storage == ("", "namespaces"):
             namespace = name
         return chain(Admitted(operation, call.served.row, a.subresource, namespace, name, obj, old, call.user, self.cache, dry_run, options,
-                              call.warn, self.authorizer, self.client, served=call.served))
+                              call.warn, self.authorizer, self.client, served=call.served, verb=a.verb))
 
     async def put(self, key: str, value: bytes, expect: int) -> int:
         mine: asyncio.Future[None] | None = None

@@ -12,6 +12,7 @@ import time
 
 from kubern.api.admission import (
     certificates,
+    claim_status,
     default_ingress_class,
     default_tolerations,
     device_admin,
@@ -65,6 +66,7 @@ ADMISSION: tuple[Plugin, ...] = (
     resource_quota.PLUGIN,
     escalation.PLUGIN,      # no plugin upstream: its registry checks at the same moment, after mutation and before validation
     device_admin.PLUGIN,    # likewise
+    claim_status.PLUGIN,    # likewise
 )
 
 Timed = tuple[str, Step]

@@ -107,6 +107,7 @@ class Attributes:
     audit: dict[str, str] = field(default_factory=dict)           # annotations for the audit log
     served: Served | None = None                                  # the row with its kind and schema, to fit what webhooks and policies made
     passes: Passes | None = None
+    verb: str = ""                        # the request's: update or patch, where both are UPDATE
 
     @property
     def rounds(self) -> Passes:
