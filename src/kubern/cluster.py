@@ -441,11 +441,12 @@ async def registry(ctx: Context) -> AsyncIterator[None]:
     assert ctx.fabric is not None
     library = Library(ctx.settings.home / "images")
     await asyncio.to_thread(build.ensure, library, progress=ctx.tell)
-    listening = await Registry(library, Upstream()).serve(ctx.fabric.gateway, REGISTRY_PORT)
+    shop = Registry(library, Upstream())
+    await shop.serve(ctx.fabric.gateway, REGISTRY_PORT)
     try:
         yield
     finally:
-        listening.close()
+        await shop.close()
 
 
 @asynccontextmanager

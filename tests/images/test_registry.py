@@ -28,7 +28,7 @@ async def serving(library: Library, upstream: Upstream | None = None) -> AsyncIt
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        r.close()
+        await r.close()
         await asyncio.sleep(0.02)
 
 
@@ -157,3 +157,18 @@ async def test_an_unreachable_registry_is_said_so(tmp_path: Path) -> None:
     async with serving(Library(tmp_path), Upstream()) as port:
         status, _, body = await fetch(port, "/v2/a/b/manifests/1?ns=127.0.0.1:9")
         assert status == 502 and b"cannot reach 127.0.0.1:9" in body
+
+
+async def test_nothing_is_left_of_it(tmp_path: Path) -> None:
+    """A client that keeps its connection does not keep the registry."""
+    r = Registry(Library(tmp_path))
+    port = (await r.serve("127.0.0.1", 0)).sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"200" in await reader.readline()
+    before = len(asyncio.all_tasks())
+    await r.close()
+    assert len(asyncio.all_tasks()) == before - 1
+    await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    await writer.wait_closed()

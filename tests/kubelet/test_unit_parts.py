@@ -128,7 +128,7 @@ def test_a_record_of_another_process_is_not_alive(tmp_path: Path) -> None:
     node.save_unit(tmp_path, node.Unit(config, os.getpid(), node._start_time(os.getpid()), 0))
     [unit] = node.list_units(tmp_path)
     assert unit.alive() and unit.index == 0
-    assert node._free_index(tmp_path / "nodes") == 1
+    assert node._index(tmp_path / "nodes", "new") == 1
 
 
 def test_damaged_records_are_none(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Bed:
     async def stop(self) -> None:
         for c in self.cri.values():
             await c.close()
-        self.registry.close()
+        await self.registry.close()
         self.relay.close()
         await asyncio.sleep(0.05)
 

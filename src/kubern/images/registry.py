@@ -8,6 +8,7 @@ Read only: pushing is `kubern image import`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Registry:
 
     def __init__(self, library: Library, upstream: Upstream | None = None) -> None:
         self.library, self.upstream = library, upstream
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
 
     async def serve(self, host: str, port: int) -> asyncio.Server:
@@ -41,14 +42,19 @@ class Registry:
         self._server = await asyncio.start_server(self._connection, host, port, limit=HEAD_BYTES_MAX)
         return self._server
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Nothing of it is left afterwards: no socket, no connection, no task."""
         if self._server:
             self._server.close()
-        for w in self._connections:
-            w.close()
+        tasks = list(self._connections.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections[writer] = task
         try:
             if len(self._connections) > CONNECTIONS_MAX:
                 await _reply(writer, 503, _error("UNAVAILABLE", "too many connections"), {}, head=False)
@@ -58,8 +64,10 @@ class Registry:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, asyncio.CancelledError):
             pass
         finally:
-            self._connections.discard(writer)
             writer.close()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
+            del self._connections[writer]
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request; True while the connection goes on."""

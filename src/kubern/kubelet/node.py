@@ -129,7 +129,7 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
     data = nodes / s.name
     data.mkdir(parents=True, exist_ok=True)
     f = None if s.host else fabric.ensure(cluster, s.home / "fabric.json", s.pod_cidr, s.service_cidr)
-    index = old.index if old else _free_index(nodes)
+    index = old.index if old else _index(nodes, s.name)
     run = run_dir(cluster, s.name)
     if len(f"{run}/containerd.sock.ttrpc") > SOCKET_PATH_MAX:
         raise CannotRun(f"the node's name {s.name} is too long for the path of a unix socket")
@@ -221,13 +221,13 @@ def _own_netns(pid: int) -> bool:
     return False
 
 
-def _free_index(nodes: Path) -> int:
-    """The lowest number no recorded unit has."""
-    used = set()
+def _index(nodes: Path, name: str) -> int:
+    """The number on a unit's own record (it keeps its address after a crash), else the lowest that no record has."""
+    used: dict[str, int] = {}
     for record in nodes.glob("*/unit.json"):
         with contextlib.suppress(ValueError, KeyError, OSError):
-            used.add(json.loads(record.read_text())["index"])
-    return next(i for i in range(len(used) + 1) if i not in used)
+            used[record.parent.name] = json.loads(record.read_text())["index"]
+    return used[name] if name in used else next(i for i in range(len(used) + 1) if i not in used.values())
 
 
 # ---- the record -------------------------------------------------------------------------------------------------------------------
