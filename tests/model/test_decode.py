@@ -184,3 +184,26 @@ def test_half_a_surrogate_pair_is_read_as_in_go() -> None:
     from kubern.model import gojson
 
     assert gojson.parse(rb'["\ud800", "\ud83d\ude00", "\\ud800", "\udc00x"]') == ["�", "\U0001f600", "\\ud800", "�x"]
+
+
+@pytest.mark.parametrize(("plural", "group", "body", "field"), [
+    ("ingresses", "networking.k8s.io", {"spec": {"rules": [{"http": {"paths": [{"path": 5}]}}]}},
+     "HTTPIngressPath.spec.rules.IngressRuleValue.http.paths.path"),
+    ("pods", "", {"spec": {"containers": [{"livenessProbe": {"httpGet": {"path": 5}}}]}},
+     "HTTPGetAction.spec.containers.livenessProbe.ProbeHandler.httpGet.path"),
+    ("pods", "", {"spec": {"volumes": [{"configMap": {"name": 5}}]}}, "ConfigMapVolumeSource.spec.volumes.VolumeSource.configMap.LocalObjectReference.name"),
+    ("customresourcedefinitions", "apiextensions.k8s.io", {"spec": {"versions": [{"schema": {"openAPIV3Schema": {"items": {"properties": {
+        "a": {"title": 5}}}}}}]}}, "JSONSchemaProps.spec.versions.schema.openAPIV3Schema.items.properties.title"),
+])
+def test_the_path_names_embedded_types(plural, group, body, field):
+    with pytest.raises(StatusError) as e:
+        read(plural, body, group=group)
+    assert e.value.message.endswith(f"json: cannot unmarshal number into Go struct field {field} of type string")
+
+
+def test_null_in_a_map_of_bytes_is_empty():
+    assert read("configmaps", {"binaryData": {"a": None}})[0]["binaryData"] == {"a": ""}
+
+
+def test_a_version_may_begin_with_a_slash():
+    assert read("configmaps", {"apiVersion": "/v1", "kind": "ConfigMap"})[0]["apiVersion"] == "v1"

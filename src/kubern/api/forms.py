@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from kubern.api.cache import Change, Collection, Item, value_of
+from kubern.api.cache import Change, Collection, Item, body_of, value_of
 from kubern.api.negotiate import Accept
 from kubern.model import table
 from kubern.model.invalid import quote
@@ -71,7 +71,7 @@ class Served:
         """The bytes after kind and apiVersion, as this row shows them."""
         if self.convert is None or 0 < self.convert_before <= item.revision:
             return item.body
-        return b'"metadata":{"resourceVersion":"%d",' % item.revision + value_of(self.shown(item))
+        return body_of(value_of(self.shown(item)), item.revision)
 
 
 def _unmanaged(meta: Object) -> Object:

@@ -97,7 +97,7 @@ def match_namespace(meta: dict[str, Any], call: Call) -> None:
 def _dedup_owners(call: Call, meta: dict[str, Any], text: str) -> None:
     twice = metadata.dedup_owner_references(meta)
     if twice:
-        call.warn(text.format("[" + " ".join(twice) + "]"))
+        call.warn(text.format(", ".join(twice)))
 
 
 def shown_bytes(served: Served, value: bytes, revision: int) -> bytes:
@@ -133,7 +133,7 @@ def _fields_update(call: Call, live: Object | None, new: Object, options: WriteO
 
 def meta_errors(served: Served, meta: dict[str, Any]) -> list[FieldError]:
     errors = metadata.validate_meta(meta, served.row.namespaced, served.kind.name_check)
-    if meta.get("finalizers") and not served.row.custom:
+    if meta.get("finalizers") and not served.row.custom and served.kind.qualified_finalizers:
         errors += metadata.validate_finalizers_qualified(meta["finalizers"], "metadata.finalizers")
     return errors
 
@@ -145,7 +145,7 @@ def meta_update_errors(served: Served, new: dict[str, Any], old: dict[str, Any])
     common = metadata.validate_meta(new, served.row.namespaced, name_is_path_segment)
     changed = metadata.validate_meta_update(new, old)
     errors = [*common, *changed, *changed]
-    if new.get("finalizers") and new.get("finalizers") != old.get("finalizers") and not served.row.custom:
+    if new.get("finalizers") and new.get("finalizers") != old.get("finalizers") and not served.row.custom and served.kind.qualified_finalizers:
         errors += metadata.validate_finalizers_qualified(new["finalizers"], "metadata.finalizers")
     return errors
 

@@ -86,6 +86,11 @@ def is_dual_stack(texts: Iterable[str]) -> bool:
     return {isinstance(parse_ip(t.split("/")[0]), IPv6Address) for t in texts} == {True, False}
 
 
+def unreadable(texts: Iterable[str]) -> str:
+    """Why a list cannot even be looked at for both families: the first text in it that is no address; "" where all are."""
+    return next((f"invalid IP[{i}]: {t}" for i, t in enumerate(texts) if parse_ip(t) is None), "")
+
+
 def validate_legacy_ip(path: str, value: str, old: Sequence[str] = ()) -> list[FieldError]:
     """A field that has always taken addresses; `old` are the values the stored object holds in it."""
     if value in old:

@@ -155,6 +155,7 @@ def _identify(tree: Any, kind: str, body: bytes) -> tuple[str, str]:
                 why = f"json: cannot unmarshal {kind_of(v)} into Go struct field .{k} of type string"
                 raise _unrecognized(kind, f"couldn't get version/kind; json parse error: {why}", body)
             found[k] = v
+    found["apiVersion"] = found["apiVersion"].removeprefix("/")
     if found["apiVersion"].count("/") > 1:
         raise _unrecognized(kind, f"unexpected GroupVersion string: {found['apiVersion']}", body)
     return found["apiVersion"], found["kind"]

@@ -269,7 +269,7 @@ def keep_system_fields(new: Meta, old: Meta) -> None:
 
 
 def dedup_owner_references(meta: Meta) -> list[str]:
-    """Drops repeated owner references; the uids that stood twice."""
+    """Drops repeated owner references; the uids of those dropped."""
     references = meta.get("ownerReferences")
     if not references or len(references) < 2:
         return []
@@ -282,7 +282,7 @@ def dedup_owner_references(meta: Meta) -> list[str]:
             out.append(ref)
     if twice:
         meta["ownerReferences"] = out
-    return list(dict.fromkeys(twice))
+    return twice
 
 
 def deletion_finalizers(meta: Meta, orphan: bool | None, propagation: str | None, default: str) -> list[str] | None:

@@ -357,5 +357,11 @@ def name_is_dns1035_label(name: str, prefix: bool = False) -> list[str]:
     return is_dns1035_label(_masked(name, prefix))
 
 
+def name_is_declared_subdomain(name: str, prefix: bool = False) -> list[str]:
+    """Of kinds whose types declare the rule: the prefix is free, and length is counted in bytes."""
+    return is_path_segment_prefix(name) if prefix else [e.replace("characters", "bytes") if e.startswith("must be no more") else e
+                                                        for e in is_dns1123_subdomain(name)]
+
+
 def name_is_path_segment(name: str, prefix: bool = False) -> list[str]:
     return is_path_segment_prefix(name) if prefix else is_path_segment_name(name)

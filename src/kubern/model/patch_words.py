@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from kubern.model import wire
-from kubern.model.schema import BOOL, INT32, INT64, LIST, MAP, NUMBER, STRING, STRUCT, Schema
+from kubern.model.schema import BOOL, BYTES, INT32, INT64, LIST, MAP, NUMBER, STRING, STRUCT, Schema
+from kubern.model.strict import base64_fault
 
 
 class Marks(dict[int, str]):
@@ -89,6 +90,12 @@ def converter_fault(value: Any, s: Schema) -> str | None:
                 return f"cannot convert float64 to {s.go or go}"
         elif kind != "int64":
             return f"unrecognized type: {go}"
+    elif c == BYTES:
+        if kind != "string":
+            return f"cannot restore slice from {kind}"
+        at = base64_fault(value)
+        if at is not None:
+            return f"error decoding from json: illegal base64 data at input byte {at}"
     elif c == NUMBER and kind not in ("int64", "float64"):
         return "unrecognized type: float64"
     return None

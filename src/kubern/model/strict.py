@@ -8,11 +8,13 @@ Behaviour: apimachinery runtime/serializer/json, sigs.k8s.io/json, apiextensions
 from __future__ import annotations
 
 import binascii
+import re
+from functools import cache
 from typing import Any, NamedTuple
 
 import orjson
 
-from kubern.model import gojson, gotime, quantity, shape
+from kubern.model import gojson, gotime, quantity, shape, wire
 from kubern.model import invalid as field_error
 from kubern.model.gojson import Float, Int, Pairs, kind_of
 from kubern.model.object import Object
@@ -116,7 +118,7 @@ class Walk:
             if k in seen:
                 self.strict("duplicate", where)
             seen.add(k)
-            self.owner, self.stack = mine, (*stack, k)
+            self.owner, self.stack = mine, (*stack, *_embedding(schema.name).get(k, ()), k)
             if v is None:
                 if p.code in (STRING, INT32, INT64, BOOL, NUMBER, STRUCT) and not p.pointer and k in out:
                     continue                       # null leaves a value type as it is
@@ -214,7 +216,7 @@ class Walk:
             self.mismatch(v, "[]uint8")
             return _SKIP
         text = v.replace("\r", "").replace("\n", "")
-        at = _base64_fault(v)
+        at = base64_fault(v)
         if at is not None:
             self.fail(f"illegal base64 data at input byte {at}")
             return _SKIP
@@ -251,7 +253,7 @@ class Walk:
                 self.strict("duplicate", where)
             seen.add(k)
             self.owner, self.stack = owner, stack
-            new = zero(values) if x is None else self.value(x, values, where)
+            new = self.value(x, values, where) if x is not None else "" if values.code == BYTES else zero(values)
             if new is not _SKIP:
                 out[k] = new
         self.owner, self.stack = owner, stack
@@ -269,15 +271,20 @@ class Walk:
             return v
         if isinstance(v, list):
             if kind == "Array":
-                return [self.apart(x, inner) if isinstance(x, (Pairs, dict)) else {} for x in v]
+                return [self.apart({} if x is None else x, inner) for x in v]
             return [x for x in v if isinstance(x, str)]
         return _SKIP
 
     def apart(self, tree: Any, schema: Schema) -> Any:
+        """By a decoder that knows nothing of where it stands; what it says gets the path from there on."""
+        if not isinstance(tree, (Pairs, dict)):
+            self.mismatch(tree, schema.go)
+            return {}
         walk = Walk("JSONSchemaProps")
         out = walk.struct(tree, schema, "")
         if walk.first is not None:
-            self.fail(walk.first)
+            here = f"{self.owner}.{'.'.join(self.stack)}."
+            self.fail(re.sub(r"(?<= into Go struct field )\w+\.", lambda m: here, walk.first, count=1))
         return out
 
     # custom resources: unknown fields are pruned by the structural schema, metadata is ObjectMeta. What is told comes in upstream's order:
@@ -370,6 +377,20 @@ class _Unknown(NamedTuple):
 _SKIP = object()
 
 
+@cache
+def _embedding(definition: str) -> dict[str, tuple[str, ...]]:
+    """Fields of a type that come from types embedded in it -> the names of those, which Go's decoder puts into the path."""
+    out: dict[str, tuple[str, ...]] = {}
+    for f in wire.fields(definition):
+        if f.name == "<":
+            inner, own = _embedding(f.type), f.type.rsplit(".", 1)[-1]
+            for g in wire.fields(f.type):
+                if g.name != "<":
+                    out[g.name] = (own,)
+            out |= {name: (own, *path) for name, path in inner.items()}
+    return out
+
+
 def _last(tree: Any) -> dict[str, Any]:
     return dict(tree) if isinstance(tree, Pairs) else tree
 
@@ -383,7 +404,7 @@ def _text(v: Any) -> str:
     return orjson.dumps(v).decode() if not isinstance(v, int) or abs(v) < 1 << 63 else str(v)
 
 
-def _base64_fault(text: str) -> int | None:
+def base64_fault(text: str) -> int | None:
     """The input byte at which Go's decoder stops, or None."""
     alphabet = _ALPHABET
     data = text.encode("utf-8", "surrogatepass")

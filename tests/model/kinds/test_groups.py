@@ -171,7 +171,7 @@ def test_bad_index_lists(text):
 
 
 @pytest.mark.parametrize(("a", "b", "equal"), [
-    ({"x": None}, {}, True), ({"x": []}, {"x": {}}, True), ({"x": [1]}, {"x": [1]}, True), ({"x": [1]}, {"x": [1, 2]}, False),
+    ({"x": None}, {}, True), ({"x": []}, {}, True), ({"x": {}}, {}, False), ({"x": [1]}, {"x": [1]}, True), ({"x": [1]}, {"x": [1, 2]}, False),
     ({"x": 0}, {}, False), ({"a": {"b": []}}, {"a": {}}, True), ("a", "b", False)])
 def test_nothing_equals_nothing(a, b, equal):
     assert same(a, b) is equal and same(b, a) is equal
@@ -197,3 +197,36 @@ def test_an_empty_list_of_scaling_policies_is_not_none():
         kind = kind_of("autoscaling", "HorizontalPodAutoscaler")
         kind.defaults(obj)
         assert [e.text() for e in kind.validate(obj)] == ["spec.behavior.scaleUp.policies: Required value: must specify at least one Policy"]
+
+
+def test_job_takes_the_labels_made_for_its_template():
+    kind = kind_of("batch", "Job")
+    job = {"metadata": {"name": "j", "uid": "u"}, "spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {}}}}
+    kind.defaults(job)
+    kind.prepare_create(job)
+    assert job["metadata"]["labels"] == job["spec"]["template"]["metadata"]["labels"] == {
+        "a": "b", "controller-uid": "u", "job-name": "j", "batch.kubernetes.io/controller-uid": "u", "batch.kubernetes.io/job-name": "j"}
+    own = {"metadata": {"name": "j", "uid": "u", "labels": {"a": "b"}}, "spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {}}}}
+    kind.defaults(own)
+    kind.prepare_create(own)
+    assert own["metadata"]["labels"] == {"a": "b"}
+
+
+def test_daemon_set_on_delete_keeps_rolling_update_with_zeros():
+    kind = kind_of("apps", "DaemonSet")
+    obj = {"metadata": {}, "spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": {"maxSurge": 1}}}}
+    kind.defaults(obj)
+    assert obj["spec"]["updateStrategy"] == {"type": "OnDelete", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+
+@pytest.mark.parametrize(("group", "kind", "name", "fits"), [
+    ("policy", "PodDisruptionBudget", "Bad_Name!", True), ("policy", "PodDisruptionBudget", "a/b", False), ("", "ReplicationController", "Bad", False),
+    ("certificates.k8s.io", "CertificateSigningRequest", "..", False), ("certificates.k8s.io", "CertificateSigningRequest", "A b", True)])
+def test_names(group, kind, name, fits):
+    assert (kind_of(group, kind).name_check(name, False) == []) is fits
+
+
+def test_declared_names():
+    check = kind_of("resource.k8s.io", "DeviceClass").name_check
+    assert check("a" * 254, False) == ["must be no more than 253 bytes"]
+    assert check("Bad_Name", True) == [] and check("a/", True) != []

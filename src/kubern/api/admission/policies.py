@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from kubern.api.admission.attributes import Attributes, Reader
 from kubern.api.admission.match import CRDS, Criteria
 from kubern.model.cel import CelProblem, Program, compile_for_admission
+from kubern.model.cel.types import DYN
 from kubern.model.object import Object
 from kubern.model.resource import Resource
 from kubern.model.selector import from_label_selector
@@ -51,13 +52,14 @@ class Policy:
             try:
                 program = self.compile(variable["expression"], "any")
             except CelProblem:
-                continue                             # whoever names it does not compile either
+                self._types[variable["name"]] = DYN  # what names it compiles, and fails when it is asked for
+                continue
             self.programs[variable["name"]] = program
             self._types[variable["name"]] = program.type
 
     def compile(self, source: str, returns: str, *, authorizer: bool = True, patch: bool = False) -> Program:
         return compile_for_admission(source, returns, params=self.param_kind is not None, authorizer=authorizer, patch_types=patch,
-                                     variables=self._types)
+                                     variables=self._types if self.spec.get("variables") else None)
 
     def params(self, a: Attributes, binding: Binding) -> list[Object | None]:
         """What the policy is evaluated with, one after the other; [None]: once, without. Raises Misconfigured."""

@@ -120,7 +120,8 @@ def _check(obj: Object, subject: bool) -> list[FieldError]:
     resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
     errors = []
     if resource is not None and path is not None:
-        errors.append(field.invalid("spec.nonResourceAttributes", path, "cannot be specified in combination with resourceAttributes"))
+        shown = field.Struct(Path=path.get("path") or "", Verb=path.get("verb") or "")
+        errors.append(field.invalid("spec.nonResourceAttributes", shown, "cannot be specified in combination with resourceAttributes"))
     if resource is None and path is None:
         errors.append(field.invalid("spec.resourceAttributes", None,
                                     "exactly one of nonResourceAttributes or resourceAttributes must be specified"))

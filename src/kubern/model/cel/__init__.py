@@ -141,19 +141,20 @@ def compile_for_admission(source: str, returns: str, *, params: bool = False, au
 
 
 def variable_types(expressions: Mapping[str, str], *, params: bool = False, authorizer: bool = True) -> dict[str, Type]:
-    """Types of a policy's variables, in order; each may use those before it. One that does not compile is left out."""
+    """Types of a policy's variables, in order; each may use those before it. One that does not compile may be anything."""
     out: dict[str, Type] = {}
     for variable, source in expressions.items():
         try:
             out[variable] = compile_for_admission(source, "any", params=params, authorizer=authorizer, variables=out).type
         except CelProblem:
-            continue
+            out[variable] = DYN
     return out
 
 
 def compile_error(expression: str, returns: str, *, params: bool = False, authorizer: bool = True, patch_types: bool = False,
                   variables: Mapping[str, str] | None = None) -> str:
-    """What is wrong with an expression of a policy or match condition, "" if nothing. `variables`: name -> expression."""
+    """What is wrong with an expression of a policy or match condition, "" if nothing. `variables`: name -> expression, None: `variables` is not
+    declared."""
     types = variable_types(variables, params=params, authorizer=authorizer) if variables is not None else None
     try:
         compile_for_admission(expression, returns, params=params, authorizer=authorizer, patch_types=patch_types, variables=types)

@@ -205,11 +205,13 @@ def _variable(variable: Object, path: str, params: bool, known: dict[str, str]) 
         yield required(f"{path}.expression", "expression is not specified")
     else:
         yield from compiles(expression, f"{path}.expression", "any", params=params, variables=known)
-    known[name] = expression
+        known[name] = expression
 
 
-def _variables(spec: Object) -> dict[str, str]:
-    return {v.get("name") or "": v.get("expression") or "" for v in spec.get("variables") or ()}
+def _variables(spec: Object) -> dict[str, str] | None:
+    if not spec.get("variables"):
+        return None
+    return {v.get("name") or "": v["expression"] for v in spec["variables"] if (v.get("expression") or "").strip()}
 
 
 def validate_validating_policy(obj: Object, old: Object | None = None) -> Errors:
@@ -234,7 +236,7 @@ def validate_validating_policy(obj: Object, old: Object | None = None) -> Errors
         seen.add(key)
 
 
-def _validation(v: Object, path: str, params: bool, known: dict[str, str]) -> Errors:
+def _validation(v: Object, path: str, params: bool, known: dict[str, str] | None) -> Errors:
     expression, message, message_expression = (v.get(k) or "" for k in ("expression", "message", "messageExpression"))
     if not expression.strip():
         yield required(f"{path}.expression", "expression is not specified")
@@ -253,7 +255,7 @@ def _validation(v: Object, path: str, params: bool, known: dict[str, str]) -> Er
         yield not_supported(f"{path}.reason", reason, REASONS)
 
 
-def _audit_annotation(a: Object, path: str, policy: str, params: bool, known: dict[str, str]) -> Errors:
+def _audit_annotation(a: Object, path: str, policy: str, params: bool, known: dict[str, str] | None) -> Errors:
     key, expression = a.get("key") or "", (a.get("valueExpression") or "").strip()
     if policy:
         whole = f"{policy}/{key}"
@@ -283,7 +285,7 @@ def validate_policy_status(new: Object, old: Object) -> Errors:
 def validate_mutating_policy(obj: Object, old: Object | None = None) -> Errors:
     spec = obj.get("spec") or {}
     yield from _policy_head(spec, None if old is None else old.get("spec") or {}, True)
-    params, known = spec.get("paramKind") is not None, _variables(spec)
+    params, known = spec.get("paramKind") is not None, _variables(spec) or {}
     if not spec.get("mutations"):
         yield required("spec.mutations", "mutations must contain at least one item")
     for i, m in enumerate(spec.get("mutations") or ()):
@@ -298,7 +300,7 @@ def validate_mutating_policy(obj: Object, old: Object | None = None) -> Errors:
 _PATCHES = {"JSONPatch": ("jsonPatch", "patch"), "ApplyConfiguration": ("applyConfiguration", "object")}
 
 
-def _mutation(m: Object, path: str, params: bool, known: dict[str, str]) -> Errors:
+def _mutation(m: Object, path: str, params: bool, known: dict[str, str] | None) -> Errors:
     type_ = m.get("patchType") or ""
     if not type_:
         yield required(f"{path}.patchType")
@@ -380,21 +382,22 @@ GROUP = "admissionregistration.k8s.io"
 KINDS: KindTable = {
     (GROUP, "ValidatingWebhookConfiguration"): Kind(
         defaults=default_webhooks, validate=listed(validate_webhooks), validate_update=listed(validate_webhooks),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, generation_changed=_webhooks_changed),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False, generation_changed=_webhooks_changed),
     (GROUP, "MutatingWebhookConfiguration"): Kind(
         defaults=default_mutating_webhooks, validate=listed(validate_webhooks), validate_update=listed(validate_webhooks),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, generation_changed=_webhooks_changed),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False, generation_changed=_webhooks_changed),
     (GROUP, "ValidatingAdmissionPolicy"): Kind(
         defaults=default_policy, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=keep_spec_and_metadata,
         validate=listed(validate_validating_policy), validate_update=listed(validate_validating_policy),
-        validate_status=listed(validate_policy_status), warnings=static_suffix_warnings, unconditional_update=False, has_generation=True),
+        validate_status=listed(validate_policy_status), warnings=static_suffix_warnings,
+        unconditional_update=False, has_generation=True, qualified_finalizers=False),
     (GROUP, "MutatingAdmissionPolicy"): Kind(
         defaults=default_policy, validate=listed(validate_mutating_policy), validate_update=listed(validate_mutating_policy),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False),
     (GROUP, "ValidatingAdmissionPolicyBinding"): Kind(
         defaults=default_binding, validate=listed(validate_validating_binding), validate_update=listed(validate_validating_binding),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False),
     (GROUP, "MutatingAdmissionPolicyBinding"): Kind(
         defaults=default_binding, validate=listed(validate_mutating_binding), validate_update=listed(validate_mutating_binding),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False),
 }

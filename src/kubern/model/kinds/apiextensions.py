@@ -419,8 +419,9 @@ def _preserve(obj: Object, old: Object | None) -> Errors:
 
 def validate_definition(obj: Object) -> Errors:
     spec, name = obj.get("spec") or {}, obj["metadata"].get("name") or ""
-    if name and name != f"{(spec.get('names') or {}).get('plural') or ''}.{spec.get('group') or ''}":
-        yield invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group')
+    for field, given in (("generateName", obj["metadata"].get("generateName")), ("name", name)):
+        if given and given != f"{(spec.get('names') or {}).get('plural') or ''}.{spec.get('group') or ''}":
+            yield invalid(f"metadata.{field}", given, 'must be spec.names.plural+"."+spec.group')
     yield from _validate_spec(spec, None)
     yield from _status(obj)
     yield from _approval(obj, None)
@@ -463,5 +464,5 @@ KINDS: KindTable = {
     ("apiextensions.k8s.io", "CustomResourceDefinition"): Kind(
         defaults=default_definition, prepare_create=_create, prepare_update=_update, prepare_status=keep_spec,
         validate=listed(validate_definition), validate_update=listed(validate_definition_update), validate_status=validate_definition_status,
-        warnings=_warnings, unconditional_update=False, has_generation=True),
+        warnings=_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False),
 }

@@ -35,8 +35,10 @@ def _status(new: Object, old: Object) -> None:
 def validate_service(obj: Object, old: Object | None = None) -> Errors:
     spec, name = obj.get("spec") or {}, obj["metadata"].get("name") or ""
     group, version = spec.get("group") or "", spec.get("version") or ""
-    if name and not names.is_path_segment_name(name) and name != f"{version}.{group}":
-        yield invalid("metadata.name", name, f'must be `spec.version+"."+spec.group`: {quote(f"{version}.{group}")}')
+    wanted = f"{version}.{group}"
+    for field, given in (("generateName", obj["metadata"].get("generateName")), ("name", name)):
+        if given and not names.is_path_segment_name(given) and given != wanted:
+            yield invalid(f"metadata.{field}", given, f'must be `spec.version+"."+spec.group`: {quote(wanted)}')
     if not group and version != "v1":
         yield required("spec.group", "only v1 may have an empty group and it better be legacy kube")
     if group:
@@ -82,5 +84,5 @@ KINDS: KindTable = {
     ("apiregistration.k8s.io", "APIService"): Kind(
         defaults=default_service, prepare_create=_create, prepare_update=keep_status, prepare_status=_status,
         validate=listed(validate_service), validate_update=listed(validate_service), validate_status=listed(validate_status),
-        name_check=names.name_is_path_segment, unconditional_update=False),
+        name_check=names.name_is_path_segment, unconditional_update=False, qualified_finalizers=False),
 }

@@ -56,7 +56,7 @@ def default_job(obj: Object) -> None:
     _default_job_spec(spec)
     labels = (spec["template"].get("metadata") or {}).get("labels")
     if labels and not obj["metadata"].get("labels"):
-        obj["metadata"]["labels"] = dict(labels)
+        obj["metadata"]["labels"] = labels             # the same labels, not a copy: those that are made for the template come to the job too
 
 
 def _default_job_spec(spec: Object) -> None:
@@ -111,7 +111,8 @@ def _create_job(obj: Object) -> None:
     if spec.get("manualSelector"):
         return
     metadata = spec["template"].setdefault("metadata", {})
-    labels = metadata["labels"] = dict(metadata.get("labels") or {})
+    given = metadata.get("labels")
+    labels = metadata["labels"] = dict(given or {})
     for key in NAME_LABELS:
         labels.setdefault(key, obj["metadata"].get("name") or "")
     for key in UID_LABELS:
@@ -122,7 +123,7 @@ def _create_job(obj: Object) -> None:
     if selector.get("matchLabels") is None:
         selector["matchLabels"] = {}
     selector["matchLabels"].setdefault(UID_LABELS[1], obj["metadata"].get("uid") or "")
-    if not obj["metadata"].get("labels"):  # the default of a job's labels, once more
+    if not obj["metadata"].get("labels") or obj["metadata"]["labels"] is given:     # defaulted from the template's
         obj["metadata"]["labels"] = dict(labels)
 
 

@@ -11,6 +11,7 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 
+from kubern.model import names
 from kubern.model.invalid import duplicate, forbidden, invalid, not_supported, quote, required
 from kubern.model.kinds.checks import Errors, keep, listed, same
 from kubern.model.kinds.internal_form import difference, structs
@@ -249,14 +250,9 @@ def _validate_approval(new: Object, old: Object) -> Errors:
 validate_approval = listed(_validate_approval)
 
 
-def any_name(name: str, prefix: bool = False) -> list[str]:
-    """Names are free here (but for what no name may hold)."""
-    return []
-
-
 KINDS: KindTable = {
     ("certificates.k8s.io", "CertificateSigningRequest"): Kind(
         prepare_create=_create, prepare_update=_update, prepare_status=prepare_status,
         validate=listed(_validate_create), validate_update=listed(_validate_update), validate_status=listed(_validate_status),
-        name_check=any_name),
+        name_check=names.name_is_path_segment),
 }

@@ -70,14 +70,14 @@ def required_one_of(value: str | None, allowed: Collection[str], path: str) -> E
 # --- equality ---------------------------------------------------------------------------------------------------------------------------
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, where absent, null, [] and {} are one."""
+    """Equal, where absent, null and [] are one. {} is not: what may be left out and is empty is a pointer, which upstream tells from none."""
     if a == b:
         return True
     if isinstance(a, dict) and isinstance(b, dict):
         return all(same(a.get(k), b.get(k)) for k in a.keys() | b.keys())
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same, a, b))
-    return a in (None, [], {}) and b in (None, [], {})
+    return a in (None, []) and b in (None, [])
 
 
 def immutable(new: Any, old: Any, path: str, type_: str = "", detail: str = IMMUTABLE) -> Errors:

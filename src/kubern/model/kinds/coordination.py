@@ -35,5 +35,5 @@ def validate_lease(obj: Object, old: Object | None = None) -> Errors:
 KINDS: KindTable = {
     ("coordination.k8s.io", "Lease"): Kind(
         prepare_create=_create, prepare_update=_update, validate=listed(validate_lease), validate_update=listed(validate_lease),
-        create_on_update=True, unconditional_update=False),
+        create_on_update=True, unconditional_update=False, qualified_finalizers=False),
 }

@@ -53,6 +53,10 @@ def default_daemon_set(obj: Object) -> None:
             rolling["maxUnavailable"] = 1
         if rolling.get("maxSurge") is None:
             rolling["maxSurge"] = 0
+    elif strategy.get("rollingUpdate") is not None:
+        for name in ("maxUnavailable", "maxSurge"):
+            if strategy["rollingUpdate"].get(name) is None:
+                strategy["rollingUpdate"][name] = 0
     if spec.get("revisionHistoryLimit") is None:
         spec["revisionHistoryLimit"] = 10
     default_pod_template(spec.setdefault("template", {}))

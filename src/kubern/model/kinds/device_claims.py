@@ -51,6 +51,9 @@ def default_claim_spec(spec: Object | None) -> None:
                 asked["allocationMode"] = "ExactCount"
             if asked["allocationMode"] == "ExactCount" and not asked.get("count"):
                 asked["count"] = 1
+            for t in asked.get("tolerations") or ():
+                if not t.get("operator"):
+                    t["operator"] = "Equal"
 
 
 # --- the spec of a claim ----------------------------------------------------------------------------------------------------------------

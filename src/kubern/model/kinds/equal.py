@@ -1,4 +1,5 @@
-"""Equality of two API values as upstream's apiequality.Semantic sees it: empty is absent, 1000m is 1.
+"""Equality of two API values as upstream's apiequality.Semantic sees it: an empty list is absent, 1000m is 1. Empty maps are not stored,
+so that {} is a pointer to an empty struct, which is not the same as none.
 
 Upstream: apimachinery api/equality. Quantities are recognised by where they stand (resource lists), texts elsewhere must be the same.
 """
@@ -21,7 +22,7 @@ def semantic_equal(a: Any, b: Any, key: str = "") -> bool:
         return all(semantic_equal(a.get(k), b.get(k), f"{inner}." if inner else k) for k in a.keys() | b.keys())
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(semantic_equal(x, y) for x, y in zip(a, b, strict=True))
-    if (a is None and not b and isinstance(b, (list, dict))) or (b is None and not a and isinstance(a, (list, dict))):
+    if (a is None and b == []) or (b is None and a == []):
         return True
     if isinstance(a, str) and isinstance(b, str) and (key.endswith(".") or key in _QUANTITIES):
         try:

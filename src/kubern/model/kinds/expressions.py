@@ -16,7 +16,7 @@ def compiles(expression: str, path: str, returns: str, *, params: bool = False, 
     """Errors of one expression; `returns` is "bool", "string", "string or null", "any", "object" or "patch"; variables: name -> expression."""
     from kubern.model.cel import compile_error
 
-    why = compile_error(expression, returns, params=params, authorizer=authorizer, patch_types=patch_types, variables=variables or {})
+    why = compile_error(expression, returns, params=params, authorizer=authorizer, patch_types=patch_types, variables=variables)
     if why:
         yield invalid(path, expression if shown is None else shown, why)
 

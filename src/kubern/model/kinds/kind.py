@@ -67,6 +67,7 @@ class Kind:
     validate_update: Callable[[Object, Object], Errors] = _valid2             # (new, old); must call validate itself if upstream does
     validate_status: Callable[[Object, Object], Errors] = _valid2
     name_check: Callable[[str, bool], list[str]] | None = None                # (name, is a prefix) -> messages; None: DNS-1123 subdomain
+    qualified_finalizers: bool = True                                         # finalizers need a domain, unless they are standard ones
     meta_again: int = 0                                                       # how often upstream's update checks repeat those of metadata
     warnings: Callable[[Object, Object | None], list[str]] = _no_warnings     # (new, old or None on create) -> Warning headers
     status_warnings: Callable[[Object], list[str]] = _no_status_warnings      # on an update of the status

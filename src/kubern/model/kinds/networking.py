@@ -248,8 +248,9 @@ def validate_network_policy(obj: Object, old: Object | None = None) -> Errors:
     if old is not None:
         any_value = not selector_is_valid((old.get("spec") or {}).get("podSelector") or {})
         for _, peer in _peers(old.get("spec") or {}):
-            block = peer.get("ipBlock") or {}
-            known += [block.get("cidr") or "", *(block.get("except") or ())]
+            block = peer.get("ipBlock")
+            if block is not None:
+                known += [block.get("cidr") or "", *(block.get("except") or ())]
     yield from validate_label_selector(spec.get("podSelector") or {}, "spec.podSelector", any_value)
     for direction, field in (("ingress", "from"), ("egress", "to")):
         for i, rule in enumerate(spec.get(direction) or ()):

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from kubern.model import names
-from kubern.model.addresses import cidr_warnings, is_dual_stack, validate_legacy_cidr
-from kubern.model.invalid import FieldError, duplicate, forbidden, invalid, required
+from kubern.model.addresses import cidr_warnings, is_dual_stack, parse_cidr, validate_legacy_cidr
+from kubern.model.invalid import FieldError, duplicate, forbidden, internal, invalid, required
 from kubern.model.kinds.internal_form import struct
 from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.labels import annotations_of, messages
@@ -122,6 +122,10 @@ def _validate(node: Object) -> Errors:
     cidrs = spec.get("podCIDRs") or []
     for i, cidr in enumerate(cidrs):
         yield from validate_legacy_cidr(f"spec.podCIDRs[{i}]", cidr)
+    bad = next((i for i, cidr in enumerate(cidrs) if parse_cidr(cidr) is None), None)
+    if len(cidrs) > 1 and bad is not None:
+        yield internal("spec.podCIDRs", "invalid PodCIDRs. failed to check with dual stack with error:"
+                       f"invalid CIDR[{bad}]: <nil> (invalid CIDR address: {cidrs[bad]})")
     if len(cidrs) > 1 and (len(cidrs) > 2 or not is_dual_stack(cidrs)):
         yield invalid("spec.podCIDRs", cidrs, "may specify no more than one CIDR for each IP family")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kubern.model import names
-from kubern.model.addresses import is_dual_stack, validate_legacy_ip
-from kubern.model.invalid import FieldError, duplicate, forbidden, invalid, not_supported, required, too_long
+from kubern.model.addresses import is_dual_stack, unreadable, validate_legacy_ip
+from kubern.model.invalid import FieldError, duplicate, forbidden, internal, invalid, not_supported, required, too_long
 from kubern.model.kinds.internal_form import structs
 from kubern.model.kinds.labels import IMMUTABLE, messages
 from kubern.model.kinds.pod_change import annotation_changes, leeway_of
@@ -159,6 +159,8 @@ def _addresses(status: Object, before: Object) -> Errors:
         old = [e.get("ip", "") for e in before.get(field) or ()]
         for i, ip in enumerate(ips):
             yield from validate_legacy_ip(f"status.{field}[{i}]", ip, old)
+        if len(ips) > 1 and (why := unreadable(ips)):
+            yield internal(f"status.{field}", f"failed to check for dual stack with error:{why}")
         if len(ips) > 1 and (len(ips) > 2 or not is_dual_stack(ips)):
             yield invalid(f"status.{field}", structs(type_, entries), "may specify no more than one IP for each IP family")
 

@@ -121,5 +121,5 @@ KINDS: KindTable = {
         validate=lambda rc: list(_validate(rc, None)), validate_update=lambda new, old: list(_update(new, old)),
         validate_status=lambda new, old: list(_status(new, old)), warnings=warnings,
         has_generation=True, generation_changed=lambda new, old: not semantic_equal(new.get("spec"), old.get("spec")),
-        default_propagation="Orphan"),
+        default_propagation="Orphan", name_check=names.name_is_declared_subdomain),
 }

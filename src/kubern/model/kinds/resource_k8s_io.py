@@ -5,6 +5,7 @@ Upstream: pkg/registry/resource.
 
 from __future__ import annotations
 
+from kubern.model import names
 from kubern.model.kinds.checks import keep_spec_and_metadata, keep_status, listed, zero_status
 from kubern.model.kinds.device_claims import (
     default_claim,
@@ -42,7 +43,8 @@ KINDS: KindTable = {
     (GROUP, "ResourceClaimTemplate"): Kind(
         defaults=default_template, validate=listed(validate_template), validate_update=listed(validate_template_update)),
     (GROUP, "DeviceClass"): Kind(
-        validate=listed(validate_class), validate_update=listed(validate_class), has_generation=True),
+        validate=listed(validate_class), validate_update=listed(validate_class), has_generation=True,
+        name_check=names.name_is_declared_subdomain),
     (GROUP, "ResourceSlice"): Kind(
         defaults=default_slice, prepare_create=drop_disabled, prepare_update=drop_disabled, validate=listed(validate_slice),
         validate_update=listed(validate_slice), warnings=_slice_warnings, has_generation=True),
