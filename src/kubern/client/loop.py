@@ -17,7 +17,7 @@ from kubern.client.events import Recorder
 from kubern.client.mirror import Mirror, Mirrors
 from kubern.client.queue import Queue
 from kubern.model import rows
-from kubern.model.controller import SINGLE, Controller, Trigger
+from kubern.model.controller import SINGLE, Controller, Trigger, Undecided
 from kubern.model.intent import Again, Create, Delete, DeleteAll, Emit, Failed, Fetch, Patch, Requeue, Update
 from kubern.model.object import Key, Object
 from kubern.model.request import User
@@ -201,6 +201,9 @@ class Worker:
             try:
                 intent = steps.send(result)
             except StopIteration:
+                return
+            except Undecided as e:
+                writes.failed = writes.failed or Failed(None, 500, "Undecided", str(e))
                 return
             if isinstance(intent, Sequence):
                 result = await self._many(key, intent, writes)

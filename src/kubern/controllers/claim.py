@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
+from kubern.model.controller import Undecided
 from kubern.model.intent import Failed, Fetch, Patch
 from kubern.model.object import Object, controller_of, deleting, meta, name, namespace, uid
 from kubern.model.selector import Selector
@@ -56,6 +57,8 @@ def claim(view: View, resource: str, owner: Object, selector: Selector, path: st
             continue
         if may_adopt is None:
             live = yield Fetch(path)
+            if isinstance(live, Failed) and live.code != 404:
+                raise Undecided(live.message)                     # children would be made beside those that might be adopted
             may_adopt = not isinstance(live, Failed) and uid(live) == uid(owner) and not deleting(live)
         if may_adopt:
             add: dict[str, Any] = {"ownerReferences": [controller_ref(owner)], "uid": uid(child)}
@@ -63,6 +66,8 @@ def claim(view: View, resource: str, owner: Object, selector: Selector, path: st
                 add["finalizers"] = list(finalizers)
             done = yield Patch(child["apiVersion"], child["kind"], namespace(child), name(child), {"metadata": add}, "strategic",
                                ignore_missing=True)
-            if done is not None and not isinstance(done, Failed):
+            if isinstance(done, Failed):
+                raise Undecided(done.message)
+            if done is not None:
                 mine.append(done)
     return mine

@@ -16,7 +16,7 @@ from kubern.controllers.context import Context
 from kubern.controllers.job import job_finished
 from kubern.controllers.wake import owner
 from kubern.model.controller import Controller, Steps, Trigger
-from kubern.model.intent import Create, Delete, Emit, Failed, Fetch, Requeue, Update
+from kubern.model.intent import Again, Create, Delete, Emit, Failed, Fetch, Requeue, Update
 from kubern.model.object import Key, Object, clone, condition, deleting, key, labels, meta, name, namespace, notes, uid
 from kubern.model.time import rfc3339, seconds_of
 from kubern.model.view import View
@@ -113,6 +113,8 @@ class _Cron:
             if isinstance(live, Failed) and live.code == 404:
                 yield self.emit("Normal", "MissingJob", f"Active job went missing: {a.get('name')}")
                 self._drop(a.get("uid") or "")
+            elif isinstance(live, Failed):
+                yield Again(live.message)
 
     def _delete(self, job_namespace: str, job_name: str, job_uid: str) -> Generator[Any, Any, bool]:
         answer = yield Delete("batch/v1", "Job", job_namespace, job_name, propagation="Background", ignore_missing=False)
@@ -194,7 +196,10 @@ class _Cron:
             return
         if made is None:
             made = yield Fetch(f"/apis/batch/v1/namespaces/{namespace(cj)}/jobs/{m['name']}")
-            if isinstance(made, Failed) or not controlled_by(made, uid(cj)) or any(a.get("uid") == uid(made) for a in self.active):
+            if isinstance(made, Failed):
+                yield Again(made.message)
+                return
+            if not controlled_by(made, uid(cj)) or any(a.get("uid") == uid(made) for a in self.active):
                 return
         else:
             yield self.emit("Normal", "SuccessfulCreate", f"Created job {name(made)}")
@@ -260,7 +265,9 @@ def _expire(job: Object, view: View, now: float) -> Steps:
         yield Requeue(left)
         return
     live = yield Fetch(f"/apis/batch/v1/namespaces/{namespace(job)}/jobs/{name(job)}")
-    if not isinstance(live, Failed) and uid(live) == uid(job) and live["spec"].get("ttlSecondsAfterFinished") == ttl and not deleting(live):
+    if isinstance(live, Failed) and live.code != 404:
+        yield Again(live.message)
+    elif not isinstance(live, Failed) and uid(live) == uid(job) and live["spec"].get("ttlSecondsAfterFinished") == ttl and not deleting(live):
         yield Delete("batch/v1", "Job", namespace(job), name(job), uid=uid(job), propagation="Foreground")
 
 

@@ -29,7 +29,7 @@ from kubern.controllers.pods import (
 from kubern.controllers.tainteviction import tolerates
 from kubern.controllers.wake import owner, spec_selector
 from kubern.model.controller import Controller, Steps, Trigger
-from kubern.model.intent import Create, Delete, Emit, Failed, Fetch, Patch, Requeue, Update
+from kubern.model.intent import Again, Create, Delete, Emit, Failed, Fetch, Patch, Requeue, Update
 from kubern.model.object import Key, Object, clone, deleting, key, labels, meta, name, namespace, notes, uid
 from kubern.model.view import View
 
@@ -299,7 +299,9 @@ def _history(ds: Object, view: View, path: str, pods: list[Object]) -> Generator
         made = yield Create(body, ignore_exists=True)
         if made is None:
             made = yield Fetch(f"/apis/apps/v1/namespaces/{namespace(ds)}/controllerrevisions/{name(body)}")
-            if not isinstance(made, Failed) and not history.same(made, data):
+            if isinstance(made, Failed):
+                yield Again(made.message)
+            elif not history.same(made, data):
                 yield Update({**ds, "status": {**(ds.get("status") or {}), "collisionCount": (collisions or 0) + 1}}, "status")
                 return None
         return None if isinstance(made, Failed) else (made, old)

@@ -62,6 +62,8 @@ def _scale(ref: dict[str, Any], space: str, view: View) -> Generator[Any, Any, t
     if row is None:
         return None
     scale = yield Fetch(rows.path(row, space, ref_name) + "/scale")
+    if isinstance(scale, Failed) and (scale.code >= 500 or scale.code == 429):
+        yield Again(scale.message)
     if isinstance(scale, Failed) or uid(scale) != ref.get("uid"):
         return None
     return uid(scale), (scale.get("spec") or {}).get("replicas") or 0

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from kubern.controllers.context import Context
 from kubern.model.controller import Controller, Steps, Trigger
-from kubern.model.intent import Delete, Failed, Fetch, Patch, Update
+from kubern.model.intent import Again, Delete, Failed, Fetch, Patch, Update
 from kubern.model.object import Key, Object, deleting, key, labels, meta, name, namespace, notes, uid
 from kubern.model.time import seconds_of
 from kubern.model.view import View
@@ -40,6 +40,7 @@ def controller(context: Context) -> Controller:
         if account is None or (account_uid and uid(account) != account_uid):
             live = yield Fetch(f"/api/v1/namespaces/{namespace(secret)}/serviceaccounts/{account_name}")
             if isinstance(live, Failed) and live.code != 404:
+                yield Again(live.message)
                 return
             if isinstance(live, Failed) or (account_uid and uid(live) != account_uid):
                 yield Delete("v1", "Secret", namespace(secret), name(secret), uid=uid(secret))

@@ -21,6 +21,10 @@ Changed = Callable[[Object, Object], bool]                             # (old, n
 SINGLE: Key = ("", "")                                                 # the one key of a controller that has no resource of its own
 
 
+class Undecided(Exception):
+    """Raised by a reconcile that cannot go on without an answer it did not get: the pass is repeated with backoff."""
+
+
 def always(old: Object, new: Object) -> bool:
     return True
 
