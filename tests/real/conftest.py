@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -35,3 +36,12 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[object]:
         yield made
     finally:
         made.down()
+
+
+@pytest.fixture(scope="module")
+def module_cluster() -> Any:
+    """Makes a cluster with flags of the module's own; skips where none can run."""
+    why = cluster_module.missing()
+    if why:
+        pytest.skip(why)
+    return cluster_module.Cluster

@@ -160,7 +160,8 @@ class State:
             self.nominated[key] = (nominated, info)
         gated = bool((new.get("spec") or {}).get("schedulingGates")) or (info.claims and isinstance(claims.claims_of(info, self.mirrors), str))
         known = self.queue.pods.get(key)
-        if known is not None and old is not None and old.get("spec") == new.get("spec") and meta(old).get("labels") == meta(new).get("labels") \
+        opens = known is not None and known.place == "gated" and not gated        # its claims are named now
+        if known is not None and not opens and old is not None and old.get("spec") == new.get("spec") and meta(old).get("labels") == meta(new).get("labels") \
                 and known.info.uid == info.uid and meta(old).get("annotations") == meta(new).get("annotations"):
             self.queue.refresh(info)
             return
