@@ -6,7 +6,7 @@ Upstream: pkg/controller/statefulset. `maxUnavailable` stands behind a feature g
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from kubern.controllers import history
@@ -16,7 +16,7 @@ from kubern.controllers.pods import available, from_template, next_available_s, 
 from kubern.controllers.wake import owner, spec_selector
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Again, Create, Delete, Emit, Failed, Fetch, Requeue, Update
-from kubern.model.object import Object, clone, deleting, labels, meta, name, namespace, uid
+from kubern.model.object import Key, Object, clone, deleting, labels, meta, name, namespace, uid
 from kubern.model.view import View
 
 POD_NAME, POD_INDEX, REVISION = "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index", history.POD_HASH
@@ -409,6 +409,14 @@ def reconcile(obj: Object, view: View, now: float) -> Steps:
         yield Requeue(s.min_ready if wait is None else wait)
 
 
+def _claim_gone(old: Object | None, new: Object | None, view: View) -> Iterable[Key]:
+    """The claim of a pod that is no more has gone with it: its successor may be made."""
+    if new is None and old is not None:
+        for r in meta(old).get("ownerReferences") or ():
+            if r.get("kind") == "Pod":
+                yield namespace(old), (r.get("name") or "").rpartition("-")[0]
+
+
 CONTROLLER = Controller(
     "statefulset-controller", "statefulsets.apps", reconcile, reads=("pods", CLAIMS, history.RESOURCE),
-    triggers=(Trigger("pods", owner("apps", "StatefulSet", "statefulsets.apps")),))
+    triggers=(Trigger("pods", owner("apps", "StatefulSet", "statefulsets.apps")), Trigger(CLAIMS, _claim_gone)))
