@@ -151,3 +151,39 @@ async def test_records_left_by_a_server_that_ended_are_removed(servers: tuple[Se
     await Records(b).repair(abandoned_s=0)
     assert (await ask(a, "GET", "/apis/networking.k8s.io/v1/ipaddresses/10.96.2.2"))[0] == 404
     assert "31777" not in records.ports.items and len(records.ports.items) == 1 and len(records.addresses.items) == 1
+
+
+async def test_an_etcd_that_goes_away_and_comes_back(own_etcd: Any) -> None:
+    """Writes are 503 and readiness says so; what is in memory can be read; afterwards everything goes on, watches too."""
+    store = await EtcdStore.open(own_etcd.url)
+    server = Server(store, settings=ApiSettings(bootstrap=False))
+    await server.start()
+    assert (await ask(server, "POST", "/api/v1/namespaces", {"metadata": {"name": "default"}}))[0] == 201
+    assert (await ask(server, "POST", f"{NS}/configmaps", {"metadata": {"name": "before"}}))[0] == 201
+    _, watch = await ask(server, "GET", f"{NS}/configmaps", watch="1", resourceVersion="0")
+    names: list[str] = []
+
+    async def follow() -> None:
+        async for chunk in watch:
+            names.extend(orjson.loads(line)["object"]["metadata"]["name"] for line in chunk.splitlines() if line)
+    following = asyncio.create_task(follow())
+    own_etcd.kill()
+
+    async def ready() -> int:
+        return (await server.handle(Request("GET", "/readyz", user=MASTERS))).status
+    assert await ready() == 500
+    status, said = await ask(server, "POST", f"{NS}/configmaps", {"metadata": {"name": "lost"}})
+    assert status == 503 and said["details"]["retryAfterSeconds"] == 1
+    assert (await ask(server, "GET", f"{NS}/configmaps/before", resourceVersion="0"))[0] == 200
+    own_etcd.start()
+    async with asyncio.timeout(20):
+        while await ready() != 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert (await ask(server, "POST", f"{NS}/configmaps", {"metadata": {"name": "after"}}))[0] == 201
+        while "after" not in names:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert [n for n in names if n != "lost"] == ["before", "after"]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await server.stop()
+    await store.close()
