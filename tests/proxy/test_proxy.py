@@ -1,6 +1,9 @@
 import asyncio
+import json
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from proxy_objects import endpoint, service, slice_
@@ -28,8 +31,11 @@ def test_first_text_is_the_whole_and_later_ones_are_changes() -> None:
     p = proxy()
     assert p.pending() == ""
     p.slice_changed(slice_("web", []), slice_("web", [endpoint("10.244.1.3", "n1")]))
+    messages = p.pending()
+    assert isinstance(messages, bytes) and b"endpoints" in messages and b"services" not in messages       # one element of one map
+    p.slice_changed(slice_("web", []), slice_("web", [endpoint("10.244.1.3", "n1"), endpoint("10.244.1.4", "n1")]))
     text = p.pending()
-    assert "table ip" not in text and "10.244.1.3 . 8080" in text and "chain" not in text
+    assert isinstance(text, str) and "table ip" not in text and "10.244.1.4 . 8080" in text and "chain ip kubern-proxy mod-2" in text
 
 
 def test_a_slice_that_moves_to_another_service_leaves_the_old_one() -> None:
@@ -107,8 +113,8 @@ def test_nft_takes_what_is_rendered() -> None:
     steps = [p.pending()]
     p.service_changed(None, service(type="NodePort", ports=wide["ports"]))
     steps.append(p.pending())
-    p.service_changed(service(), None)
-    steps.append(p.pending())
+    steps = [s for s in steps if isinstance(s, str)]
+    assert len(steps) == 2
     from test_policy import NAMESPACES, PODS, policy
 
     from kubern.proxy.policy import TABLE, render_policies
@@ -125,3 +131,14 @@ def test_nft_takes_what_is_rendered() -> None:
     done = subprocess.run(["unshare", "-rn", "sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert skeleton(S, 4) in steps[0]
+
+
+@pytest.mark.skipif(not shutil.which("nft") or subprocess.run(["unshare", "-rn", "nft", "list", "ruleset"], capture_output=True).returncode != 0,
+                    reason="needs nft and user namespaces")
+def test_what_is_handed_to_the_kernel_is_what_nft_would_have_written() -> None:
+    done = subprocess.run(["unshare", "-rn", sys.executable, str(Path(__file__).with_name("in_kernel.py"))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["what"] for r in rows] == ["services", "policies"]
+    for r in rows:
+        assert r["differs"] == {} and r["by_netlink"] >= 1 and r["elements"] > 5, r

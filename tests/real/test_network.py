@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.real
 
 CLUSTER = f"t{os.getpid() % 10000:04d}"
 NODES = ("na", "nb")
+SCTP = 132
 BUSYBOX, PYTHON = "docker.io/library/busybox:latest", "docker.io/library/python:3.11"
 
 
@@ -124,8 +126,9 @@ class Bed:
         code, out = await self.run(pod, f"timeout 1 wget -qO- {url}")
         return out.strip() if code == 0 else ""
 
-    def service(self, name: str, ip: str, pods: list[str], port: int = 80, target: int = 8080, protocol: str = "TCP", **spec: Any) -> None:
-        """A service and its slice; replaces what had the name."""
+    def service(self, name: str, ip: str, pods: list[str], port: int = 80, target: int = 8080, protocol: str = "TCP",
+                endpoints: dict[str, dict[str, Any]] | None = None, **spec: Any) -> None:
+        """A service and its slice; replaces what had the name. `endpoints`: further fields of endpoints, by pod."""
         node_port = spec.pop("nodePort", None)
         p = {"name": "p", "port": port, "protocol": protocol, **({"nodePort": node_port} if node_port else {})}
         self._put("services", {"metadata": {"name": name, "namespace": "default"},
@@ -133,8 +136,8 @@ class Bed:
         self._put("endpointslices.discovery.k8s.io", {
             "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": name}}, "addressType": "IPv4",
             "ports": [{"name": "p", "port": target, "protocol": protocol}],
-            "endpoints": [{"addresses": [self.pods[x].ip], "conditions": {"ready": True}, "nodeName": self.pods[x].node, "hostname": x}
-                          for x in pods]})
+            "endpoints": [{"addresses": [self.pods[x].ip], "conditions": {"ready": True}, "nodeName": self.pods[x].node, "hostname": x,
+                           **(endpoints or {}).get(x, {})} for x in pods]})
         self.write()
 
     def _put(self, resource: str, obj: dict[str, Any]) -> None:
@@ -278,6 +281,85 @@ def test_client_ip_affinity(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
         await until(answers)
         assert len({await bed.get("c1", "http://10.96.0.24") for _ in range(10)}) == 1
         assert len({await bed.get("c2", "http://10.96.0.24") for _ in range(10)}) == 1
+    loop_.run_until_complete(go())
+
+
+def test_affinity_ends_with_its_timeout(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        bed.service("brief", "10.96.0.26", ["w1", "w2"], sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": 1}})
+        async def answers() -> bool:
+            return bool(await bed.get("c1", "http://10.96.0.26"))
+        await until(answers)
+        async def burst() -> set[str]:
+            return {await bed.get("c1", "http://10.96.0.26") for _ in range(3)}
+        async def moved() -> bool:
+            await asyncio.sleep(1.2)
+            seen.update(await burst())
+            return seen == {"w1", "w2"}
+        seen = await burst()
+        assert len(seen) == 1
+        await until(moved, 20)
+    loop_.run_until_complete(go())
+
+
+def test_near_endpoints_are_preferred_by_zone_and_by_node(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    """As trafficDistribution has the slices say: hints are heeded while they name an endpoint for us, else everything is used."""
+    async def go() -> None:
+        async def asked() -> tuple[set[str], set[str]]:
+            a, b = [{await bed.get(c, "http://10.96.0.27") for _ in range(8)} for c in ("c1", "c2")]
+            return a, b
+        for hints in (("forZones", "z0", "z1"), ("forNodes", "na", "nb")):
+            kind, one, two = hints
+            bed.service("near", "10.96.0.27", ["w1", "w2"], endpoints={"w1": {"hints": {kind: [{"name": one}]}}, "w2": {"hints": {kind: [{"name": two}]}}})
+            async def near() -> bool:
+                return await asked() == ({"w1"}, {"w2"})
+            await until(near, 20)
+            bed.service("near", "10.96.0.27", ["w1", "w2"], endpoints={x: {"hints": {kind: [{"name": two}]}} for x in ("w1", "w2")})
+            async def far() -> bool:
+                return (await asked())[0] == {"w1", "w2"}                       # nothing is meant for c1's place: anything will do
+            await until(far, 20)
+    loop_.run_until_complete(go())
+
+
+def test_the_internal_local_policy(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        bed.service("inner", "10.96.0.28", ["w1", "w2"], internalTrafficPolicy="Local")
+        async def own() -> bool:
+            return [{await bed.get(c, "http://10.96.0.28") for _ in range(6)} for c in ("c1", "c2")] == [{"w1"}, {"w2"}]
+        await until(own, 20)
+        bed.service("inner", "10.96.0.28", ["w2"], internalTrafficPolicy="Local")
+        async def nothing_here() -> bool:
+            return not await bed.get("c1", "http://10.96.0.28") and await bed.get("c2", "http://10.96.0.28") == "w2"
+        await until(nothing_here, 20)
+    loop_.run_until_complete(go())
+
+
+def test_endpoints_that_end_serve_while_there_are_no_others(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        ending = {"conditions": {"ready": False, "serving": True, "terminating": True}}
+        async def only(who: str) -> bool:
+            return {await bed.get("c1", "http://10.96.0.29") for _ in range(8)} == {who}
+        bed.service("ending", "10.96.0.29", ["w1"], endpoints={"w1": ending})
+        await until(lambda: only("w1"), 20)
+        bed.service("ending", "10.96.0.29", ["w1", "w2"], endpoints={"w1": ending})
+        await until(lambda: only("w2"), 20)
+    loop_.run_until_complete(go())
+
+
+def test_sctp_where_the_kernel_has_it(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, SCTP).close()
+    except OSError as e:
+        pytest.skip(f"this kernel has no SCTP: {e}")
+
+    async def go() -> None:
+        serve = f"import socket; s=socket.socket(2,1,{SCTP}); s.bind(('',9000)); s.listen()\nwhile 1: c=s.accept()[0]; c.send(b'sctp'); c.close()"
+        await asyncio.gather(bed.pod("s1", "nb", PYTHON, ("python3", "-c", serve)), bed.pod("sc", "na", PYTHON))
+        bed.service("sctp", "10.96.0.30", ["s1"], port=9000, target=9000, protocol="SCTP")
+        ask = f"python3 -c \"import socket; s=socket.socket(2,1,{SCTP}); s.settimeout(2); s.connect(('10.96.0.30',9000)); print(s.recv(9))\""
+        async def answers() -> bool:
+            return "sctp" in (await bed.run("sc", ask))[1]
+        await until(answers, 20)
     loop_.run_until_complete(go())
 
 

@@ -53,6 +53,10 @@ table inet {TABLE} {{
 """
 
 
+TYPES = {(FAMILY, f"{name}{v}"): f"type {addr}{more};" for v, addr in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+         for name, more in (("egress", " : verdict"), ("ingress", " : verdict"), ("self", f" . {addr}"))}
+
+
 @dataclass(frozen=True, slots=True)
 class PodFacts:
     """What policies see of a pod. Equal facts mean that nothing needs to be done."""

@@ -10,8 +10,8 @@ import logging
 
 from kubern.client.mirror import Mirrors
 from kubern.model.object import Key, Object, key
-from kubern.proxy import nft
-from kubern.proxy.policy import SKELETON, TABLE, PodFacts, facts, render_policies
+from kubern.proxy import netlink, nft
+from kubern.proxy.policy import SKELETON, TABLE, TYPES, PodFacts, facts, render_policies
 from kubern.proxy.ruleset import Ruleset
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ class PolicyRole:
         self.pods: dict[Key, PodFacts] = {}
         self.whole = True
         self.wake = asyncio.Event()
+        self.kernel = netlink.Kernel()
 
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         k = key(new or old)                                 # type: ignore[arg-type]
@@ -75,8 +76,13 @@ class PolicyRole:
         namespaces = {o["metadata"]["name"]: o["metadata"].get("labels") or {} for o in self.mirrors.list("namespaces")}
         part = render_policies(self.mirrors.list(POLICIES), self.pods.values(), namespaces, self.node)
         delta = self.rules.update({"policies": part})
+        if not delta and not self.whole:
+            return
+        messages = None if self.whole else netlink.encode(delta, TABLE, {**TYPES, **self.rules.sets})
         text = SKELETON + self.rules.everything().text(TABLE) if self.whole else delta.text(TABLE)
-        if text:
-            self.whole = True                               # until nft has taken it
+        self.whole = True                                   # until it has been taken
+        if messages is not None:
+            self.kernel.send(messages)
+        else:
             await nft.apply(text)
-            self.whole = False
+        self.whole = False

@@ -48,9 +48,24 @@ def table_of(family: int) -> str:
 
 # ---- what never changes ----------------------------------------------------------------------------------------------------------------
 
+def _sets(family: int) -> dict[str, tuple[str, str]]:
+    """name -> (set or map, its type)."""
+    addr = "ipv6_addr" if family == 6 else "ipv4_addr"
+    place, port = f"{addr} . inet_proto . inet_service", "inet_proto . inet_service"
+    return {
+        "services": ("map", f"type {place} : verdict;"), "nodeports": ("map", f"type {port} : verdict;"),
+        "endpoints": ("map", f"type {place} . mark : {addr} . inet_service;"), "npendpoints": ("map", f"type {port} . mark : {addr} . inet_service;"),
+        "refused": ("map", f"type {place} : verdict;"), "nprefused": ("map", f"type {port} : verdict;"), "firewall": ("map", f"type {place} : verdict;"),
+        "cluster-ips": ("set", f"type {addr};"), "hairpin": ("set", f"type {addr} . {addr};")}
+
+
+TYPES = {(table_of(f), name): type_ for f in (4, 6) for name, (_, type_) in _sets(f).items()}
+
+
 def skeleton(s: Settings, family: int) -> str:
     """The table with its base chains, empty sets and maps: replaces whatever stood there."""
-    ip, addr = table_of(family), "ipv6_addr" if family == 6 else "ipv4_addr"
+    ip = table_of(family)
+    declared = "\n".join(f" {kind} {name} {{ {type_} }}" for name, (kind, type_) in _sets(family).items())
     pods = ", ".join(c for c in s.pod_cidrs if family_of(c) == family)
     services = ", ".join(c for c in s.service_cidrs if family_of(c) == family)
     loopback = "::1" if family == 6 else "127.0.0.0/8"
@@ -59,15 +74,7 @@ def skeleton(s: Settings, family: int) -> str:
     return f"""table {ip} {TABLE}
 delete table {ip} {TABLE}
 table {ip} {TABLE} {{
- map services {{ type {addr} . inet_proto . inet_service : verdict; }}
- map nodeports {{ type inet_proto . inet_service : verdict; }}
- map endpoints {{ type {addr} . inet_proto . inet_service . mark : {addr} . inet_service; }}
- map npendpoints {{ type inet_proto . inet_service . mark : {addr} . inet_service; }}
- map refused {{ type {addr} . inet_proto . inet_service : verdict; }}
- map nprefused {{ type inet_proto . inet_service : verdict; }}
- map firewall {{ type {addr} . inet_proto . inet_service : verdict; }}
- set cluster-ips {{ type {addr}; }}
- set hairpin {{ type {addr} . {addr}; }}
+{declared}
  chain refuse {{ meta l4proto tcp reject with tcp reset; reject; }}
  chain pick {{ dnat {ip} to {ip} daddr . meta l4proto . th dport . meta mark map @endpoints; }}
  chain nppick {{ dnat {ip} to meta l4proto . th dport . meta mark map @npendpoints; }}

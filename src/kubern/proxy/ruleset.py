@@ -76,6 +76,11 @@ class Ruleset:
         self._chains: dict[Name, tuple[str, ...]] = {}
         self._sets: dict[Name, str] = {}
 
+    @property
+    def sets(self) -> Mapping[Name, str]:
+        """Declarations of the sets that owners brought along."""
+        return self._sets
+
     def update(self, changes: Mapping[str, Part | None]) -> Delta:
         """Replaces the parts of some owners (None or EMPTY takes an owner away) and returns the whole change."""
         delta = Delta()

@@ -1,7 +1,8 @@
 """The proxy role: mirrors of services and endpoint slices in, nftables out. One per node, in the node's network namespace.
 
 The first application replaces the table as a whole; from then on only what changed is written, a batch of changes as one
-transaction. If nft refuses a change (somebody else touched the table), the whole is written again.
+transaction: elements straight to the kernel, all else through nft. If a change is refused (somebody else touched the table), the whole is
+written again.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from kubern.client.mirror import Mirrors
 from kubern.model.object import Object
-from kubern.proxy import conntrack, nft
+from kubern.proxy import conntrack, netlink, nft
 from kubern.proxy.endpoints import Node, collect
 from kubern.proxy.health import Check, HealthServers
 from kubern.proxy.policy_run import PolicyRole
-from kubern.proxy.render import TABLE, Settings, addresses, owner, policies, render_service, skeleton, slice_owner
+from kubern.proxy.render import TABLE, TYPES, Settings, addresses, owner, policies, render_service, skeleton, slice_owner
 from kubern.proxy.ruleset import Part, Ruleset
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Proxy:
         self.wake = asyncio.Event()
         self.health = health
         self._udp_changed: set[str] = set()
+        self.kernel = netlink.Kernel()
 
     # ---- events
     def service_changed(self, old: Object | None, new: Object | None) -> None:
@@ -95,8 +97,8 @@ class Proxy:
         self.wake.set()
 
     # ---- work
-    def pending(self) -> str:
-        """The nft text for everything that is dirty; afterwards nothing is."""
+    def pending(self) -> str | bytes:
+        """Everything that is dirty, as nft text or as messages for the kernel; afterwards nothing is."""
         changes: dict[str, Part | None] = {}
         for key in self.dirty:
             service = self.services.get(key)
@@ -111,7 +113,7 @@ class Proxy:
             self.figures.full += 1
             self.whole = False
             return text
-        return delta.text(TABLE)
+        return netlink.encode(delta, TABLE, TYPES) or delta.text(TABLE) if delta else ""
 
     async def apply(self) -> None:
         """Writes what is pending. Raises NftError; then the next call writes the whole."""
@@ -119,7 +121,10 @@ class Proxy:
         text = self.pending()
         if text:
             try:
-                await nft.apply(text)
+                if isinstance(text, bytes):
+                    self.kernel.send(text)
+                else:
+                    await nft.apply(text)
             except BaseException:
                 self.whole = True
                 raise
@@ -205,3 +210,4 @@ async def run(mirrors: Mirrors, node: str, pod_cidrs: tuple[str, ...], service_c
                 proxy.wake.clear()
         finally:
             health.close()
+            proxy.kernel.close()
