@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,18 @@ class World:
         self.home = home
         self.server = Server(MemoryStore())
         self.client = Client(self.server.handle, User("admin", ("system:masters", "system:authenticated")))
-        self.runtime = SimulatedRuntime()
+        self.ahead_s = 0.0                            # how far the node's clock is from ours
+        self.runtime = SimulatedRuntime(self.clock)
         self.kubelet: Kubelet | None = None
         self._task: asyncio.Task[None] | None = None
+
+    def clock(self) -> float:
+        return time.time() + self.ahead_s
 
     async def start(self) -> None:
         s = KubeletSettings("n1", ("192.0.2.7",), root=str(self.home / "root"), log_root=str(self.home / "logs"), port=0, cluster_dns=("10.96.0.10",),
                             static_pods=str(self.home / "manifests"))
-        self.kubelet = Kubelet(s, self.client, self.runtime)
+        self.kubelet = Kubelet(s, self.client, self.runtime, self.clock)
         self._task = asyncio.create_task(self.kubelet.run())
         async with asyncio.timeout(5):
             await self.kubelet.ready.wait()
@@ -196,3 +201,23 @@ async def test_static_pods_are_mirrored(world: World) -> None:
     await world.start()
     p = await world.until("w-n1", ready)
     assert p["metadata"]["annotations"]["kubernetes.io/config.source"] == "file" and p["metadata"]["ownerReferences"][0]["kind"] == "Node"
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+async def test_a_clock_that_jumps_stops_nothing(world: World, jump_s: float) -> None:
+    """The kernel's time namespaces do not cover the wall clock, so the node's clock is set through the kubelet's own seam."""
+    await world.create("steady")
+    await world.create("loop", "exit:1", terminationGracePeriodSeconds=1)
+    await world.until("steady", ready)
+    await world.until("loop", lambda s: reason(s) == "CrashLoopBackOff")
+    world.ahead_s = jump_s
+    for name in ("steady", "loop"):
+        assert world.kubelet
+        world.kubelet.wake((await world.client.get(PODS, "default", name))["metadata"]["uid"])
+    await world.until("loop", lambda s: s["containerStatuses"][0]["restartCount"] >= 2)
+    await world.create("later")
+    await world.until("later", ready)
+    p = await world.client.get(PODS, "default", "steady")
+    assert ready(p["status"]) and p["status"]["containerStatuses"][0]["restartCount"] == 0
+    await world.client.delete(PODS, "default", "steady")
+    await world.gone("steady")

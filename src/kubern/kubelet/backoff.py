@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 INITIAL_S = 10.0
 MAX_S = 300.0
+CLOCK_SET_BACK_S = 5.0         # what lies further ahead than this was stamped by a clock that has been set back since
 
 
 @dataclass(slots=True)
@@ -29,14 +30,14 @@ class Backoff:
         entry = self.entries.get(key)
         if entry is None or self._expired(event, entry[1]):
             return False
-        return now - event < entry[0]
+        return -CLOCK_SET_BACK_S < now - event < entry[0]
 
     def waiting_since_update(self, key: str, now: float) -> bool:
         """Whether the delay that counts from the last `next` still runs."""
         entry = self.entries.get(key)
         if entry is None or self._expired(now, entry[1]):
             return False
-        return now - entry[1] < entry[0]
+        return -CLOCK_SET_BACK_S < now - entry[1] < entry[0]
 
     def next(self, key: str, event: float, now: float) -> None:
         entry = self.entries.get(key)

@@ -64,7 +64,7 @@ class Worker:
     actuated: dict[str, Any] = field(default_factory=dict)        # container -> resources it was started or resized with
     volumes_since: float = 0.0
     pending: tuple[str, str] | None = None                        # (reason, message) of a resize the node does not grant
-    retry_at: dict[str, float] = field(default_factory=dict)      # container -> when a start that failed is tried again
+    retry_at: dict[str, float] = field(default_factory=dict)      # container -> when (by the loop) a start that failed is tried again
     mirror: Object | None = None                                  # of a static pod: its image in the API
     stopping: asyncio.Task[None] | None = None
     seen_s: float = 0.0                                           # when this kubelet first saw it
@@ -209,7 +209,7 @@ class Worker:
                 else:
                     self.waiting[name] = why
                     if why[0] != "CrashLoopBackOff":
-                        self.retry_at[name] = k.clock() + (out.again_s or 1.0)
+                        self.retry_at[name] = asyncio.get_running_loop().time() + (out.again_s or 1.0)
             if out.resized:
                 k.tell(self.pod, "", "Normal", "ResizeCompleted", f"Pod resize completed: {self._resources_told()}")
             for name in out.resized:
@@ -255,7 +255,7 @@ class Worker:
 
     def _due(self, actions: list[Action]) -> tuple[list[Action], float]:
         """The actions without starts that failed a moment ago, and seconds until the first of those."""
-        now = self.kubelet.clock()
+        now = asyncio.get_running_loop().time()
         out: list[Action] = []
         pause = 0.0
         for a in actions:
