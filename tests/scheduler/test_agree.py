@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kubern.scheduler.pick import Decision, Extra, feasible, pick, scores
+from kubern.scheduler.plain import Plain
 from kubern.scheduler.pod import pod_info
 from kubern.scheduler.profile import Args, Profile, Strategy
 from kubern.scheduler.table import NodeTable
@@ -115,7 +116,7 @@ def test_arrays_agree_with_the_plain_scheduler(seed: int) -> None:
     for name, labels in SPACES.items():
         table.set_namespace(name, labels)
     world = reference.World(nodes, [], SPACES, args, strategy)
-    infos = []
+    infos, plain, taken = [], Plain(table), 0
     for i in range(60):
         if infos and r.random() < 0.2:                           # pods also leave: the counts must follow
             gone = infos.pop(r.randrange(len(infos)))
@@ -136,6 +137,9 @@ def test_arrays_agree_with_the_plain_scheduler(seed: int) -> None:
         assert rejection.reasons == expected, pod
         assert {table.names[s] for s in ok.nonzero()[0]} == {n["metadata"]["name"] for n in good}
         decision = pick(info, table, r.randrange, extra)
+        short, way = plain.pick(info, extra, lambda n: 0), pick(info, table, lambda n: 0, extra)
+        assert short is None or short == way
+        taken += short is not None
         assert isinstance(decision, Decision) == bool(good)
         if not isinstance(decision, Decision):
             continue
@@ -149,3 +153,4 @@ def test_arrays_agree_with_the_plain_scheduler(seed: int) -> None:
         table.add_pod(info, decision.node)
         world.pods.append(pod)
         infos.append(info)
+    assert taken > 5 or profile is not None or any(t["effect"] == "PreferNoSchedule" for n in nodes for t in n["spec"].get("taints", []))

@@ -56,9 +56,8 @@ def test_scores_stay_those_of_pick(seed):
 
 def test_others_go_the_ordinary_way():
     t = table(random.Random(1))
-    term = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
-    anti = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
-    assert Plain(t).pick(pod("a", "1", affinity=anti), Extra(), lambda n: 0) is None
-    p = pod("b", "1", affinity=anti)
-    t.add_pod(p, "n1")
-    assert Plain(t).pick(pod("c", "1"), Extra(), lambda n: 0) is None       # somebody there may mind
+    assert Plain(t).pick(pod("a", "1"), Extra(), lambda n: 0) is not None
+    for spec in ({"containers": [{"ports": [{"hostPort": 80}]}]}, {"nodeName": "n1"}, {"resourceClaims": [{"name": "c", "resourceClaimName": "c"}]},
+                 {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}, {"hostNetwork": True, "hostUsers": False}):
+        assert Plain(t).pick(pod("b", "1", **spec), Extra(), lambda n: 0) is None
+    assert Plain(t).pick(pod("c", "1"), Extra(nominated=((0, pod("d", "1")),)), lambda n: 0) is None

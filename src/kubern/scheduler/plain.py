@@ -1,8 +1,8 @@
-"""plain: the pick for pods that only nodes and their room decide, many of a kind. Pure but for what it remembers.
+"""plain: the pick for pods of which there are many of a kind. Pure but for what it remembers.
 
-Pods of a kind (same requests, tolerations, node selection, images) see the same scores but where a pod came or went since. So the
-scores of a kind are kept, and a pick works out anew only the slots the table was touched at. The answer is pick's, to the node: tests
-hold the two together. Whatever speaks of other pods, ports, volumes or devices goes the ordinary way (None). Model: KEP-5598.
+Pods of a kind (same requests, tolerations, node selection, images) see the same scores of nodes but where a pod came or went since. So these
+scores are kept, and a pick works out anew only the slots the table was touched at; what speaks of other pods (affinity, spreading) is laid over
+them. The answer is pick's, to the node: tests hold the two together. Ports, volumes and devices go the ordinary way (None). Model: KEP-5598.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kubern.scheduler.pick import FILTERS, Decision, Extra
-from kubern.scheduler.plugins import node, resources
+from kubern.scheduler.plugins import node, resources, topology
 from kubern.scheduler.plugins.verdict import Ints
 from kubern.scheduler.pod import PodInfo
 from kubern.scheduler.profile import WEIGHTS
@@ -39,8 +39,7 @@ def _signature(p: PodInfo) -> Any:
     found = p.detail.get("plain", False)
     if found is False:
         spec = p.spec
-        plain = not (p.affinity or p.anti_affinity or p.preferred or p.anti_preferred or p.spreads or p.ports or p.volumes or p.claims
-                     or spec.get("nodeName") or any(spec.get(k) for k in ("resourceClaims", "schedulingGroup")) or node.needed_features(p))
+        plain = not (p.ports or p.volumes or p.claims or spec.get("nodeName") or spec.get("schedulingGroup") or node.needed_features(p))
         nodes = (spec.get("affinity") or {}).get("nodeAffinity") or {}
         required = (nodes.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or ()
         if nodes.get("preferredDuringSchedulingIgnoredDuringExecution") or any(x.get("matchFields") for x in required):
@@ -63,7 +62,7 @@ class Plain:
         t = self.table
         if extra.profile is not None or p.backed:
             return None
-        if extra.filters or extra.prefilters or extra.late_filters or extra.default_spreads or extra.nominated or any(t.carried.values()):
+        if extra.filters or extra.prefilters or extra.late_filters or extra.nominated:
             return None
         key = _signature(p)
         if key is None:
@@ -77,12 +76,34 @@ class Plain:
                 del self._kinds[next(iter(self._kinds))]
             self._kinds[key] = kind
         scores = kind.scores
+        if p.has_terms or p.spreads or extra.default_spreads or any(t.carried.values()):
+            found = self._among(p, scores, extra)
+            if found is None:
+                return None
+            scores = found
         high = scores.max() if len(scores) else -1
         if high < 0:
             return None
         best = np.flatnonzero(scores == high)
         slot = int(best[random(len(best))] if len(best) > 1 else best[0])
         return Decision(t.names[slot], slot, int(np.count_nonzero(scores >= 0)))
+
+    def _among(self, p: PodInfo, scores: Ints, extra: Extra) -> Ints | None:
+        """The scores with what other pods have to say; None where that leaves no node."""
+        t = self.table
+        ok = scores >= 0
+        for run in (topology.spread, topology.pod_affinity):
+            for v in run(p, t):
+                ok &= ~v.bad
+        if not ok.any():
+            return None
+        soft = tuple(c for c in p.spreads if not c.hard) or (() if p.spreads else extra.default_spreads)
+        total = scores
+        for weight, part in ((WEIGHTS["PodTopologySpread"], topology.score_spread(p, t, ok, soft, system=soft is extra.default_spreads)),
+                             (WEIGHTS["InterPodAffinity"], topology.score_pod_affinity(p, t, ok))):
+            if part is not None:
+                total = total + weight * part
+        return np.where(ok, total, -1)
 
     def _learn(self, p: PodInfo) -> Kind | None:
         t = self.table

@@ -10,6 +10,7 @@ Not thread-safe, no I/O. Units: cpu in milli, everything else in its own unit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,29 @@ class Counter:
     def __init__(self, capacity: int) -> None:
         self.counts: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.total = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Domains:
+    """A label's values over the nodes: `codes` 0..number-1, `number` where the label is absent. `single`: no two nodes share a value."""
+
+    codes: NDArray[np.int64]
+    have: Mask
+    everywhere: bool
+    number: int
+    single: bool
+
+    def sums(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Counts by value, and 0 for nodes without the label."""
+        out = np.bincount(self.codes, weights=counts, minlength=self.number + 1).astype(np.int64)
+        out[self.number] = 0
+        return out
+
+    def within(self, nodes: Mask) -> NDArray[np.int64]:
+        """The values that some of these nodes have."""
+        if self.single:
+            return self.codes[nodes & self.have]
+        return np.nonzero(np.bincount(self.codes[nodes], minlength=self.number + 1)[:self.number])[0]
 
 
 class NodeTable:
@@ -283,13 +307,23 @@ class NodeTable:
         self.masks[key] = (self.version, value)
         return value
 
+    def domains(self, key: str) -> Domains:
+        """How a label divides the nodes; kept until a node changes."""
+        def make() -> Domains:
+            col = self.column(key)
+            have = col >= 0
+            values, codes = np.unique(col[have], return_inverse=True)
+            out = np.full(self.size, len(values), np.int64)
+            out[have] = codes
+            return Domains(out, have, bool(have.all()), len(values), len(values) == int(have.sum()))
+        return self.remember(("domains", key), make)                           # type: ignore[no-any-return]
+
     def by_domain(self, key: str, counts: NDArray[np.int64], where: Mask | None = None) -> NDArray[np.int64]:
         """Sums of counts over nodes that share a label value (only those in `where`), given to every such node; 0 without the label."""
-        col = self.column(key)
-        have = col >= 0
-        use = have if where is None else have & where
-        sums = np.bincount(col[use], weights=counts[use], minlength=len(self.value_names) or 1)
-        return np.where(have, sums[np.where(have, col, 0)], 0).astype(np.int64)
+        d = self.domains(key)
+        if d.single and where is None:
+            return counts if d.everywhere else counts * d.have
+        return d.sums(counts if where is None else counts * where)[d.codes]
 
     def all(self) -> Mask:
         return self.live[:self.size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,36 +17,43 @@ HOSTNAME = "kubernetes.io/hostname"
 
 # --- topology spread ----------------------------------------------------------------------------------------------------
 
-def _eligible(p: PodInfo, t: NodeTable, c: Spread, keys: list[str]) -> Mask:
+def _eligible(p: PodInfo, t: NodeTable, c: Spread, keys: tuple[str, ...]) -> Mask:
     """Nodes whose pods count for this constraint: all topology keys there, and the inclusion policies honoured."""
-    ok = t.all().copy()
-    for k in keys:
-        ok &= t.column(k) >= 0
-    if c.honor_affinity:
-        mask = placement(p, t)
-        if mask is not None:
-            ok &= mask
-    if c.honor_taints:
-        ok &= ~untolerated(p, t)
-    return ok
+    def make() -> Mask:
+        ok = t.all().copy()
+        for k in keys:
+            ok &= t.column(k) >= 0
+        if c.honor_affinity:
+            mask = placement(p, t)
+            if mask is not None:
+                ok &= mask
+        if c.honor_taints:
+            ok &= ~untolerated(p, t)
+        return ok
+    tolerations = repr(p.spec.get("tolerations")) if c.honor_taints else ""
+    return t.remember(("eligible", keys, p.placement_sig if c.honor_affinity else b"", tolerations), make)     # type: ignore[no-any-return]
+
+
+def _present(t: NodeTable, key: str, eligible: Mask) -> Ints:
+    """The domains that eligible nodes are in. (The mask is kept with the answer: its id stays its own.)"""
+    return t.remember(("present", key, id(eligible)), lambda: (eligible, t.domains(key).within(eligible)))[1]      # type: ignore[no-any-return]
 
 
 def spread(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
     hard = [c for c in p.spreads if c.hard]
-    keys = [c.key for c in hard]
+    keys = tuple(c.key for c in hard)
     for c in hard:
-        col = t.column(c.key)
-        missing = col < 0
-        if missing.any():
-            yield Verdict(missing, "node(s) didn't match pod topology spread constraints (missing required label)", True)
+        d = t.domains(c.key)
+        if not d.everywhere:
+            yield Verdict(~d.have, "node(s) didn't match pod topology spread constraints (missing required label)", True)
         eligible = _eligible(p, t, c, keys)
-        sums = t.by_domain(c.key, t.counts(c.pods), eligible)
-        domains = np.unique(col[eligible])
-        least = 0
-        if len(domains) and len(domains) >= c.min_domains:
-            least = int(np.bincount(col[eligible], weights=t.counts(c.pods)[eligible], minlength=len(t.value_names))[domains].min())
-        skewed = sums + (1 if c.self_match else 0) - least > c.max_skew
-        yield Verdict(skewed & ~missing, "node(s) didn't match pod topology spread constraints")
+        per = d.sums(t.counts(c.pods) * eligible)
+        present = _present(t, c.key, eligible)
+        least = int(per[present].min()) if len(present) >= max(1, c.min_domains) else 0
+        skewed = per + (1 if c.self_match else 0) - least > c.max_skew
+        skewed[d.number] = False
+        if skewed.any():
+            yield Verdict(skewed[d.codes], "node(s) didn't match pod topology spread constraints")
 
 
 def score_spread(p: PodInfo, t: NodeTable, feasible: Mask, soft: tuple[Spread, ...], system: bool) -> Ints | None:
@@ -53,26 +61,29 @@ def score_spread(p: PodInfo, t: NodeTable, feasible: Mask, soft: tuple[Spread, .
     `system`: the constraints are the defaults, which do not ask for all keys to be present."""
     if not soft:
         return None
-    keys = [c.key for c in soft]
-    scored = feasible.copy()
+    keys = tuple(c.key for c in soft)
+    scored = feasible
     if not system:
         for k in keys:
-            scored &= t.column(k) >= 0
+            d = t.domains(k)
+            if not d.everywhere:
+                scored = scored & d.have
     total = np.zeros(t.size, np.float64)
     for c in soft:
-        col = t.column(c.key)
-        have = col >= 0
+        d = t.domains(c.key)
         counts = t.counts(c.pods)
         if c.key == HOSTNAME:
-            size, n = int(scored.sum()), counts
+            size, n = int(np.count_nonzero(scored)), counts
         else:
-            size = len(np.unique(col[scored & have]))
-            n = t.by_domain(c.key, counts, _eligible(p, t, c, keys if not system else []))
-        total += np.where(have, n * np.log(size + 2) + (c.max_skew - 1), 0.0)
-    score = np.rint(total).astype(np.int64)
+            size = len(d.within(scored))
+            n = t.by_domain(c.key, counts, _eligible(p, t, c, keys if not system else ()))
+        part = n * math.log(size + 2) + (c.max_skew - 1)
+        total += part if d.everywhere else np.where(d.have, part, 0.0)
     if not scored.any():
         return np.zeros(t.size, np.int64)
-    low, high = int(score[scored].min()), int(score[scored].max())
+    score = np.rint(total).astype(np.int64)
+    mine = score[scored]
+    low, high = int(mine.min()), int(mine.max())
     if high == 0:
         return np.where(scored, 100, 0)
     return np.where(scored, 100 * (high + low - score) // high, 0)
