@@ -12,12 +12,14 @@ import jwt
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from outside import Outside, outside, until
 
 from kubern.api.access import Files, applied, read
 from kubern.api.authn import TokenError
 from kubern.api.authn.configuration import parse
-from kubern.api.authn.oidc import KEPT_S, Providers, mapped
+from kubern.api.authn.oidc import KEPT_S, Providers, mapped, unfit
 from kubern.api.configfile import BadFile
 from kubern.api.handle import Server
 from kubern.api.settings import ApiSettings
@@ -309,3 +311,18 @@ async def test_the_file_is_followed(world: tuple[Issuer, Outside], tmp_path: Pat
         write("b:")
         await until(lambda: called("b:jane"))
     await server.stop()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+@given(st.dictionaries(st.sampled_from(["sub", "aud", "exp", "nbf", "iss", "jti", "groups", "email", "email_verified", "_claim_names", "a"]),
+                       st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                                    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=6)))
+def test_any_claims_are_a_user_or_a_refusal(claims: dict[str, Any]) -> None:
+    assert isinstance(unfit(claims, ["me"], 0.0), str)
+    for mappings in ({**PLAIN, "groups": {"claim": "groups", "prefix": ""}}, {"username": {"expression": "claims.a.b"}, "uid": {"claim": "jti"}},
+                     {"username": {"expression": "claims.sub + 'x'"}, "groups": {"expression": "claims.groups"}},
+                     {"username": {"claim": "email", "prefix": "x"}}):
+        try:
+            assert isinstance(user_of(claims, mappings=mappings).name, str)
+        except TokenError as e:
+            assert str(e)
