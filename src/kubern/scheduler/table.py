@@ -29,13 +29,21 @@ COUNTERS_MAX = 4000             # more sets than this and the counts start again
 
 
 class Counter:
-    """How many pods of a set each node has; or, for `carried`, how many pods that carry a term."""
+    """How many pods of a set each node has; or, for `carried`, how many pods that carry a term. `sums`: the same by the domains of a label."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("counts", "sums", "total")
 
     def __init__(self, capacity: int) -> None:
         self.counts: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.total = 0
+        self.sums: dict[str, tuple[Domains, NDArray[np.int64]]] = {}
+
+    def bump(self, slot: int, sign: int) -> None:
+        self.counts[slot] += sign
+        self.total += sign
+        for d, sums in self.sums.values():
+            if slot < len(d.codes):                  # else they are of fewer nodes than there are: worked out anew when asked for
+                sums[d.codes[slot]] += sign
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,8 +250,7 @@ class NodeTable:
         self.nonzero[1, slot] += sign * p.nonzero_memory
         for pods, counter in self._counters.values():
             if self.in_set(pods, p):
-                counter.counts[slot] += sign
-                counter.total += sign
+                counter.bump(slot, sign)
         if p.has_terms:
             for kind, terms in (("anti", p.anti_affinity), ("affinity", p.affinity), ("preferred", p.preferred),
                                 ("anti_preferred", p.anti_preferred)):
@@ -251,8 +258,7 @@ class NodeTable:
                     entry = self.carried[kind].get(t.sig)
                     if entry is None:
                         entry = self.carried[kind][t.sig] = (t, Counter(self.capacity))
-                    entry[1].counts[slot] += sign
-                    entry[1].total += sign
+                    entry[1].bump(slot, sign)
                     if entry[1].total == 0:
                         del self.carried[kind][t.sig]
 
@@ -269,7 +275,11 @@ class NodeTable:
         return found
 
     def counts(self, pods: PodSet) -> NDArray[np.int64]:
-        """Pods of this set on each node, up to `size`; counted once, then kept up to date."""
+        """Pods of this set on each node, up to `size`."""
+        return self.counter(pods).counts[:self.size]
+
+    def counter(self, pods: PodSet) -> Counter:
+        """Pods of this set, counted once, then kept up to date."""
         entry = self._counters.get(pods.sig)
         if entry is None:
             if len(self._counters) >= COUNTERS_MAX:
@@ -277,10 +287,9 @@ class NodeTable:
             counter = Counter(self.capacity)
             for p in self.placed.values():
                 if self.in_set(pods, p):
-                    counter.counts[p.slot] += 1
-                    counter.total += 1
+                    counter.bump(p.slot, 1)
             entry = self._counters[pods.sig] = (pods, counter)
-        return entry[1].counts[:self.size]
+        return entry[1]
 
     def set_namespace(self, name: str, labels: Mapping[str, str] | None) -> None:
         """A namespace's labels changed (None: it is gone): sets with a namespace selector are counted anew."""
@@ -324,6 +333,17 @@ class NodeTable:
         if d.single and where is None:
             return counts if d.everywhere else counts * d.have
         return d.sums(counts if where is None else counts * where)[d.codes]
+
+    def around(self, key: str, counter: Counter) -> NDArray[np.int64]:
+        """by_domain of a counter's counts, from sums that are kept up to date."""
+        d = self.domains(key)
+        if d.single:
+            return self.by_domain(key, counter.counts[:self.size])
+        entry = counter.sums.get(key)
+        if entry is None or entry[0] is not d:
+            entry = counter.sums[key] = (d, d.sums(counter.counts[:self.size]))
+        out: NDArray[np.int64] = entry[1][d.codes]
+        return out if d.everywhere else out * d.have
 
     def all(self) -> Mask:
         return self.live[:self.size]

@@ -10,7 +10,7 @@ import numpy as np
 from kubern.scheduler.plugins.node import placement, untolerated
 from kubern.scheduler.plugins.verdict import Ints, Mask, Verdict
 from kubern.scheduler.pod import PodInfo, Spread, Term
-from kubern.scheduler.table import NodeTable
+from kubern.scheduler.table import Counter, NodeTable
 
 HOSTNAME = "kubernetes.io/hostname"
 
@@ -76,7 +76,8 @@ def score_spread(p: PodInfo, t: NodeTable, feasible: Mask, soft: tuple[Spread, .
             size, n = int(np.count_nonzero(scored)), counts
         else:
             size = len(d.within(scored))
-            n = t.by_domain(c.key, counts, _eligible(p, t, c, keys if not system else ()))
+            eligible = _eligible(p, t, c, keys if not system else ())
+            n = t.around(c.key, t.counter(c.pods)) if eligible.all() else t.by_domain(c.key, counts, eligible)
         part = n * math.log(size + 2) + (c.max_skew - 1)
         total += part if d.everywhere else np.where(d.have, part, 0.0)
     if not scored.any():
@@ -110,53 +111,52 @@ def pod_affinity(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
     """In upstream's order: the pod's affinity, its anti-affinity, then the anti-affinity of pods that are there."""
     n = t.size
     if p.affinity:
+        alone = len(p.affinity) == 1
         counts = _affinity_counts(t, p.affinity)
         ok, has_keys = np.ones(n, bool), np.ones(n, bool)
         anywhere = False
         for x in p.affinity:
-            labelled = t.column(x.topology_key) >= 0
-            has_keys &= labelled
-            sums = t.by_domain(x.topology_key, counts)
-            anywhere = anywhere or bool((counts[labelled] > 0).any())
-            ok &= sums > 0
+            has_keys &= t.domains(x.topology_key).have
+            near = (t.around(x.topology_key, t.counter(x.pods)) if alone else t.by_domain(x.topology_key, counts)) > 0
+            anywhere = anywhere or bool(near.any())
+            ok &= near
         ok &= has_keys
         if not anywhere and _matching_all(p, t, p.affinity):
             ok = has_keys                            # the first pod of a group that wants to be together
         yield Verdict(~ok, "node(s) didn't match pod affinity rules", True)
     taken = np.zeros(n, bool)
     for x in p.anti_affinity:
-        taken |= t.by_domain(x.topology_key, t.counts(x.pods)) > 0
+        taken |= t.around(x.topology_key, t.counter(x.pods)) > 0
     if p.anti_affinity:
         yield Verdict(taken, "node(s) didn't match pod anti-affinity rules")
     refused = np.zeros(n, bool)
     for term, carriers in t.carried["anti"].values():
         if t.in_set(term.pods, p):
-            refused |= t.by_domain(term.topology_key, carriers.counts[:n]) > 0
+            refused |= t.around(term.topology_key, carriers) > 0
     if refused.any():
         yield Verdict(refused & ~taken, "node(s) didn't satisfy existing pods anti-affinity rules")
 
 
 def score_pod_affinity(p: PodInfo, t: NodeTable, feasible: Mask) -> Ints | None:
     """Preferred terms of the pod over pods there, and of pods there over the pod (required ones count 1); normalized to 0-100."""
-    n = t.size
     total: Ints | None = None
 
-    def add(term: Term, counts: Ints, weight: int) -> None:
+    def add(term: Term, counter: Counter, weight: int) -> None:
         nonlocal total
-        if counts.any():
-            part = t.by_domain(term.topology_key, counts) * weight
+        if counter.total:
+            part = t.around(term.topology_key, counter) * weight
             total = part if total is None else total + part
     for x in p.preferred:
-        add(x, t.counts(x.pods), x.weight)
+        add(x, t.counter(x.pods), x.weight)
     for x in p.anti_preferred:
-        add(x, t.counts(x.pods), -x.weight)
+        add(x, t.counter(x.pods), -x.weight)
     theirs = () if p.args.ignore_preferred_of_existing else (("preferred", 1), ("anti_preferred", -1))
     for kind, sign in (("affinity", 1), *theirs):
         if kind == "affinity" and not p.args.hard_affinity_weight:
             continue
         for term, carriers in t.carried[kind].values():
             if t.in_set(term.pods, p):
-                add(term, carriers.counts[:n], sign * (p.args.hard_affinity_weight if kind == "affinity" else term.weight))
+                add(term, carriers, sign * (p.args.hard_affinity_weight if kind == "affinity" else term.weight))
     if total is None:
         return None
     low, high = int(total[feasible].min()), int(total[feasible].max())
