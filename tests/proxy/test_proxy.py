@@ -87,7 +87,11 @@ async def test_health_servers_open_and_close(unused_tcp_port: int) -> None:
 def test_checks_are_for_load_balancers_with_the_local_policy() -> None:
     p = proxy()
     p.service_changed(None, service(type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=31000))
+    p.pending()
     assert p.checks() == {31000: Check("default", "web", 1)}
+    p.service_changed(service(), None)
+    p.pending()
+    assert p.checks() == {}
 
 
 def test_trace_says_where_a_connection_goes() -> None:

@@ -55,6 +55,8 @@ class Proxy:
         self.health = health
         self._udp_changed: set[str] = set()
         self.kernel = netlink.Kernel()
+        self._checks: dict[str, tuple[int, Check]] = {}
+        self._checks_changed = False
 
     # ---- events
     def service_changed(self, old: Object | None, new: Object | None) -> None:
@@ -104,6 +106,7 @@ class Proxy:
             service = self.services.get(key)
             part = render_service(service, self.slices.get(key, {}).values(), self.settings) if service else None
             changes[key] = part
+            self._check(key)
             if any(" . udp . " in e[2] for p in (part, self.rules.parts.get(key)) if p for e in p.elements):
                 self._udp_changed.add(key)
         self.dirty.clear()
@@ -138,7 +141,8 @@ class Proxy:
                     await asyncio.to_thread(conntrack.forget, rows, family)
                 except OSError as e:
                     log.warning("conntrack: %s", e)
-        if self.health:
+        if self.health and self._checks_changed:
+            self._checks_changed = False
             await self.health.set(self.checks())
 
     def udp_fronts(self, keys: set[str]) -> dict[int, dict[conntrack.Front, frozenset[tuple[str, int]]]]:
@@ -163,15 +167,24 @@ class Proxy:
 
     def checks(self) -> dict[int, Check]:
         """healthCheckNodePort -> what to answer."""
-        out = {}
-        for key, service in self.services.items():
-            spec = service.get("spec") or {}
-            port = spec.get("healthCheckNodePort")
-            if port and spec.get("type") == "LoadBalancer" and policies(spec, False)[1]:
-                local = {e.ip for f in self.families for p in spec.get("ports") or ()
-                         for e in collect(self.slices.get(key, {}).values(), p, f, self.settings.node.name) if e.local and e.ready}
-                out[port] = Check(service["metadata"].get("namespace") or "", service["metadata"]["name"], len(local))
-        return out
+        return dict(self._checks.values())
+
+    def _check(self, key: str) -> None:
+        """Keeps what is answered for one service true."""
+        service = self.services.get(key)
+        spec = (service or {}).get("spec") or {}
+        port = spec.get("healthCheckNodePort")
+        new: tuple[int, Check] | None = None
+        if service is not None and port and spec.get("type") == "LoadBalancer" and policies(spec, False)[1]:
+            local = {e.ip for f in self.families for p in spec.get("ports") or ()
+                     for e in collect(self.slices.get(key, {}).values(), p, f, self.settings.node.name) if e.local and e.ready}
+            new = port, Check(service["metadata"].get("namespace") or "", service["metadata"]["name"], len(local))
+        if new != self._checks.get(key):
+            self._checks_changed = True
+            if new is None:
+                del self._checks[key]
+            else:
+                self._checks[key] = new
 
 
 def node_of(obj: Object) -> Node:
