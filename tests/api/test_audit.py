@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -216,3 +217,48 @@ async def test_a_service_that_is_away_costs_events_only(tmp_path: Path) -> None:
         sink.put({"n": 2})
         await until(lambda: sink.lost == 1)
         await sink.close()
+
+
+async def test_bodies_in_protobuf_are_shown_as_json(api: Audited) -> None:
+    from kubern.model.protobuf import from_json
+
+    api.use({"level": "Request"}, omitStages=["RequestReceived"])
+    body = from_json({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "p"}, "data": {"k": "v"}})
+    answer = await api.server.handle(Request("POST", f"{NS}/configmaps", {}, {"content-type": "application/vnd.kubernetes.protobuf"}, body, user=MASTERS))
+    assert answer.status == 201
+    event = api.events()[0]
+    assert event["requestObject"]["data"] == {"k": "v"} and event["objectRef"]["name"] == "p"
+
+
+async def test_a_policy_is_about_who_really_asks(api: Audited) -> None:
+    api.use({"level": "Metadata", "users": ["bob"]})
+    api.server.authenticator._static[hashlib.sha256(b"t").digest()] = BOB
+    await api.ask("GET", f"{NS}/pods", user=None, authorization="Bearer t", **{"impersonate-user": "jane"})
+    received, complete = api.events()
+    assert received["user"]["username"] == complete["user"]["username"] == "bob" and "impersonatedUser" not in received
+    assert complete["responseStatus"]["code"] == 403 and "impersonatedUser" not in complete        # he may not
+    role = {"metadata": {"name": "i"}, "rules": [{"verbs": ["impersonate:user-info"], "apiGroups": ["authentication.k8s.io"], "resources": ["users"]},
+                                                 {"verbs": ["impersonate-on:user-info:list"], "apiGroups": [""], "resources": ["pods"]}]}
+    binding = {"metadata": {"name": "i"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "i"},
+               "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "bob"}]}
+    for plural, obj in (("clusterroles", role), ("clusterrolebindings", binding)):
+        assert (await api.ask("POST", f"/apis/rbac.authorization.k8s.io/v1/{plural}", obj)).status == 201
+    api.use({"level": "Metadata", "users": ["bob"]})
+    await api.ask("GET", f"{NS}/pods", user=None, authorization="Bearer t", **{"impersonate-user": "jane"})
+    event = api.events()[-1]
+    assert event["impersonatedUser"] == {"username": "jane", "groups": ["system:authenticated"]}
+    assert event["authenticationMetadata"] == {"impersonationConstraint": "impersonate:user-info"}
+
+
+async def test_refused_credentials_and_answers_that_are_a_status(api: Audited) -> None:
+    api.use({"level": "RequestResponse"}, omitStages=["RequestReceived"])
+    await api.ask("GET", f"{NS}/pods", user=None, authorization="Bearer wrong")
+    await api.ask("DELETE", f"{NS}/configmaps/none")
+    await api.ask("POST", f"{NS}/configmaps", {"metadata": {"name": "m"}})
+    await api.ask("DELETE", f"{NS}/configmaps/m")
+    await api.ask("GET", "/version")
+    refused, missing, _, gone, version = api.events()
+    assert (refused["stage"], refused["user"]) == ("ResponseStarted", {})
+    assert refused["responseStatus"] == {"metadata": {}, "message": "Authentication failed, attempted: bearer", "code": 401}
+    assert missing["responseStatus"]["reason"] == "NotFound" and gone["responseStatus"]["status"] == "Success"
+    assert gone["responseStatus"]["details"]["name"] == "m" and "responseObject" not in version

@@ -439,6 +439,9 @@ class Server:
         if self.audit is not None:
             if a is None:                      # authentication failed
                 record = self.audit.begin(request, None, from_request(request, None), audit_id)
+                if record is not None and request.impersonator is None:
+                    record.refused(response)
+                    record = None
             if record is not None:
                 (record.finish if response.upgrade is None else record.upgraded)(response, annotations)
         if a is not None:

@@ -25,6 +25,7 @@ __all__ = ["LEVELS", "Audit", "BadPolicy", "Log", "Policy", "parse", "read"]
 
 AGENT_MAX = 1024                       # upstream cuts user agents there
 JSON_TYPES = ("application/json", "application/merge-patch+json", "application/json-patch+json", "application/strategic-merge-patch+json")
+PROTOBUF = "application/vnd.kubernetes.protobuf"
 YAML_TYPES = ("application/yaml", "application/apply-patch+yaml")
 
 
@@ -63,6 +64,10 @@ def _body(data: bytes, content_type: str, omit_managed_fields: bool) -> Any:
             obj = yaml.safe_load(data)
         elif kind in JSON_TYPES or kind in YAML_TYPES:
             obj = orjson.loads(data)
+        elif kind == PROTOBUF:
+            from kubern.model.protobuf import to_json
+
+            obj = to_json(data)
         else:
             return None
         orjson.dumps(obj)
@@ -82,6 +87,12 @@ class Record:
     def stage(self, name: str, now_s: float, more: Object | None = None, weight: int = 1024) -> None:
         if name not in self._decided.omit_stages:
             self._audit.put({**self._event, "stage": name, **(more or {}), "stageTimestamp": _stamp(now_s)}, weight)
+
+    def impersonates(self, user: User, mode: str) -> None:
+        """Who it is asked as, from here on; `mode`: the right by which, where it is a constrained one."""
+        self._event = {**self._event, "impersonatedUser": _user(user)}
+        if mode:
+            self._event["authenticationMetadata"] = {"impersonationConstraint": f"impersonate:{mode}"}
 
     def finish(self, response: Response, annotations: Object) -> None:
         """The last stage; for a stream the last but one: the last comes at its end."""
@@ -105,13 +116,13 @@ class Record:
         if isinstance(body, (bytes, list)):
             raw = body if isinstance(body, bytes) else b"".join(body)
             shown = None
-            if response.status >= 400 and b'"Status"' in raw[:60]:
+            if b'"Status"' in raw[:60]:
                 with contextlib.suppress(orjson.JSONDecodeError):
                     shown = orjson.loads(raw)
                     more["responseStatus"] = {k: v for k, v in shown.items() if k not in ("kind", "apiVersion")}
-            if level >= 3 and raw and response.header("Content-Type").startswith("application/json"):
-                obj = shown or _body(raw, "application/json", self._decided.omit_managed_fields)
-                if obj is not None:
+            if level >= 3 and raw:
+                obj = shown or _body(raw, response.header("Content-Type"), self._decided.omit_managed_fields)
+                if isinstance(obj, dict) and "kind" in obj:
                     more["responseObject"] = obj
                     weight += len(raw)
             self.stage(COMPLETE, audit.clock(), more, weight)
@@ -130,6 +141,14 @@ class Record:
             body.on_end = end
         else:
             response.body = _then(body, complete)
+
+    def refused(self, response: Response) -> None:
+        """The only stage of a request whose credentials are none."""
+        header = self._request.headers.get("authorization", "").partition(" ")[0].lower()
+        sent = (("basic", header == "basic"), ("bearer", header == "bearer"), ("x509", self._request.certificate is not None))
+        tried = [name for name, there in sent if there]
+        why = f"Authentication failed, attempted: {', '.join(tried)}" if tried else "Authentication failed, no credentials provided"
+        self.stage(STARTED, self._audit.clock(), {"responseStatus": {"metadata": {}, "message": why, "code": response.status}})
 
     def upgraded(self, response: Response, annotations: Object) -> None:
         """The same for a connection that goes on as another protocol."""
@@ -183,8 +202,10 @@ class Audit:
             sink.put(event, weight)
 
     def begin(self, request: Request, user: User | None, a: Attributes, audit_id: str) -> Record | None:
-        """The record of a request that is to be logged."""
-        decided = self.policy.decide(user, a)
+        """The record of a request that is to be logged; `user` None: nobody could be made out. It is who really asks that a policy is about,
+        not whom they ask as."""
+        who = request.impersonator or user
+        decided = self.policy.decide(who, a)
         if not decided.level:
             return None
         now_s = self.clock()
@@ -195,12 +216,7 @@ class Audit:
             uri += "?" + urlencode([(k, v) for k, values in request.query.items() for v in values])
         event: Object = {"kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": LEVELS[decided.level], "auditID": audit_id, "requestURI": uri,
                          "verb": a.verb, "requestReceivedTimestamp": _stamp(now_s)}
-        if request.impersonator is not None and user is not None:
-            event["user"], event["impersonatedUser"] = _user(request.impersonator), _user(user)
-        elif user is not None:
-            event["user"] = _user(user)
-        else:
-            event["user"] = {}
+        event["user"] = _user(who) if who is not None else {}
         event["sourceIPs"] = _addresses(request)
         agent = request.headers.get("user-agent", "")
         if agent:
@@ -209,7 +225,10 @@ class Audit:
             event["objectRef"] = {k: v for k, v in (("resource", a.resource), ("namespace", a.namespace), ("name", a.name), ("apiGroup", a.group),
                                                     ("apiVersion", a.version), ("subresource", a.subresource)) if v}
         record = Record(self, decided, event, request)
-        record.stage(RECEIVED, now_s)
+        if who is not None:
+            record.stage(RECEIVED, now_s)
+        if request.impersonator is not None and user is not None:
+            record.impersonates(user, request.impersonation)
         return record
 
 

@@ -57,7 +57,9 @@ def impersonate(request: Request, a: Attributes, authorizer: Authorizer) -> User
             if mode:
                 on = a._replace(verb=f"impersonate-on:{mode}:{a.verb}")
                 authorizer.check(_hide_extra(on) if mode == "associated-node" else on)
-            return _become(want, a.user, mode, authorizer)
+            user = _become(want, a.user, mode, authorizer)
+            request.impersonation = mode
+            return user
         except StatusError as e:
             first = first or e
     assert first is not None    # the last mode applies to everybody
