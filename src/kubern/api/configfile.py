@@ -98,10 +98,10 @@ def _checked(value: Any, shape: Any, at: str, problems: list[str]) -> Any:
 
 
 def refuse(what: str, errors: Iterable[FieldError]) -> None:
-    """Raises BadFile if there are any errors, as upstream's aggregate reads."""
+    """Raises BadFile if there are any errors, as upstream's aggregate reads; `what` stands before them."""
     texts = list(dict.fromkeys(e.text() for e in errors))
     if texts:
-        raise BadFile(f"{what}: {texts[0] if len(texts) == 1 else '[' + ', '.join(texts) + ']'}")
+        raise BadFile(f"{what}{texts[0] if len(texts) == 1 else '[' + ', '.join(texts) + ']'}")
 
 
 def read(path: str | Path) -> Any:

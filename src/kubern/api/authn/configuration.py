@@ -86,8 +86,8 @@ def parse(doc: Any, own_issuers: Sequence[str] = ()) -> Authentication:
     anonymous = given.get("anonymous")
     paths = tuple(c.get("path") or "" for c in (anonymous or {}).get("conditions") or ())
     if anonymous is not None and not anonymous.get("enabled") and paths:
-        errors.append(field.invalid("anonymous.conditions", [{"path": p} for p in paths], "enabled should be set to true when conditions are defined"))
-    refuse("invalid authentication configuration", errors)
+        errors.append(field.invalid("anonymous.conditions", [{"Path": p} for p in paths], "enabled should be set to true when conditions are defined"))
+    refuse("invalid authentication configuration: ", errors)
     return Authentication(tuple(issuers), None if anonymous is None else bool(anonymous.get("enabled")), paths)
 
 

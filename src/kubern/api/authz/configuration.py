@@ -87,7 +87,7 @@ def parse(doc: Any) -> tuple[Configured, ...]:
             errors.append(field.required(f"{at}.webhook", "required when type=Webhook"))
         else:
             out.append(_webhook(name, webhook, at, errors))
-    refuse("invalid authorization configuration", errors)
+    refuse("", errors)
     return tuple(out)
 
 
