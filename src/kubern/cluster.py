@@ -289,32 +289,39 @@ async def metrics(ctx: Context) -> AsyncIterator[None]:
 async def autoscaler(ctx: Context) -> AsyncIterator[None]:
     """Nodes come and go as pods need them; only where node groups are configured."""
     s = ctx.settings
-    if not s.node_groups or (ctx.hollow is None and ctx.fabric is None):          # no groups, or the nodes are another process's
+    from kubern.autoscaler.groups import external, parse_groups, parse_timings
+
+    service = external(s.node_groups)
+    if not s.node_groups or (not service and ctx.hollow is None and ctx.fabric is None):      # no groups, or the nodes are another process's
         yield
         return
-    from kubern.autoscaler.groups import parse_groups, parse_timings
-    from kubern.autoscaler.providers import Local, Provider, Simulated
+    from kubern.autoscaler.external import External, read_config
+    from kubern.autoscaler.providers import Local, Named, Provider, Simulated
     from kubern.autoscaler.run import NAME, Autoscaler
 
+    groups = parse_groups(s.node_groups)
     provider: Provider
-    if ctx.hollow is not None:
-        provider = Simulated(ctx.hollow)
+    if service:
+        provider = External(read_config(service))
+    elif ctx.hollow is not None:
+        provider = Named(groups, Simulated(ctx.hollow))
     else:
         assert ctx.fabric is not None
         gateway = ctx.fabric.gateway
-        provider = Local(s.home, lambda name: unit_settings(s, ctx.pki, gateway, name))
+        provider = Named(groups, Local(s.home, lambda name: unit_settings(s, ctx.pki, gateway, name)))
     client = ctx.client(User(f"system:serviceaccount:kube-system:{NAME}", ("system:masters", "system:authenticated")), NAME)
-    mirrors = Mirrors(client)
-    groups = parse_groups(s.node_groups)
     ready = asyncio.Event()
-    at_work = Autoscaler(client, mirrors, provider, groups, parse_timings(s.autoscaler), ctx.clock)
-    try:
-        async with running(ctx.spawn(at_work.run(ready.set), "autoscaler")):
-            await ready.wait()
-            ctx.tell(f"autoscaler: {', '.join(f'{g.name} {g.min} to {g.max}' for g in groups)} nodes")
-            yield
-    finally:
-        await mirrors.close()
+
+    async def work() -> None:
+        mirrors = Mirrors(client)
+        try:
+            await Autoscaler(client, mirrors, provider, groups, parse_timings(s.autoscaler), ctx.clock).run(ready.set)
+        finally:
+            await mirrors.close()
+    async with running(ctx.spawn(alone(ctx, NAME, work, ready), "autoscaler")):
+        await ready.wait()
+        ctx.tell(f"autoscaler: {', '.join(f'{g.name} {g.min} to {g.max} nodes' for g in groups) or f'groups of the service in {service}'}")
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,13 +459,15 @@ async def registry(ctx: Context) -> AsyncIterator[None]:
 @asynccontextmanager
 async def names_of_the_world(ctx: Context) -> AsyncIterator[None]:
     """A DNS relay on the fabric: units have no other way to the machine's resolvers."""
-    from kubern.dns.run import relay
+    from kubern.dns.run import configure_relay, relay
 
     assert ctx.fabric is not None
     listening = await relay(ctx.fabric.gateway)
+    task = ctx.spawn(configure_relay(ctx.client(MASTERS), listening), "DNS relay")
     try:
         yield
     finally:
+        await end(task)
         listening.close()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kubern.api.handle import Server
 from kubern.autoscaler.groups import parse_group, parse_timings
-from kubern.autoscaler.providers import Simulated
+from kubern.autoscaler.providers import Named, Simulated
 from kubern.autoscaler.run import Autoscaler
 from kubern.client.client import Client
 from kubern.client.loop import run_controllers
@@ -40,7 +40,8 @@ async def cluster(group: str, timings: str = FAST, provider: Callable[[Hollow], 
     hollow = Hollow(client, [])
     rows = [r for r in controllers(Context()) if any(r.name.startswith(n) for n in ROWS)]
     mine, theirs = Mirrors(client), Mirrors(client)
-    scaler = Autoscaler(client, mine, provider(hollow), [parse_group(group)], parse_timings(timings), time.time)
+    groups = [parse_group(group)]
+    scaler = Autoscaler(client, mine, Named(groups, provider(hollow)), groups, parse_timings(timings), time.time)
     tasks = [asyncio.create_task(w) for w in (
         hollow.run(), run_controllers(rows, lambda user, agent="": Client(server.handle, admin)), Scheduler(client, theirs, time.time).run(), scaler.run())]
     try:
@@ -103,7 +104,7 @@ async def test_up_and_down_again_but_never_below_min() -> None:
 class Broken(Simulated):
     """Makes no nodes."""
 
-    async def create(self, group: Group, name: str) -> None:
+    async def make(self, group: Group, name: str) -> None:
         raise OSError("no room")
 
 
@@ -122,7 +123,7 @@ async def test_a_group_that_fails_is_left_alone_for_a_while() -> None:
 class Silent(Simulated):
     """Makes nodes that never show up."""
 
-    async def create(self, group: Group, name: str) -> None:
+    async def make(self, group: Group, name: str) -> None:
         return None
 
 

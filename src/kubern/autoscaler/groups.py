@@ -16,6 +16,8 @@ from kubern.model.names import is_dns1123_label
 from kubern.scheduler.grow import Group
 
 GROUPS_MAX, SIZE_MAX = 50, 5000
+EXTERNAL = "externalgrpc="                     # followed by a file: the groups are a service's (external.py)
+EXPANDERS = ("least-waste", "most-pods", "least-nodes", "priority", "random")
 CAPACITY = ("cpu", "memory", "pods", "ephemeral-storage")
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -38,6 +40,7 @@ class Timings:
     max_pod_eviction_time_s: float = 120.0
     max_graceful_termination_s: float = 600.0
     new_pod_scale_up_delay_s: float = 0.0
+    expander: str = "least-waste"                         # or several, the first that leaves one option wins
     backoff_s: float = 300.0
     backoff_max_s: float = 1800.0
 
@@ -103,7 +106,7 @@ def _taint(given: Any) -> dict[str, str]:
 
 def parse_groups(text: str) -> tuple[Group, ...]:
     """All groups of the setting: a JSON list of texts or mappings, or one text. Raises BadGroup."""
-    if not text:
+    if not text or external(text):
         return ()
     try:
         given = json.loads(text) if text.lstrip().startswith(("[", "{")) else [text]
@@ -118,6 +121,18 @@ def parse_groups(text: str) -> tuple[Group, ...]:
     return groups
 
 
+def external(text: str) -> str:
+    """The file that says which service has the groups, "" where they are configured here. Raises BadGroup."""
+    try:
+        given = json.loads(text) if text.lstrip().startswith("[") else [text]
+    except ValueError:
+        return ""
+    files = [str(g).removeprefix(EXTERNAL) for g in given if isinstance(g, str) and g.startswith(EXTERNAL)]
+    if files and len(given) > 1:
+        raise BadGroup(f"{EXTERNAL}FILE stands alone: the service names all groups")
+    return files[0] if files else ""
+
+
 def as_text(groups: Iterable[Any]) -> str:
     """Groups as given on the command line or in a file, as one setting."""
     return json.dumps(list(groups), separators=(",", ":")) if groups else ""
@@ -130,7 +145,9 @@ def parse_timings(text: str) -> Timings:
     for key, value in _pairs(text):
         if key not in known:
             raise BadGroup(f"the autoscaler has no {key!r}; known are {', '.join(known)}")
-        out = replace(out, **{known[key]: seconds(value) if known[key].endswith("_s") else _fraction(value)})
+        name = known[key]
+        made: Any = seconds(value) if name.endswith("_s") else _expanders(value) if key == "expander" else _fraction(value)
+        out = replace(out, **{name: made})
     return out
 
 
@@ -140,6 +157,14 @@ def seconds(text: str) -> float:
     if not parts or "".join(a + b for a, b in parts) != text:
         raise BadGroup(f"a duration is 10s, 5m, 1h30m, …, not {text!r}")
     return sum(float(n) * UNITS_S.get(unit, 1.0) for n, unit in parts)
+
+
+def _expanders(text: str) -> str:
+    """Names joined by "+": the list of options itself is joined by commas."""
+    for name in text.split("+"):
+        if name not in EXPANDERS:
+            raise BadGroup(f"there is no expander {name!r}; known are {', '.join(EXPANDERS)}")
+    return text
 
 
 def _fraction(text: str) -> float:

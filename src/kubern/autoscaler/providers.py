@@ -1,36 +1,102 @@
 """Providers: who makes and removes the nodes of a group. Units of this machine, or simulated nodes of this process.
 
-A provider knows instances by name, whether or not they are Nodes (yet). `create` and `delete` may take seconds.
+A provider knows instances by name, whether or not they are Nodes (yet). `create` and `delete` may take seconds. Clouds: external.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kubern.autoscaler.groups import instance_of
+from kubern.model.object import Object
 from kubern.scheduler.grow import Group
 
 if TYPE_CHECKING:
     from kubern.kubelet.hollow import Hollow
 
 
+CREATIONS_MAX = 4                       # nodes made at the same time
+
+
 class Provider(Protocol):
+    async def refresh(self, nodes: Iterable[Object]) -> Sequence[Group] | None:
+        """Called before everything else in a scan, with all nodes; the groups, where it is the provider who knows them."""
+
     def instances(self) -> set[str]:
         """Names of all nodes it runs, of any group."""
+
+    def group_of(self, name: str) -> str:
+        """The group an instance or node belongs to, "" for none."""
+
+    def renamed(self) -> dict[str, str]:
+        """Instances that were asked for by one name and registered by another, since the last call."""
 
     def room(self, group: Group) -> Mapping[str, str]:
         """What a new node will have."""
 
-    async def create(self, group: Group, name: str) -> None: ...
+    def template(self, group: Group) -> tuple[Object, list[Object]]:
+        """A new node as it will be and its ResourceSlices, where the provider knows; else empty."""
+
+    async def create(self, group: Group, names: Sequence[str]) -> dict[str, str]:
+        """{name: why} of those that could not be made. Raises what says that none could."""
 
     async def delete(self, name: str) -> None: ...
 
     async def adopt(self, group: Group, name: str) -> None:
         """Take up a node that an earlier process made."""
+
+
+class Maker(Protocol):
+    """Makes nodes by the names it is given."""
+
+    def instances(self) -> set[str]: ...
+
+    def room(self, group: Group) -> Mapping[str, str]: ...
+
+    async def make(self, group: Group, name: str) -> None: ...
+
+    async def delete(self, name: str) -> None: ...
+
+    async def adopt(self, group: Group, name: str) -> None: ...
+
+
+class Named:
+    """The provider over a maker: the groups are configured, and their nodes are called GROUP-NUMBER."""
+
+    def __init__(self, groups: Iterable[Group], maker: Maker) -> None:
+        self.groups, self.maker = tuple(groups), maker
+        self.instances, self.room, self.delete, self.adopt = maker.instances, maker.room, maker.delete, maker.adopt
+        self._busy = asyncio.Semaphore(CREATIONS_MAX)
+
+    async def refresh(self, nodes: Iterable[Object]) -> Sequence[Group] | None:
+        return None
+
+    def group_of(self, name: str) -> str:
+        group = instance_of(name, self.groups)
+        return group.name if group is not None else ""
+
+    def renamed(self) -> dict[str, str]:
+        return {}
+
+    def template(self, group: Group) -> tuple[Object, list[Object]]:
+        return {}, []
+
+    async def create(self, group: Group, names: Sequence[str]) -> dict[str, str]:
+        failed: dict[str, str] = {}
+
+        async def one(name: str) -> None:
+            async with self._busy:
+                try:
+                    await self.maker.make(group, name)
+                except Exception as e:
+                    failed[name] = str(e)
+        await asyncio.gather(*(one(n) for n in names))
+        return failed
 
 
 class Local:
@@ -48,7 +114,7 @@ class Local:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return {"cpu": str(os.cpu_count() or 1), "memory": str(memory)}
 
-    async def create(self, group: Group, name: str) -> None:
+    async def make(self, group: Group, name: str) -> None:
         from kubern.kubelet.node import create_unit
 
         def make() -> None:
@@ -77,7 +143,7 @@ class Simulated:
     def room(self, group: Group) -> Mapping[str, str]:
         return {"cpu": "4", "memory": "8Gi", "pods": "110", "ephemeral-storage": "100Gi", **group.capacity}
 
-    async def create(self, group: Group, name: str) -> None:
+    async def make(self, group: Group, name: str) -> None:
         from kubern.kubelet.hollow import Shape
 
         room = self.room(group)
@@ -89,4 +155,4 @@ class Simulated:
         self.hollow.remove(name)
 
     async def adopt(self, group: Group, name: str) -> None:
-        await self.create(group, name)
+        await self.make(group, name)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random as _random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from kubern.autoscaler import status
-from kubern.autoscaler.groups import Timings, instance_of
+from kubern.autoscaler.devices import Imagined
+from kubern.autoscaler.groups import Timings
 from kubern.autoscaler.providers import Provider
 from kubern.client.client import Client
 from kubern.client.events import Recorder
@@ -23,8 +25,8 @@ from kubern.model.intent import Emit
 from kubern.model.object import Object, condition, deleting, meta
 from kubern.model.resources import by_kind
 from kubern.model.status import StatusError
-from kubern.scheduler import volumes
-from kubern.scheduler.grow import Group, Growth, Size, daemon_pods, grow, is_daemon, template_node
+from kubern.scheduler import claims, volumes
+from kubern.scheduler.grow import Expander, Group, Growth, Size, daemon_pods, expander, grow, is_daemon, template_node
 from kubern.scheduler.pick import Extra
 from kubern.scheduler.pod import PodInfo, pod_info
 from kubern.scheduler.shrink import CANDIDATE_TAINT, DELETING_TAINT, MIRROR, Unneeded, budgets_of, shrink
@@ -36,9 +38,9 @@ NAME = "cluster-autoscaler"
 POD, NODE, CONFIG_MAP = by_kind[("v1", "Pod")], by_kind[("v1", "Node")], by_kind[("v1", "ConfigMap")]
 DAEMON_SETS = "daemonsets.apps"
 READS = ("pods", "nodes", "namespaces", "poddisruptionbudgets.policy", DAEMON_SETS, "persistentvolumeclaims", "persistentvolumes",
-         volumes.CLASSES, volumes.CSINODES, volumes.DRIVERS, volumes.CAPACITIES)
+         volumes.CLASSES, volumes.CSINODES, volumes.DRIVERS, volumes.CAPACITIES, claims.CLAIMS, claims.SLICES, claims.DEVICE_CLASSES)
+PRIORITIES = "cluster-autoscaler-priority-expander"      # ConfigMap beside the status: priorities: {10: [regular expressions of groups]}
 DELETIONS_MAX, DRAINS_MAX = 10, 1
-CREATIONS_MAX = 4                       # nodes made at the same time
 EVICTION_RETRY_S, GONE_POLL_S = 2.0, 0.2
 CONFLICT_TRIES = 5
 SOFT_TAINTS_MAX = 100                   # written in one scan
@@ -67,11 +69,14 @@ class Autoscaler:
         self.transitions = status.Transitions()
         self.object: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": status.NAME, "namespace": status.NAMESPACE}}
         self._infos: dict[str, tuple[str, PodInfo]] = {}
-        self._creating = asyncio.Semaphore(CREATIONS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._volume_filters = (("VolumeRestrictions", volumes.volume_restrictions(mirrors)), ("NodeVolumeLimits", volumes.volume_limits(mirrors)),
                                 ("VolumeBinding", volumes.volume_binding(mirrors, {})), ("VolumeZone", volumes.volume_zone(mirrors)))
         self._volume_prefilters = (("VolumeRestrictions", volumes.restrictions_prefilter(mirrors)), ("VolumeBinding", volumes.prefilter(mirrors)))
+        self._allocating: dict[str, Any] = {}
+        self._like: dict[str, str] = {}                              # group -> a node of it that is there
+        self._view = Imagined(mirrors, self._slices_of)
+        self._devices = claims.DynamicResources(self._view, self._allocating, clock)
 
     async def run(self, ready: Callable[[], Any] | None = None) -> None:
         """Until cancelled."""
@@ -97,10 +102,11 @@ class Autoscaler:
 
     async def _take_up(self) -> None:
         """What an earlier process left: its nodes are ours, nodes it was about to delete are given back."""
+        await self._refresh()
         have = self.provider.instances()
         for node in self.mirrors.list("nodes"):
             name = meta(node)["name"]
-            group = instance_of(name, self.groups.values())
+            group = self.groups.get(self.provider.group_of(name))
             if group is None:
                 continue
             if name not in have:
@@ -108,10 +114,24 @@ class Autoscaler:
             if _tainted(node, DELETING_TAINT) or _tainted(node, CANDIDATE_TAINT):
                 await self._untaint(name)
 
+    async def _refresh(self) -> None:
+        """The provider's groups, and the names of nodes that were asked for by number."""
+        try:
+            groups = await self.provider.refresh(self.mirrors.list("nodes"))
+        except Exception as e:
+            log.warning("the provider does not answer: %s", e)
+            return
+        if groups is not None:
+            self.groups = {g.name: g for g in groups}
+        for asked, name in self.provider.renamed().items():
+            if asked in self.requested:
+                self.requested[name] = self.requested.pop(asked)
+
     # --- one scan -----------------------------------------------------------------------------------------------------
 
     async def scan(self) -> None:
         """Look once, and start what is to be done."""
+        await self._refresh()
         now = self.clock()
         nodes = {meta(n)["name"]: n for n in self.mirrors.list("nodes")}
         self._check_provisioning(nodes, now)
@@ -126,7 +146,8 @@ class Autoscaler:
         pending = [p for p in self.mirrors.by("pods", "status.phase", "Pending") if _unschedulable(p) and self._old_enough(p, now)]
         if pending and not grown:
             table = self._table(nodes)
-            found = grow([self._info(p) for p in pending], table, sizes, extra_for, daemon_pods(self.mirrors.list(DAEMON_SETS)))
+            found = grow([pod_info(p) for p in pending], table, sizes, extra_for, daemon_pods(self.mirrors.list(DAEMON_SETS)),
+                         await self._expander(), self._reserve)
             grown = self._grow(found, members, nodes, now)
         candidates = {n: g for g, names in members.items() for n in names
                       if n in nodes and n not in self.requested and n not in self.deleting}
@@ -151,14 +172,16 @@ class Autoscaler:
         """The nodes of each group: that run, are registered or have been asked for."""
         out: dict[str, set[str]] = {g: set() for g in self.groups}
         for name in {*self.provider.instances(), *nodes, *self.requested}:
-            group = instance_of(name, self.groups.values())
-            if group is not None:
-                out[group.name].add(name)
+            group = self.requested[name][0] if name in self.requested else self.provider.group_of(name)
+            if group in out:
+                out[group].add(name)
         return out
 
     def _size(self, group: Group, members: set[str], nodes: dict[str, Object], now: float) -> Size:
         like = next((nodes[n] for n in sorted(members) if n in nodes and is_ready(nodes[n])), None)
-        template = template_node(group, f"template-{group.name}", like, self.provider.room(group))
+        told = self.provider.template(group)[0]
+        self._like[group.name] = meta(like)["name"] if like is not None else ""
+        template = template_node(group, f"template-{group.name}", like or told or None, self.provider.room(group))
         backoff = self.backoff.get(group.name)
         return Size(group, len(members), sum(1 for n in members if n in self.requested), template, bool(backoff and now < backoff.until_s))
 
@@ -182,13 +205,42 @@ class Autoscaler:
                 kept[m["uid"]] = known
                 table.add_pod(known[1], where)
         self._infos = kept
+        self._view.table = table
         return table
 
-    def _info(self, pod: Object) -> PodInfo:
-        return pod_info(pod)
-
     def _extra_for(self, p: PodInfo) -> Extra:
-        return Extra(filters=self._volume_filters, prefilters=self._volume_prefilters) if p.volumes else Extra()
+        devices = self._devices.concerns(p)
+        return Extra(
+            filters=self._volume_filters if p.volumes else (),
+            prefilters=(*(self._volume_prefilters if p.volumes else ()), *((("DynamicResources", self._devices.prefilter),) if devices else ())),
+            late_filters=(("DynamicResources", self._devices.filter),) if devices else ())
+
+    def _reserve(self, p: PodInfo, slot: int) -> Callable[[], None]:
+        """The pod takes devices while the thought lasts."""
+        assert self._view.table is not None
+        taken = self._devices.reserve(p, self._view.table, slot).uids
+
+        def give_back() -> None:
+            for claim in taken:
+                self._allocating.pop(claim, None)
+        return give_back
+
+    def _slices_of(self, group: str) -> list[Object]:
+        """The ResourceSlices of a node of the group: as the provider tells, or as one that is there has them."""
+        found = self.groups.get(group)
+        told = self.provider.template(found)[1] if found is not None else []
+        like = self._like.get(group)
+        return told or [s for s in self.mirrors.list(claims.SLICES) if like and s["spec"].get("nodeName") == like]
+
+    async def _expander(self) -> Expander:
+        names, priorities = self.timings.expander, {}
+        if "priority" in names:
+            try:
+                found = await self.client.get(CONFIG_MAP, status.NAMESPACE, PRIORITIES)
+                priorities = _priorities((found.get("data") or {}).get("priorities") or "")
+            except StatusError as e:
+                log.warning("%s: %s", PRIORITIES, e.message)
+        return expander(names, priorities, _random.randrange)
 
     def _old_enough(self, pod: Object, now: float) -> bool:
         return not self.timings.new_pod_scale_up_delay_s or now - _seconds(meta(pod).get("creationTimestamp") or "") >= self.timings.new_pod_scale_up_delay_s
@@ -209,27 +261,30 @@ class Autoscaler:
         return True
 
     def _start(self, group: Group, count: int, taken: set[str], now: float) -> bool:
-        was = sum(1 for n in taken if instance_of(n, [group]))
+        was = sum(1 for n in taken if self.provider.group_of(n) == group.name)
         self._log_event("Normal", "ScaledUpGroup", f"Scale-up: setting group {group.name} size to {was + count} instead of {was} (max: {group.max})")
-        number = 0
+        number, names = 0, []
         for _ in range(count):
             while f"{group.name}-{number}" in taken:
                 number += 1
-            name = f"{group.name}-{number}"
-            taken = taken | {name}
-            self.requested[name] = (group.name, now)
-            self._spawn(self._create(group, name), f"create {name}")
+            names.append(f"{group.name}-{number}")
+            taken = taken | {names[-1]}
+            self.requested[names[-1]] = (group.name, now)
+        if names:
+            self._spawn(self._create(group, names), f"create {', '.join(names)}")
         self.added_s = now
         return count > 0
 
-    async def _create(self, group: Group, name: str) -> None:
+    async def _create(self, group: Group, names: list[str]) -> None:
         try:
-            async with self._creating:
-                await self.provider.create(group, name)
+            failed = await self.provider.create(group, names)
         except Exception as e:
-            log.warning("node %s could not be made: %s", name, e)
+            failed = {n: str(e) for n in names}
+        for name, why in failed.items():
+            log.warning("node %s could not be made: %s", name, why)
             self.requested.pop(name, None)
-            self._failed(group.name, f"Scale-up failed for group {group.name}: {e}", "FailedToScaleUpGroup")
+        if failed:
+            self._failed(group.name, f"Scale-up failed for group {group.name}: {next(iter(failed.values()))}", "FailedToScaleUpGroup")
 
     def _failed(self, group: str, why: str, reason: str) -> None:
         """Leave the group alone for a while, longer each time."""
@@ -396,7 +451,7 @@ class Autoscaler:
 
     async def _report(self, members: dict[str, set[str]], nodes: dict[str, Object], sizes: list[Size], now: float) -> None:
         states = [self._state(s, members[s.group.name], nodes, now) for s in sizes]
-        others = [n for n in nodes.values() if instance_of(meta(n)["name"], self.groups.values()) is None]
+        others = [n for n in nodes.values() if self.provider.group_of(meta(n)["name"]) not in self.groups]
         ready = sum(is_ready(n) for n in others)
 
         def total(attribute: str) -> int:
@@ -453,6 +508,23 @@ def _tainted(node: Object, key: str) -> bool:
 def _unschedulable(pod: Object) -> bool:
     c = condition(pod, "PodScheduled") or {}
     return not (pod.get("spec") or {}).get("nodeName") and not deleting(pod) and c.get("status") == "False" and c.get("reason") == "Unschedulable"
+
+
+def _priorities(text: str) -> dict[int, list[str]]:
+    """What the ConfigMap says; nothing of what cannot be read."""
+    import re
+
+    import yaml
+
+    try:
+        given = yaml.safe_load(text) or {}
+        out = {int(n): [str(p) for p in patterns] for n, patterns in given.items()}
+        for p in (p for patterns in out.values() for p in patterns):
+            re.compile(p)
+    except (yaml.YAMLError, re.error, AttributeError, TypeError, ValueError) as e:
+        log.warning("%s: %s", PRIORITIES, e)
+        return {}
+    return out
 
 
 def _seconds(timestamp: str) -> float:

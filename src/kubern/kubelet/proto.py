@@ -16,7 +16,7 @@ Messages = Mapping[str, Fields]
 Classes = Mapping[str, Any]
 Method = Callable[[Any], Awaitable[Any]]
 
-SCALARS = {"int64": 3, "uint64": 4, "int32": 5, "bool": 8, "string": 9}
+SCALARS = {"double": 1, "int64": 3, "uint64": 4, "int32": 5, "bool": 8, "string": 9, "bytes": 12}
 MESSAGE, REPEATED, SINGLE = 11, 3, 1
 CALL_TIMEOUT_S = 120.0
 

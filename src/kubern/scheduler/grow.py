@@ -1,12 +1,14 @@
 """grow: which node group to make larger so that pods without a node get one. Pure; upstream's cluster-autoscaler FAQ, "How does scale-up work?".
 
 A node that does not exist is a template in the table; the scheduler's own filters say what it would hold. Pods are packed onto such
-templates first-fit decreasing, group by group, and the group that leaves least unused is chosen (expander least-waste).
+templates first-fit decreasing, group by group, and an expander chooses among the groups that help.
 The table is changed while looking and restored before returning. Not who makes nodes: kubern.autoscaler.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ EXPENDABLE_BELOW = -10                 # pods of less priority make no nodes and
 MAX_SIZE = "max node group size reached"
 BACKOFF = "in backoff after failed scale-up"
 ExtraFor = Callable[[PodInfo], Extra]
+Reserve = Callable[[PodInfo, int], Callable[[], None]]     # takes the pod's devices on a slot; the answer gives them back
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +100,9 @@ def daemon_pods(daemon_sets: Iterable[Object]) -> list[PodInfo]:
 
 
 @contextmanager
-def imagined(t: NodeTable) -> Iterator[_Imagined]:
+def imagined(t: NodeTable, reserve: Reserve | None = None) -> Iterator[_Imagined]:
     """Nodes and placements that are taken back at the end."""
-    it = _Imagined(t)
+    it = _Imagined(t, reserve)
     try:
         yield it
     finally:
@@ -109,8 +112,9 @@ def imagined(t: NodeTable) -> Iterator[_Imagined]:
 class _Imagined:
     """Owns what was put into a table for a thought."""
 
-    def __init__(self, table: NodeTable) -> None:
-        self.table = table
+    def __init__(self, table: NodeTable, reserve: Reserve | None) -> None:
+        self.table, self.reserve = table, reserve
+        self.reserved: list[Callable[[], None]] = []
         self.pods: list[PodInfo] = []
         self.nodes: list[str] = []
         self._daemons = 0
@@ -130,10 +134,14 @@ class _Imagined:
         return slot
 
     def place(self, p: PodInfo, node: str) -> None:
+        if self.reserve is not None and (p.claims or p.backed):
+            self.reserved.append(self.reserve(p, self.table.slots[node]))
         self.table.add_pod(p, node)
         self.pods.append(p)
 
     def undo(self) -> None:
+        for give_back in self.reserved:
+            give_back()
         for p in self.pods:
             self.table.remove_pod(p)
         for name in self.nodes:
@@ -141,11 +149,12 @@ class _Imagined:
         self.pods, self.nodes = [], []
 
 
-def grow(pods: Iterable[PodInfo], t: NodeTable, sizes: Iterable[Size], extra_for: ExtraFor, daemons: Iterable[PodInfo] = ()) -> Growth:
+def grow(pods: Iterable[PodInfo], t: NodeTable, sizes: Iterable[Size], extra_for: ExtraFor, daemons: Iterable[PodInfo] = (),
+         expand: Expander | None = None, reserve: Reserve | None = None) -> Growth:
     """What to make larger for these unschedulable pods. Pods that fit nodes that are on their way need nothing."""
     sizes, daemons = list(sizes), list(daemons)
     wanted = sorted((p for p in pods if p.priority >= EXPENDABLE_BELOW), key=lambda p: -p.priority)[:PODS_MAX]
-    with imagined(t) as now:
+    with imagined(t, reserve) as now:
         for s in sizes:
             for i in range(min(s.upcoming, NEW_NODES_MAX)):
                 now.add_node(s.template, f"upcoming-{s.group.name}-{i}", daemons)
@@ -160,27 +169,52 @@ def grow(pods: Iterable[PodInfo], t: NodeTable, sizes: Iterable[Size], extra_for
                 now.place(p, found.node)
             else:
                 left.append(p)
-        return _choose(left, t, sizes, extra_for, daemons) if left else Growth()
+        return _choose(left, t, sizes, extra_for, daemons, expand or expander(), reserve) if left else Growth()
 
 
 @dataclass(frozen=True, slots=True)
-class _Option:
+class Option:
+    """A group that would help: by how many nodes, whom, and how much of them stays unused."""
+
     size: Size
     nodes: int
     helped: tuple[PodInfo, ...]
     waste: float
 
 
-def _choose(left: list[PodInfo], t: NodeTable, sizes: list[Size], extra_for: ExtraFor, daemons: list[PodInfo]) -> Growth:
+Expander = Callable[[list[Option]], Option]
+
+
+def expander(names: str = "least-waste", priorities: Mapping[int, list[str]] | None = None, random: Callable[[int], int] = lambda n: 0) -> Expander:
+    """Upstream's expanders, several joined by "+": each leaves its best, the last that is left over is decided by name (or at random).
+    `priorities`: number -> regular expressions of group names, the highest number wins (ConfigMap cluster-autoscaler-priority-expander)."""
+    def priority(o: Option) -> float:
+        return -max((n for n, patterns in (priorities or {}).items() if any(re.search(p, o.size.group.name) for p in patterns)), default=-math.inf)
+    keys: dict[str, Callable[[Option], float]] = {
+        "least-waste": lambda o: o.waste, "most-pods": lambda o: -len(o.helped), "least-nodes": lambda o: o.nodes, "priority": priority}
+
+    def choose(options: list[Option]) -> Option:
+        for name in names.split("+"):
+            if name == "random":
+                return options[random(len(options))]
+            key = keys[name]
+            best = min(map(key, options))
+            options = [o for o in options if key(o) == best]
+        return min(options, key=lambda o: (o.waste, -len(o.helped), o.size.group.name))
+    return choose
+
+
+def _choose(left: list[PodInfo], t: NodeTable, sizes: list[Size], extra_for: ExtraFor, daemons: list[PodInfo], expand: Expander,
+            reserve: Reserve | None) -> Growth:
     refused: dict[tuple[str, str], dict[str, int]] = {p.key: {} for p in left}
-    options: list[_Option] = []
+    options: list[Option] = []
     for s in sizes:
         skip = BACKOFF if s.backoff else MAX_SIZE if s.target >= s.group.max else ""
         if skip:
             for p in left:
                 refused[p.key][skip] = refused[p.key].get(skip, 0) + 1
             continue
-        option, reasons = _estimate(left, t, s, extra_for, daemons)
+        option, reasons = _estimate(left, t, s, extra_for, daemons, reserve)
         for key, why in reasons.items():
             for r in why:
                 refused[key][r] = refused[key].get(r, 0) + 1
@@ -188,18 +222,18 @@ def _choose(left: list[PodInfo], t: NodeTable, sizes: list[Size], extra_for: Ext
             options.append(option)
     if not options:
         return Growth(refused=tuple((p, refused[p.key]) for p in left))
-    best = min(options, key=lambda o: (o.waste, -len(o.helped), o.size.group.name))
+    best = expand(options)
     helped = {p.key for p in best.helped}
     return Growth(best.size.group.name, best.size.target + best.nodes, best.size.target, best.size.group.max, best.helped,
                   tuple((p, refused[p.key]) for p in left if p.key not in helped))
 
 
 def _estimate(left: list[PodInfo], t: NodeTable, s: Size, extra_for: ExtraFor,
-              daemons: list[PodInfo]) -> tuple[_Option | None, dict[tuple[str, str], list[str]]]:
+              daemons: list[PodInfo], reserve: Reserve | None) -> tuple[Option | None, dict[tuple[str, str], list[str]]]:
     """How many nodes of one group the pods need, and why those that it cannot help are refused."""
     room_left = min(s.group.max - s.target, NEW_NODES_MAX)
     reasons: dict[tuple[str, str], list[str]] = {}
-    with imagined(t) as it:
+    with imagined(t, reserve) as it:
         fresh = it.add_node(s.template, f"template-{s.group.name}-0", daemons)
         suited = []
         for p in left:
@@ -226,7 +260,7 @@ def _estimate(left: list[PodInfo], t: NodeTable, s: Size, extra_for: ExtraFor,
                 it.place(p, t.names[slot])
                 helped.append(p)
         waste = float(np.mean([_waste(t, x, base) for x in slots]))
-    return (_Option(s, len(slots), tuple(helped), waste) if helped else None), reasons
+    return (Option(s, len(slots), tuple(helped), waste) if helped else None), reasons
 
 
 def _weight(p: PodInfo, t: NodeTable, slot: int) -> float:
