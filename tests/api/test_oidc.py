@@ -109,7 +109,7 @@ async def test_a_token_becomes_a_user(world: tuple[Issuer, Outside]) -> None:
     ({"aud": "you"}, r'oidc: verify token: oidc: expected audience "me" got \["you"\]'),
     ({"nbf": time.time() + 3600}, "before the nbf"),
     ({"sub": None}, 'oidc: parse username claims "sub": claim not present'),
-    ({"sub": 5}, "cannot unmarshal number into Go value of type string"),
+    ({"sub": 5}, "oidc: verify token: oidc: failed to unmarshal claims: json: cannot unmarshal number into Go struct field idToken.sub of type string"),
 ])
 async def test_tokens_that_do_not_hold(world: tuple[Issuer, Outside], claims: Any, why: str) -> None:
     made, served = world

@@ -113,9 +113,12 @@ def _text(claims: Mapping[str, Any], name: str, what: str) -> str:
         raise TokenError(f"{what}: claim not present")
     value = claims[name]
     if not isinstance(value, str):
-        kind = {bool: "bool", dict: "object", list: "array", type(None): "null"}.get(type(value), "number")
-        raise TokenError(f"{what}: json: cannot unmarshal {kind} into Go value of type string")
+        raise TokenError(f"{what}: json: cannot unmarshal {_kind(value)} into Go value of type string")
     return value
+
+
+def _kind(value: Any) -> str:
+    return {bool: "bool", dict: "object", list: "array", type(None): "null"}.get(type(value), "number")
 
 
 def _username(how: Mapped, claims: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
@@ -142,7 +145,7 @@ def _groups(how: Mapped, claims: Mapping[str, Any], variables: Mapping[str, Any]
         value = claims[how.claim]
         groups = [value] if isinstance(value, str) else value
         if not isinstance(groups, list) or not all(isinstance(g, str) for g in groups):
-            raise TokenError(f"oidc: parse groups claim {quote(how.claim)}: json: cannot unmarshal into Go value of type string")
+            raise TokenError(f"oidc: parse groups claim {quote(how.claim)}: json: cannot unmarshal {_kind(value)} into Go value of type string")
         return tuple(how.prefix + g for g in groups)
     if how.expression is None:
         return ()
@@ -350,6 +353,9 @@ class Provider:
 
 def unfit(claims: Mapping[str, Any], audiences: Sequence[str], now_s: float) -> str:
     """Why a token with these claims does not hold now, "" if it does."""
+    for name in ("sub", "nonce", "at_hash"):
+        if not isinstance(claims.get(name) or "", str):
+            return f"oidc: failed to unmarshal claims: json: cannot unmarshal {_kind(claims[name])} into Go struct field idToken.{name} of type string"
     given = claims.get("aud")
     held = [given] if isinstance(given, str) else [str(a) for a in given] if isinstance(given, list) else []
     if not set(held) & set(audiences):
