@@ -30,7 +30,7 @@ from kubern.api.cache import ROOT, Cache, Change, Collection
 from kubern.api.call import Call, failure, warning_headers
 from kubern.api.fairness import Fairness, too_many
 from kubern.api.forms import Form, Served
-from kubern.api.metrics import Metrics
+from kubern.api.metrics import Metrics, Series
 from kubern.api.rows import Rows, install_built_in
 from kubern.api.settings import ApiSettings
 from kubern.api.subresource import approval
@@ -154,7 +154,7 @@ class Server:
         self._built_in_groups: frozenset[str] = frozenset()
         self.in_flight = self.writing = 0                       # requests that run now; those of them that write
         self._writing: dict[str, asyncio.Future[None]] = {}      # done when the write of a key has been answered
-        self._targets: dict[str, tuple[Served, Attributes]] = {}
+        self._targets: dict[str, tuple[Served, Attributes, Series]] = {}
         self._unsubscribe: Callable[[], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.identity = str(uuid4())
@@ -347,7 +347,7 @@ class Server:
         else:
             coroutine.close()
             return None
-        served, a = target
+        served, a, series = target
         try:
             if self.settings.authorization and not self.authorizer.authorize(a._replace(user=user)).allowed:
                 return None
@@ -371,7 +371,7 @@ class Server:
         self._audit_count += 1
         response = Response(200, [("Audit-Id", self._audit_id()), CACHE_CONTROL, ("Content-Type", "application/json"),
                               *self.fairness.headers(user, a)], body)
-        self.metrics.observe(a, 200, time.perf_counter() - started, response.size)
+        series.add(time.perf_counter() - started, response.size)
         return response
 
     def _audit_id(self) -> str:
@@ -445,8 +445,8 @@ class Server:
             if record is not None:
                 (record.finish if response.upgrade is None else record.upgraded)(response, annotations)
         if a is not None:
-            self.metrics.observe(a, response.status, time.perf_counter() - started, response.size, "All" if "dryRun" in request.query else "",
-                                 call is not None)
+            series = self.metrics.series(a, response.status, "All" if "dryRun" in request.query else "", call is not None)
+            series.add(time.perf_counter() - started, response.size)
         return response
 
     async def _resource(self, call: Call) -> Response:
@@ -499,7 +499,7 @@ class Server:
     def _remember(self, path: str, served: Served, a: Attributes) -> None:
         if len(self._targets) >= TARGETS_MAX:
             self._targets.clear()
-        self._targets[path] = (served, a)
+        self._targets[path] = served, a, self.metrics.series(a, 200)
 
     def _handler(self, call: Call) -> Handler:
         """The verb for this request: by the shape of its path and its method. Raises 404 and 405."""

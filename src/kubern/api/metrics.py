@@ -41,12 +41,17 @@ class Histogram:
         self.name, self.help, self.labels, self.buckets = name, help_, tuple(labels), tuple(buckets)
         self.series: dict[Labels, list[float]] = {}
 
-    def observe(self, labels: Labels, value: float) -> None:
+    def cells(self, labels: Labels) -> list[float]:
+        """The counts of these labels; of nobody where there are too many already."""
         h = self.series.get(labels)
         if h is None:
-            if len(self.series) >= SERIES_MAX:
-                return
-            h = self.series[labels] = [0.0] * (len(self.buckets) + 2)
+            h = [0.0] * (len(self.buckets) + 2)
+            if len(self.series) < SERIES_MAX:
+                self.series[labels] = h
+        return h
+
+    def observe(self, labels: Labels, value: float) -> None:
+        h = self.series.get(labels) or self.cells(labels)
         h[bisect_left(self.buckets, value)] += 1
         h[-1] += value
 
@@ -101,11 +106,32 @@ def scope_of(a: Attributes) -> str:
     return "resource" if a.name else "namespace" if a.namespace else "cluster"
 
 
+class Series:
+    """What is counted of requests with the same labels and answer; found once, added to often."""
+
+    __slots__ = ("count", "durations", "sizes")
+
+    def __init__(self, durations: list[float] | None, sizes: list[float] | None) -> None:
+        self.count, self.durations, self.sizes = 0, durations, sizes
+
+    def add(self, seconds: float, size: int) -> None:
+        """`size`: of the body, -1 where it has none."""
+        self.count += 1
+        d, s = self.durations, self.sizes
+        if d is not None:
+            d[bisect_left(DURATION_S, seconds)] += 1
+            d[-1] += seconds
+        if s is not None and size >= 0:
+            s[bisect_left(SIZE_BYTES, size)] += 1
+            s[-1] += size
+
+
 class Metrics:
     """What one server counts."""
 
     def __init__(self) -> None:
-        self.requests: dict[Labels, int] = {}
+        self.requests: dict[Labels, Series] = {}
+        self._found: dict[tuple[Any, ...], Series] = {}
         self.durations = Histogram("apiserver_request_duration_seconds", "[STABLE] Response latency distribution in seconds for each verb, dry run value, "
                                    "group, version, resource, subresource, scope and component.",
                                    ("component", "dry_run", "group", "resource", "scope", "subresource", "verb", "version"), DURATION_S)
@@ -114,30 +140,32 @@ class Metrics:
         self.deprecated: set[tuple[str, str, str, str]] = set()       # (group, version, resource, subresource) that were asked for
         self.started_s = time.time()
 
-    def count(self, labels: Labels, code: int) -> None:
-        """`labels`: those of the durations."""
-        key = (*labels, str(code))
-        requests = self.requests
-        if key in requests:
-            requests[key] += 1
-        elif len(requests) < SERIES_MAX:
-            requests[key] = 1
+    def series(self, a: Attributes, code: int, dry_run: str = "", known: bool = True) -> Series:
+        """`known`: the path is one of ours."""
+        key = (a.verb, a.group, a.version, a.resource, a.subresource, scope_of(a), code, dry_run, known, "" if a.is_resource else a.path)
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= SERIES_MAX:
+                self._found.clear()
+            found = self._found[key] = self._series(a, code, dry_run, known)
+        return found
 
-    def observe(self, a: Attributes, code: int, seconds: float, size: int = -1, dry_run: str = "", known: bool = True) -> None:
-        """`known`: the path is one of ours. `size`: of the body, where it has one."""
+    def _series(self, a: Attributes, code: int, dry_run: str, known: bool) -> Series:
+        timed = a.verb != "watch" and a.subresource not in LONG_RUNNING
         if not a.is_resource and a.path in HEALTH:
             labels: Labels = ("", "", "", "", "", a.path, VERBS.get(a.verb, "OTHER"), "")
         elif not known or not a.is_resource or (a.subresource and code in (404, 405)):
-            self.count(("", "", "", "", "", "", VERBS.get(a.verb, "OTHER"), ""), code)
-            return
+            labels, timed = ("", "", "", "", "", "", VERBS.get(a.verb, "OTHER"), ""), False
         else:
             labels = ("apiserver", dry_run, a.group, a.resource, scope_of(a), a.subresource, VERBS.get(a.verb, a.verb.upper()), a.version)
-        self.count(labels, code)
-        if a.verb == "watch" or a.subresource in LONG_RUNNING:
-            return
-        self.durations.observe(labels, seconds)
-        if size >= 0 and a.verb in ("get", "list"):
-            self.sizes.observe((labels[0], *labels[2:]), size)
+        key = (*labels, str(code))
+        series = self.requests.get(key)
+        if series is None:
+            sized = timed and a.verb in ("get", "list")
+            series = Series(self.durations.cells(labels) if timed else None, self.sizes.cells((labels[0], *labels[2:])) if sized else None)
+            if len(self.requests) < SERIES_MAX:
+                self.requests[key] = series
+        return series
 
     def text(self, server: Server) -> bytes:
         """The page of /metrics."""
@@ -147,7 +175,7 @@ class Metrics:
         pages = [
             family("apiserver_request_total", "counter", "[STABLE] Counter of apiserver requests broken out for each verb, dry run value, group, version, "
                    "resource, scope, component, and HTTP response code.",
-                   ((sorted(zip((*names, "code"), key, strict=True)), n) for key, n in self.requests.items())),
+                   ((sorted(zip((*names, "code"), key, strict=True)), series.count) for key, series in self.requests.items())),
             self.durations.text(), self.durations.text("apiserver_request_sli_duration_seconds"), self.sizes.text(),
             family("apiserver_requested_deprecated_apis", "gauge", "[STABLE] Gauge of deprecated APIs that have been requested, broken out by API group, "
                    "version, resource, subresource, and removed_release.",
