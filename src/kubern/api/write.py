@@ -138,14 +138,17 @@ def meta_errors(served: Served, meta: dict[str, Any]) -> list[FieldError]:
     return errors
 
 
-def meta_update_errors(served: Served, new: dict[str, Any], old: dict[str, Any]) -> list[FieldError]:
+def meta_update_errors(served: Served, new: dict[str, Any], old: dict[str, Any], sub: str = "") -> list[FieldError]:
     """The errors of metadata on update. The registry checks it once for all kinds, the kind's own validation again: causes come twice."""
     from kubern.model.names import name_is_path_segment
 
     common = metadata.validate_meta(new, served.row.namespaced, name_is_path_segment)
     changed = metadata.validate_meta_update(new, old)
-    errors = [*common, *changed, *changed]
-    if new.get("finalizers") and new.get("finalizers") != old.get("finalizers") and not served.row.custom and served.kind.qualified_finalizers:
+    kind = served.kind
+    again = min(kind.meta_update + kind.meta_again, 1) if sub == "status" else kind.meta_update
+    errors = [*common, *changed, *changed * again]
+    if again and new.get("finalizers") and new.get("finalizers") != old.get("finalizers") and not served.row.custom \
+            and kind.qualified_finalizers:
         errors += metadata.validate_finalizers_qualified(new["finalizers"], "metadata.finalizers")
     return errors
 
@@ -354,7 +357,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                 _same_kind(served, new)
             _prepare(served, new, live, sub, prepare)
             meta = new["metadata"]
-            errors = meta_update_errors(served, meta, old_meta)
+            errors = meta_update_errors(served, meta, old_meta, sub)
             if kind.meta_again and sub != "status":
                 errors += meta_errors(served, meta) * kind.meta_again
             if check is not None:
@@ -605,6 +608,8 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
     served, a = call.served, call.attributes
     row = served.row
     applied, warnings = fields.parse_applied(call.request.body, row, served.schema, options.validation)
+    if applied.get("metadata", {}) is None:
+        del applied["metadata"]
     if not isinstance(applied.get("metadata", {}), dict):
         raise bad_request("metadata must be an object")
 

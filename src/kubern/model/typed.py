@@ -98,7 +98,8 @@ def _named(s: Schema, key: str) -> bool:
     return s.props is not None and key in s.props
 
 
-_TCP = {"io.k8s.api.core.v1.ContainerPort", "io.k8s.api.core.v1.ServicePort"}
+_CORE = "io.k8s.api.core.v1."
+_KEY_DEFAULTS = {(_CORE + "ContainerPort", "protocol"): "TCP", (_CORE + "ServicePort", "protocol"): "TCP", (_CORE + "LocalObjectReference", "name"): ""}
 
 
 def key_default(item: Schema, key: str) -> Any:
@@ -108,8 +109,9 @@ def key_default(item: Schema, key: str) -> Any:
         return None
     if p.has_default:
         return p.default
-    if key == "protocol" and item.name in _TCP:
-        return "TCP"
+    declared = _KEY_DEFAULTS.get((item.name, key))
+    if declared is not None:
+        return declared
     if p.keep and not p.pointer and p.code in SCALAR:
         return "" if p.code == STRING else False if p.code == BOOL else 0
     return None

@@ -382,22 +382,24 @@ GROUP = "admissionregistration.k8s.io"
 KINDS: KindTable = {
     (GROUP, "ValidatingWebhookConfiguration"): Kind(
         defaults=default_webhooks, validate=listed(validate_webhooks), validate_update=listed(validate_webhooks),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False, generation_changed=_webhooks_changed),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True,
+        qualified_finalizers=False, meta_again=1, meta_update=0, generation_changed=_webhooks_changed),
     (GROUP, "MutatingWebhookConfiguration"): Kind(
         defaults=default_mutating_webhooks, validate=listed(validate_webhooks), validate_update=listed(validate_webhooks),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False, generation_changed=_webhooks_changed),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True,
+        qualified_finalizers=False, meta_again=1, meta_update=0, generation_changed=_webhooks_changed),
     (GROUP, "ValidatingAdmissionPolicy"): Kind(
         defaults=default_policy, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=keep_spec_and_metadata,
         validate=listed(validate_validating_policy), validate_update=listed(validate_validating_policy),
         validate_status=listed(validate_policy_status), warnings=static_suffix_warnings,
-        unconditional_update=False, has_generation=True, qualified_finalizers=False),
+        unconditional_update=False, has_generation=True, qualified_finalizers=False, meta_again=1, meta_update=0),
     (GROUP, "MutatingAdmissionPolicy"): Kind(
         defaults=default_policy, validate=listed(validate_mutating_policy), validate_update=listed(validate_mutating_policy),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False, meta_again=1, meta_update=0),
     (GROUP, "ValidatingAdmissionPolicyBinding"): Kind(
         defaults=default_binding, validate=listed(validate_validating_binding), validate_update=listed(validate_validating_binding),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False, meta_again=1, meta_update=0),
     (GROUP, "MutatingAdmissionPolicyBinding"): Kind(
         defaults=default_binding, validate=listed(validate_mutating_binding), validate_update=listed(validate_mutating_binding),
-        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False),
+        warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False, meta_again=1, meta_update=0),
 }

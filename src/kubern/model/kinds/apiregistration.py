@@ -84,5 +84,5 @@ KINDS: KindTable = {
     ("apiregistration.k8s.io", "APIService"): Kind(
         defaults=default_service, prepare_create=_create, prepare_update=keep_status, prepare_status=_status,
         validate=listed(validate_service), validate_update=listed(validate_service), validate_status=listed(validate_status),
-        name_check=names.name_is_path_segment, unconditional_update=False, qualified_finalizers=False),
+        name_check=names.name_is_path_segment, unconditional_update=False, qualified_finalizers=False, meta_again=1),
 }

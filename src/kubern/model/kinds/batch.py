@@ -521,6 +521,7 @@ def _cron_warnings(new: Object, old: Object | None) -> list[str]:
 
 KINDS: KindTable = {
     ("batch", "Job"): Kind(
+        meta_again=1,
         defaults=default_job, prepare_create=_create_job, prepare_update=_update_job, prepare_status=keep_spec,
         validate=listed(validate_job), validate_update=listed(validate_job_update), validate_status=listed(validate_job_status),
         warnings=_job_warnings, has_generation=True, default_propagation="Orphan"),

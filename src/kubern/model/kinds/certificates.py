@@ -254,5 +254,5 @@ KINDS: KindTable = {
     ("certificates.k8s.io", "CertificateSigningRequest"): Kind(
         prepare_create=_create, prepare_update=_update, prepare_status=prepare_status,
         validate=listed(_validate_create), validate_update=listed(_validate_update), validate_status=listed(_validate_status),
-        name_check=names.name_is_path_segment),
+        name_check=names.name_is_path_segment, meta_again=1),
 }

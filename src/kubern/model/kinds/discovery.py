@@ -139,6 +139,7 @@ def _changed(new: Object, old: Object) -> bool:
 
 KINDS: KindTable = {
     ("discovery.k8s.io", "EndpointSlice"): Kind(
+        meta_again=1, meta_update=0,
         defaults=default_slice, prepare_create=_drop_topology, prepare_update=_drop_topology,
         validate=listed(validate_slice), validate_update=listed(validate_slice), warnings=_warnings,
         has_generation=True, generation_changed=_changed),

@@ -109,6 +109,7 @@ def event_errors(event: Object, reporter: str = "reportingComponent") -> Errors:
 KINDS: KindTable = {
     ("", "Endpoints"): Kind(meta_again=1, defaults=default_endpoints, validate=lambda obj: list(_subsets(obj)), validate_update=validate_endpoints_update,
                             warnings=endpoints_warnings, create_on_update=True),
-    ("", "Event"): Kind(qualified_finalizers=False, validate=lambda obj: list(event_errors(obj)), validate_update=lambda new, old: list(event_errors(new)),
+    ("", "Event"): Kind(qualified_finalizers=False, meta_update=0,
+        validate=lambda obj: list(event_errors(obj)), validate_update=lambda new, old: list(event_errors(new)),
                         name_check=names.name_is_path_segment, create_on_update=True),
 }

@@ -68,7 +68,9 @@ class Kind:
     validate_status: Callable[[Object, Object], Errors] = _valid2
     name_check: Callable[[str, bool], list[str]] | None = None                # (name, is a prefix) -> messages; None: DNS-1123 subdomain
     qualified_finalizers: bool = True                                         # finalizers need a domain, unless they are standard ones
-    meta_again: int = 0                                                       # how often upstream's update checks repeat those of metadata
+    # how often upstream's own update checks of the kind ask for metadata's, as of a new object and as of a changed one: causes repeat so often
+    meta_again: int = 0
+    meta_update: int = 1
     warnings: Callable[[Object, Object | None], list[str]] = _no_warnings     # (new, old or None on create) -> Warning headers
     status_warnings: Callable[[Object], list[str]] = _no_status_warnings      # on an update of the status
     # Table form: columns after upstream's printers; `cells(obj, now_s)` has one cell a column

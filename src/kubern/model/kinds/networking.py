@@ -399,16 +399,19 @@ def validate_service_cidr_update(new: Object, old: Object) -> Errors:
 GROUP = "networking.k8s.io"
 KINDS: KindTable = {
     (GROUP, "Ingress"): Kind(
+        meta_again=1,
         prepare_create=zero_status({"loadBalancer": {}}), prepare_update=keep_status, prepare_status=keep_spec,
         validate=listed(validate_ingress_create), validate_update=listed(validate_ingress), validate_status=listed(validate_ingress_status),
         warnings=_ingress_warnings, has_generation=True),
     (GROUP, "IngressClass"): Kind(
+        meta_again=1,
         defaults=default_ingress_class, validate=listed(validate_ingress_class), validate_update=listed(validate_ingress_class_update),
         has_generation=True),
     (GROUP, "NetworkPolicy"): Kind(
         defaults=default_network_policy, validate=listed(validate_network_policy), validate_update=listed(validate_network_policy),
         warnings=_policy_warnings, has_generation=True),
     (GROUP, "IPAddress"): Kind(
+        meta_again=1,
         validate=listed(validate_ip_address), validate_update=listed(validate_ip_address_update), name_check=ip_address_name),
     (GROUP, "ServiceCIDR"): Kind(
         prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=keep_spec_and_metadata,

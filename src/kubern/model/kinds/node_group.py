@@ -52,5 +52,5 @@ def _warnings(new: Object, old: Object | None) -> list[str]:
 KINDS: KindTable = {
     ("node.k8s.io", "RuntimeClass"): Kind(
         defaults=default_runtime_class, validate=listed(validate_runtime_class), validate_update=listed(validate_runtime_class),
-        warnings=_warnings, create_on_update=True, unconditional_update=False, qualified_finalizers=False),
+        warnings=_warnings, create_on_update=True, unconditional_update=False, qualified_finalizers=False, meta_again=1),
 }

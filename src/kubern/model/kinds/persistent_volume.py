@@ -381,7 +381,7 @@ def claim_warnings(pvc: Object, old: Object | None) -> list[str]:
 KINDS: KindTable = {
     ("", "PersistentVolume"): Kind(
         defaults=default_volume, prepare_create=_prepare_volume, prepare_update=_keep_status, prepare_status=_prepare_volume_status,
-        validate=validate_volume, validate_update=validate_volume_update, warnings=volume_warnings, meta_again=2,
+        validate=validate_volume, validate_update=validate_volume_update, warnings=volume_warnings, meta_again=2, meta_update=0,
         delete_returns_object=True),
     ("", "PersistentVolumeClaim"): Kind(
         defaults=default_claim, prepare_create=_prepare_claim, prepare_update=_prepare_claim_update,

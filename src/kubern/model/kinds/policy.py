@@ -51,5 +51,5 @@ KINDS: KindTable = {
         prepare_create=zero_status({"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0}),
         prepare_update=keep_status, prepare_status=keep_spec,
         validate=listed(validate_budget), validate_update=listed(validate_budget), validate_status=listed(validate_budget_status),
-        unconditional_update=False, has_generation=True, name_check=names.name_is_path_segment, qualified_finalizers=False),
+        unconditional_update=False, has_generation=True, name_check=names.name_is_path_segment, qualified_finalizers=False, meta_update=0),
 }

@@ -227,7 +227,7 @@ def quota_warnings(obj: Object, old: Object | None) -> list[str]:
 
 
 KINDS: KindTable = {
-    ("", "LimitRange"): Kind(meta_again=1, defaults=default_limit_range, prepare_create=_name_it, validate=validate_limit_range,
+    ("", "LimitRange"): Kind(meta_again=1, meta_update=0, defaults=default_limit_range, prepare_create=_name_it, validate=validate_limit_range,
                              validate_update=lambda new, old: validate_limit_range(new), create_on_update=True),
     ("", "ResourceQuota"): Kind(defaults=default_quota, prepare_create=_prepare_quota, prepare_update=_keep_status, validate=validate_quota,
                                 validate_update=validate_quota_update, validate_status=lambda new, old: list(_quota_status(new)),

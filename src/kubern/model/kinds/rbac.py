@@ -120,14 +120,14 @@ def validate_cluster_role_binding_update(new: Object, old: Object) -> Errors:
 
 KINDS: KindTable = {
     (GROUP, "Role"): Kind(
-        validate=listed(validate_role), validate_update=listed(validate_role), name_check=names.name_is_path_segment, create_on_update=True),
+        validate=listed(validate_role), validate_update=listed(validate_role), name_check=names.name_is_path_segment, meta_again=1, create_on_update=True),
     (GROUP, "ClusterRole"): Kind(
-        validate=listed(validate_cluster_role), validate_update=listed(validate_cluster_role), name_check=names.name_is_path_segment,
+        validate=listed(validate_cluster_role), validate_update=listed(validate_cluster_role), name_check=names.name_is_path_segment, meta_again=1,
         create_on_update=True),
     (GROUP, "RoleBinding"): Kind(
         defaults=default_binding, validate=listed(validate_role_binding), validate_update=listed(validate_role_binding_update),
-        name_check=names.name_is_path_segment, create_on_update=True),
+        name_check=names.name_is_path_segment, meta_again=1, create_on_update=True),
     (GROUP, "ClusterRoleBinding"): Kind(
         defaults=default_binding, validate=listed(validate_cluster_role_binding),
-        validate_update=listed(validate_cluster_role_binding_update), name_check=names.name_is_path_segment, create_on_update=True),
+        validate_update=listed(validate_cluster_role_binding_update), name_check=names.name_is_path_segment, meta_again=1, create_on_update=True),
 }

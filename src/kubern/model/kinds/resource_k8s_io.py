@@ -38,11 +38,14 @@ def _slice_warnings(new: Object, old: Object | None) -> list[str]:
 GROUP = "resource.k8s.io"
 KINDS: KindTable = {
     (GROUP, "ResourceClaim"): Kind(
+        meta_again=1,
         defaults=default_claim, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=_claim_status,
         validate=listed(validate_claim), validate_update=listed(validate_claim_update), validate_status=listed(validate_claim_status)),
     (GROUP, "ResourceClaimTemplate"): Kind(
+        meta_again=1,
         defaults=default_template, validate=listed(validate_template), validate_update=listed(validate_template_update)),
     (GROUP, "DeviceClass"): Kind(
+        meta_again=1,
         validate=listed(validate_class), validate_update=listed(validate_class), has_generation=True,
         name_check=names.name_is_declared_subdomain),
     (GROUP, "ResourceSlice"): Kind(

@@ -321,11 +321,13 @@ def _capacity_warnings(new: Object, old: Object | None) -> list[str]:
 GROUP = "storage.k8s.io"
 KINDS: KindTable = {
     (GROUP, "StorageClass"): Kind(
+        meta_again=1,
         defaults=default_storage_class, validate=listed(validate_storage_class), validate_update=listed(validate_storage_class_update),
         warnings=_storage_class_warnings),
     (GROUP, "VolumeAttributesClass"): Kind(
         validate=listed(validate_attributes_class), validate_update=listed(validate_attributes_class_update)),
     (GROUP, "VolumeAttachment"): Kind(
+        meta_again=1, meta_update=0,
         prepare_create=zero_status({"attached": False}), prepare_update=keep_status, prepare_status=keep_spec_and_metadata,
         validate=listed(validate_attachment), validate_update=listed(validate_attachment), validate_status=listed(validate_attachment),
         unconditional_update=False),
@@ -334,8 +336,10 @@ KINDS: KindTable = {
         validate=listed(validate_csi_driver), validate_update=listed(validate_csi_driver_update), warnings=_csi_driver_warnings,
         unconditional_update=False),
     (GROUP, "CSINode"): Kind(
+        meta_again=1, meta_update=0,
         validate=listed(validate_csi_node), validate_update=listed(validate_csi_node_update), unconditional_update=False),
     (GROUP, "CSIStorageCapacity"): Kind(
+        meta_again=1,
         validate=listed(validate_capacity), validate_update=listed(validate_capacity), warnings=_capacity_warnings,
         unconditional_update=False),
 }
