@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kubern.kubelet import cri, stats
+from kubern.kubelet import cri, scrape, stats
 from kubern.kubelet.cgroups import Cgroups, Hierarchies, discover, pod_limits
 from kubern.kubelet.container import quota, shares
 from kubern.kubelet.measure import Histogram
-from kubern.kubelet.stats import Figures, PodFigures, Sample
+from kubern.kubelet.stats import Figures, PodFigures, Sample, Volume
 
 
 def field(number: int, data: bytes) -> bytes:
@@ -78,8 +78,8 @@ def test_cgroups_version_2(tmp_path: Path) -> None:
 
 
 SAMPLE = Sample(100.0, Figures(2_000_000_000, 5, 100, started_s=1.0), [PodFigures(
-    "n", 'a"b', "u", "1970-01-01T00:00:01Z", Figures(7, 1, 10), {"c": Figures(3_000_000_000, 2, 10, started_s=50.0)}, {"rx_bytes": 4})],
-    {"rx_bytes": 1}, (100, 50, 50), 10, 900)
+    "n", 'a"b', "u", "1970-01-01T00:00:01Z", Figures(7, 1, 10), {"c": Figures(3_000_000_000, 2, 10, started_s=50.0)}, {"rx_bytes": 4}, "/k/podu",
+    {"data": Volume(3, 100, 97, claim="disk")})], {"rx_bytes": 1}, Volume(50, 100, 50), 10, 900)
 
 
 def test_the_summary() -> None:
@@ -87,14 +87,19 @@ def test_the_summary() -> None:
     assert doc["node"]["cpu"] == {"time": "1970-01-01T00:01:40Z", "usageNanoCores": 5, "usageCoreNanoSeconds": 2_000_000_000}
     assert doc["node"]["memory"]["availableBytes"] == 900 and doc["pods"][0]["podRef"] == {"name": 'a"b', "namespace": "n", "uid": "u"}
     assert doc["pods"][0]["containers"][0]["memory"]["workingSetBytes"] == 10
+    assert doc["pods"][0]["volume"][0] | {"time": ""} == {"time": "", "name": "data", "usedBytes": 3, "capacityBytes": 100, "availableBytes": 97, "inodes": 0,
+                                                          "inodesFree": 0, "inodesUsed": 0, "pvcRef": {"name": "disk", "namespace": "n"}}
     assert "network" not in stats.summary(SAMPLE, "node", True)["node"]
 
 
 def test_metrics_in_text() -> None:
-    text = stats.resource_metrics(SAMPLE)
+    text = scrape.resource_metrics(SAMPLE)
     assert 'container_cpu_usage_seconds_total{container="c",namespace="n",pod="a\\"b"} 3 100000\n' in text
     assert "node_cpu_usage_seconds_total 2 100000\n" in text and "resource_scrape_error 0\n" in text
-    assert 'container_network_receive_bytes_total{container="POD"' not in stats.resource_metrics(SAMPLE)
+    text = scrape.cadvisor_metrics(SAMPLE, {"/k/podu": {"user": 1.5}})
+    assert 'container_network_receive_bytes_total{container="",id="/k/podu",image="",interface="eth0",name="",namespace="n",pod="a\\"b"} 4 100000\n' in text
+    assert 'container_cpu_user_seconds_total{container="",id="/k/podu",image="",name="",namespace="n",pod="a\\"b"} 1.5 100000\n' in text
+    assert 'kubelet_volume_stats_used_bytes{namespace="n",persistentvolumeclaim="disk"} 3\n' in scrape.volume_metrics(SAMPLE)
 
 
 def test_histograms() -> None:

@@ -196,3 +196,10 @@ def test_what_a_pod_asks_for() -> None:
     spec["resources"] = {"requests": {"cpu": "4"}}
     del spec["overhead"]
     assert pod_resources(spec, "requests")["cpu"] == "4"
+
+
+def test_a_condition_that_has_no_reason_any_more_loses_it() -> None:
+    """A strategic merge keeps what a patch does not name."""
+    old = {"conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "containers with unready status: [c]"}]}
+    now = {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "T"}]}
+    assert changed(old, now)["conditions"] == [{"type": "Ready", "status": "True", "lastTransitionTime": "T", "reason": None, "message": None}]

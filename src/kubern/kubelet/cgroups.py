@@ -187,6 +187,47 @@ class Cgroups:
         return out | {"memory": used, "working_set": max(0, used - inactive)}
 
 
+    def details(self, path: str) -> dict[str, float]:
+        """What scrapers ask of a cgroup beyond `usage`, by cAdvisor's names; what cannot be read is not there."""
+        if self.h.v2:
+            at = f"{self.h.v2}{path}"
+            cpu, stat = _table(f"{at}/cpu.stat"), _table(f"{at}/memory.stat")
+            out = {"user": cpu.get("user_usec", 0) / 1e6, "system": cpu.get("system_usec", 0) / 1e6, "cache": stat.get("file", 0),
+                   "mapped": stat.get("file_mapped", 0), "kernel": stat.get("kernel", 0), "max": _number(f"{at}/memory.peak"),
+                   "swap": _number(f"{at}/memory.swap.current"), "active_file": stat.get("active_file", 0), "inactive_file": stat.get("inactive_file", 0)}
+            limit = _word(f"{at}/memory.max")
+            out["limit"] = float(limit) if limit.isdigit() else 0
+            quota, _, period = _word(f"{at}/cpu.max").partition(" ")
+            throttled = cpu
+            out["throttled_s"] = cpu.get("throttled_usec", 0) / 1e6
+            out["oom"] = _table(f"{at}/memory.events").get("oom_kill", 0)
+        else:
+            c, m = (f"{self.h.v1.get(x, '')}{path}" for x in ("cpu", "memory"))
+            acct = _table(f"{self.h.v1.get('cpuacct', '')}{path}/cpuacct.stat")
+            hz, stat, throttled = os.sysconf("SC_CLK_TCK"), _table(f"{m}/memory.stat"), _table(f"{c}/cpu.stat")
+            limit_bytes = _number(f"{m}/memory.limit_in_bytes")
+            out = {"user": acct.get("user", 0) / hz, "system": acct.get("system", 0) / hz, "cache": stat.get("total_cache", 0),
+                   "mapped": stat.get("total_mapped_file", 0), "kernel": _number(f"{m}/memory.kmem.usage_in_bytes"),
+                   "max": _number(f"{m}/memory.max_usage_in_bytes"), "swap": stat.get("total_swap", 0), "failcnt": _number(f"{m}/memory.failcnt"),
+                   "active_file": stat.get("total_active_file", 0), "inactive_file": stat.get("total_inactive_file", 0),
+                   "limit": limit_bytes if limit_bytes < 1 << 62 else 0, "shares": _number(f"{c}/cpu.shares"),
+                   "throttled_s": throttled.get("throttled_time", 0) / 1e9, "oom": _table(f"{m}/memory.oom_control").get("oom_kill", 0)}
+            quota, period = _word(f"{c}/cpu.cfs_quota_us"), _word(f"{c}/cpu.cfs_period_us")
+        if period.isdigit():
+            out["period"] = float(period)
+            if quota.isdigit():
+                out |= {"quota": float(quota), "periods": throttled.get("nr_periods", 0), "throttled": throttled.get("nr_throttled", 0)}
+        return out | {"processes": self.processes(path)}
+
+
+def _word(path: str) -> str:
+    try:
+        with open(path) as f:
+            return f.read().strip()
+    except OSError:
+        return ""
+
+
 def _enable(at: Path) -> None:
     """Lets the children of a v2 cgroup have limits."""
     try:

@@ -19,7 +19,7 @@ API_VERSION, KIND = "kubelet.config.k8s.io/v1beta1", "KubeletConfiguration"
 
 DEFAULTS: dict[str, Any] = {
     "enableServer": True, "syncFrequency": "1m0s", "fileCheckFrequency": "20s", "httpCheckFrequency": "20s", "address": "0.0.0.0", "port": 10250,
-    "tlsMinVersion": "VersionTLS12", "rotateCertificates": True, "serverTLSBootstrap": False,
+    "rotateCertificates": True,
     "authentication": {"x509": {}, "webhook": {"enabled": True, "cacheTTL": "2m0s"}, "anonymous": {"enabled": False}},
     "authorization": {"mode": "Webhook", "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
     "registryPullQPS": 5, "registryBurst": 10, "imagePullCredentialsVerificationPolicy": "NeverVerifyPreloadedImages", "eventRecordQPS": 50,
@@ -45,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock", "failCgroupV1": False, "podLogsDir": "/var/log/pods",
 }
 NO_DEFAULT = (
+    "tlsMinVersion", "serverTLSBootstrap",
     "staticPodPath", "staticPodURL", "staticPodURLHeader", "readOnlyPort", "tlsCertFile", "tlsPrivateKeyFile", "tlsCipherSuites", "tlsCurvePreferences",
     "preloadedImagesVerificationAllowlist", "enableContentionProfiling", "kubeletCgroups", "systemCgroups", "singleProcessOOMKill",
     "cpuManagerPolicyOptions", "topologyManagerPolicyOptions", "qosReserved", "podCIDR", "runOnce", "maxParallelImagePulls", "evictionSoft",

@@ -44,7 +44,10 @@ def with_tag(name: str) -> str:
     """The name with :latest where it has neither tag nor digest. Raises ValueError."""
     m = _NAME.match(name)
     if m is None:
-        why = "repository name must be lowercase" if _NAME.match(name.lower()) else "invalid reference format"
+        why = "invalid reference format"
+        if _NAME.match(name.lower()):
+            path = name.partition("@")[0].rpartition(":")[0] or name
+            why = f"repository name ({path if '/' in path else f'library/{path}'}) must be lowercase"
         if why != "invalid reference format":
             why = f"invalid reference format: {why}"
         raise ValueError(f"couldn't parse image name {quote(name)}: {why}")
@@ -169,10 +172,11 @@ class Puller:
         if not getattr(lock, "_waiters", None):
             self._under_way.pop(ref, None)
         if failure is not None:
-            tell("Warning", "Failed", f"Failed to pull image {quote(name)}: {failure}")
+            words = failure.message if failure.code == "UNKNOWN" else str(failure)       # an unknown code says nothing
+            tell("Warning", "Failed", f"Failed to pull image {quote(name)}: {words}")
             self.backoff.next(key, self.clock(), self.clock())
-            self._why[key] = f"ErrImagePull: {failure}"
-            raise PullFailure("ErrImagePull", str(failure))
+            self._why[key] = f"ErrImagePull: {words}"
+            raise PullFailure("ErrImagePull", words)
         now = time.monotonic()
         image = await self.runtime.image(ref) or await self.runtime.image(id_) or Image(id_)
         tell("Normal", "Pulled", f"Successfully pulled image {quote(name)} in {go_time(now - pulling)} ({go_time(now - began)} including waiting). "

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from kubern.kubelet import container as config
-from kubern.kubelet import localvolumes, logs, stats
+from kubern.kubelet import localvolumes, logs, scrape, stats
 from kubern.kubelet.configuration import interpret
 from kubern.kubelet.runtime import EXITED, RUNNING, Container, RuntimeFailure
 from kubern.model.request import ANONYMOUS, Request, Response, Stream, User
@@ -194,15 +194,16 @@ class Endpoint:
             kind = "text/plain; version=0.0.4; charset=utf-8"
             which = parts[1] if len(parts) > 1 else ""
             if which == "":
-                return text(200, stats.kubelet_metrics(k), kind)
+                return text(200, scrape.kubelet_metrics(k) + scrape.volume_metrics(await self.sampler.sample()), kind)
             if which == "resource":
-                return text(200, stats.resource_metrics(await self.sampler.sample()), kind)
+                return text(200, scrape.resource_metrics(await self.sampler.sample()), kind)
             if which == "cadvisor":
-                return text(200, stats.cadvisor_metrics(await self.sampler.sample(), k.settings.cgroup_root), kind)
+                sample = await self.sampler.sample()
+                return text(200, scrape.cadvisor_metrics(sample, await asyncio.to_thread(scrape.details, sample, k.cgroups)), kind)
             if which == "probes":
-                return text(200, stats.probe_metrics(k), kind)
+                return text(200, scrape.probe_metrics(k), kind)
         if first == "configz":
-            return json({"kubeletconfig": k.settings.document or interpret({})[1]})
+            return json({"kubeletconfig": in_force(k)})
         if first == "containerLogs" and len(parts) == 4:
             return await self._logs(r, parts[1], parts[2], parts[3])
         if first == "localvolumes" and len(parts) == 2 and r.method in ("POST", "DELETE"):
@@ -412,6 +413,16 @@ def node_log(path: str) -> Response:
             return Response(200, [("Content-Type", "text/plain; charset=utf-8")], f.read(NODE_LOG_BYTES_MAX))
     except OSError:
         raise Refused(404, "404 page not found\n") from None
+
+
+def in_force(k: Kubelet) -> dict[str, Any]:
+    """The KubeletConfiguration with what the node was given otherwise."""
+    s = k.settings
+    doc = dict(s.document or interpret({})[1])
+    doc |= {"clusterDomain": s.cluster_domain, "clusterDNS": list(s.cluster_dns), "cgroupRoot": s.cgroup_root, "port": s.port,
+            "resolvConf": s.resolv_conf, "podLogsDir": s.log_root, "containerRuntimeEndpoint": f"unix://{s.socket}",
+            "nodeLeaseDurationSeconds": max(1, round(s.lease_s)), "authentication": {**doc["authentication"], "x509": {"clientCAFile": s.client_ca}}}
+    return {**doc, "staticPodPath": s.static_pods} if s.static_pods else doc
 
 
 def log_options(r: Request, now: float) -> logs.Options:

@@ -1,15 +1,14 @@
-"""Figures of the node, its pods and containers: /stats/summary, /metrics/resource, /metrics/cadvisor, /metrics/probes, /metrics.
+"""Figures of the node, its pods and containers, and the document /stats/summary.
 
 `Sampler` asks the runtime and the cgroups, at most once in MIN_INTERVAL_S, and works out cpu rates from two samples; the rest turns a
-Sample into documents. Upstream: kubelet stats v1alpha1 Summary, pkg/kubelet/metrics/collectors/resource_metrics.go, cAdvisor's names.
+Sample into the Summary. The same figures for scrapers: scrape.py. Upstream: kubelet stats v1alpha1 Summary.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kubern.kubelet import container as config
@@ -19,8 +18,9 @@ from kubern.kubelet.status import stamp
 
 if TYPE_CHECKING:
     from kubern.kubelet.run import Kubelet
+    from kubern.kubelet.worker import Worker
 
-MIN_INTERVAL_S = 5.0
+MIN_INTERVAL_S, VOLUMES_EVERY_S = 5.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,19 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """Room of a file system, or what lies in a directory of it. `claim` names the PersistentVolumeClaim behind it."""
+
+    used: int
+    capacity: int
+    available: int
+    inodes: int = 0
+    inodes_free: int = 0
+    inodes_used: int = 0
+    claim: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PodFigures:
     namespace: str
     name: str
@@ -50,7 +63,9 @@ class PodFigures:
     whole: Figures
     containers: dict[str, Figures]
     network: dict[str, int]
-    volumes: dict[str, tuple[int, int, int]] = field(default_factory=dict)      # name -> (used, capacity, available)
+    path: str = ""                                 # its cgroup
+    volumes: dict[str, Volume] = field(default_factory=dict)
+    logs: dict[str, int] = field(default_factory=dict)                          # container -> bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +74,10 @@ class Sample:
     node: Figures
     pods: list[PodFigures]
     network: dict[str, int]
-    fs: tuple[int, int, int]                       # capacity, available, used
+    fs: Volume
     image_fs_used: int
     memory_available: int
+    all_pods: Figures = Figures()
 
 
 class Sampler:
@@ -71,6 +87,7 @@ class Sampler:
         # id -> (time, counter, last rate); the machine's counter began long before us
         self._cpu: dict[str, tuple[float, int, int]] = {"/": (kubelet.clock(), _machine()[0], 0)}
         self._lock = asyncio.Lock()
+        self._disk: dict[str, tuple[float, dict[str, Volume], dict[str, int]]] = {}        # pod -> (when, volumes, logs)
 
     async def sample(self) -> Sample:
         async with self._lock:
@@ -97,7 +114,7 @@ class Sampler:
         except RuntimeFailure:
             usage, image_used = {}, 0
         pods_: list[PodFigures] = []
-        alive: set[str] = {"/"}
+        alive: set[str] = {"/", "pods"}
         for w in list(k.workers.values()):
             seen = k.observer.seen(w.uid)
             containers: dict[str, Figures] = {}
@@ -115,15 +132,43 @@ class Sampler:
             m = w.pod["metadata"]
             pids = await asyncio.to_thread(_first_process, k.cgroups, config.cgroup_parent(k.actor.node, w.pod)) if k.cgroups else 0
             network = {} if w.pod["spec"].get("hostNetwork") else await asyncio.to_thread(network_counters, pids)
-            pods_.append(PodFigures(m.get("namespace") or "", m["name"], w.uid, w.status.get("startTime") or "", whole, containers, network))
+            volumes, logs = await self._on_disk(w, now)
+            pods_.append(PodFigures(m.get("namespace") or "", m["name"], w.uid, w.status.get("startTime") or "", whole, containers, network,
+                                    config.cgroup_parent(k.actor.node, w.pod), volumes, logs))
+        for uid in self._disk.keys() - alive:
+            del self._disk[uid]
         for id_ in self._cpu.keys() - alive:
             del self._cpu[id_]
         memory = node_memory()
         machine = _machine()
         node = Figures(machine[0], self._rate("/", now, machine[0]), machine[1], memory["total"] - memory["available"], machine[2], started_s=k.began_s)
-        st = os.statvfs(k.settings.root if await asyncio.to_thread(os.path.isdir, k.settings.root) else "/")
-        fs = (st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize, (st.f_blocks - st.f_bfree) * st.f_frsize)
-        return Sample(now, node, pods_, await asyncio.to_thread(network_counters, 0), fs, image_used, memory["available"])
+        fs = await asyncio.to_thread(file_system, k.settings.root if await asyncio.to_thread(os.path.isdir, k.settings.root) else "/")
+        together = self._pod("pods", f"{k.settings.cgroup_root}/kubepods", {}, now) if k.cgroups is not None else Figures()
+        return Sample(now, node, pods_, await asyncio.to_thread(network_counters, 0), fs, image_used, memory["available"], together)
+
+    async def _on_disk(self, w: Worker, now: float) -> tuple[dict[str, Volume], dict[str, int]]:
+        """Volumes and logs of a pod, measured anew every minute."""
+        known = self._disk.get(w.uid)
+        if known is not None and now - known[0] < VOLUMES_EVERY_S:
+            return known[1], known[2]
+        k = self.kubelet
+        claims = {v["name"]: (v.get("persistentVolumeClaim") or {}).get("claimName") or (f"{w.pod['metadata']['name']}-{v['name']}" if "ephemeral" in v else "")
+                  for v in w.pod["spec"].get("volumes") or ()}
+        ready = [(v.name, v.path, claims.get(v.name, "")) for v in k.volumes.ready.get(w.uid, {}).values()]
+        folder = config.log_directory(k.actor.node, w.pod)
+
+        def measure() -> tuple[dict[str, Volume], dict[str, int]]:
+            volumes = {}
+            for name, path, claim in ready:
+                try:
+                    volumes[name] = replace(file_system(path) if os.path.ismount(path) else directory(path), claim=claim)
+                except OSError:
+                    continue
+            names = os.listdir(folder) if os.path.isdir(folder) else ()
+            return volumes, {n: directory(f"{folder}/{n}").used for n in names}
+        volumes, logs = await asyncio.to_thread(measure)
+        self._disk[w.uid] = (now, volumes, logs)
+        return volumes, logs
 
     def _pod(self, uid: str, path: str, containers: dict[str, Figures], now: float) -> Figures:
         if self.kubelet.cgroups is not None:
@@ -134,6 +179,26 @@ class Sampler:
         every = containers.values()
         return Figures(sum(f.cpu_ns for f in every), sum(f.cpu_rate for f in every), sum(f.working_set for f in every),
                        sum(f.usage for f in every), sum(f.rss for f in every))
+
+
+def file_system(path: str) -> Volume:
+    """The whole file system a path is on."""
+    st = os.statvfs(path)
+    return Volume((st.f_blocks - st.f_bfree) * st.f_frsize, st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize, st.f_files, st.f_ffree,
+                  st.f_files - st.f_ffree)
+
+
+def directory(path: str) -> Volume:
+    """What lies below a path; the room is its file system's."""
+    used = count = 0
+    for d, _, files in os.walk(path):
+        for name in (".", *files):
+            try:
+                used += os.lstat(os.path.join(d, name)).st_blocks * 512
+                count += 1
+            except OSError:
+                continue
+    return replace(file_system(path), used=used, inodes_used=count)
 
 
 def _machine() -> tuple[int, int, int]:
@@ -163,14 +228,15 @@ def _first_process(cgroups: Cgroups, path: str) -> int:
 
 
 def network_counters(pid: int) -> dict[str, int]:
-    """rx_bytes, rx_errors, tx_bytes, tx_errors of eth0 in the namespace of a process (0: ours)."""
+    """Bytes, packets, errors and drops of eth0 in the namespace of a process (0: ours)."""
     try:
         with open(f"/proc/{pid or 'self'}/net/dev") as f:
             for line in f:
                 name, _, rest = line.partition(":")
                 if name.strip() == "eth0":
                     n = [int(x) for x in rest.split()]
-                    return {"rx_bytes": n[0], "rx_errors": n[2], "tx_bytes": n[8], "tx_errors": n[10]}
+                    return {"rx_bytes": n[0], "rx_packets": n[1], "rx_errors": n[2], "rx_drops": n[3], "tx_bytes": n[8], "tx_packets": n[9],
+                            "tx_errors": n[10], "tx_drops": n[11]}
     except (OSError, ValueError, IndexError):
         pass
     return {}
@@ -194,8 +260,24 @@ def _network(n: dict[str, int], t: str) -> dict[str, Any]:
     return {"time": t, **one, "interfaces": [one]}
 
 
-def _fs(s: Sample, t: str, used: int) -> dict[str, Any]:
-    return {"time": t, "availableBytes": s.fs[1], "capacityBytes": s.fs[0], "usedBytes": used}
+def _fs(s: Sample, t: str, used: int, inodes: int | None = None) -> dict[str, Any]:
+    out = {"time": t, "availableBytes": s.fs.available, "capacityBytes": s.fs.capacity, "usedBytes": used, "inodes": s.fs.inodes,
+           "inodesFree": s.fs.inodes_free}
+    return out if inodes is None else {**out, "inodesUsed": inodes}
+
+
+def _swap(t: str) -> dict[str, Any]:
+    """Pods have none (NoSwap)."""
+    return {"time": t, "swapUsageBytes": 0}
+
+
+def _volumes(p: PodFigures, t: str) -> list[dict[str, Any]]:
+    out = []
+    for name, v in p.volumes.items():
+        one: dict[str, Any] = {"time": t, "name": name, "usedBytes": v.used, "capacityBytes": v.capacity, "availableBytes": v.available,
+                               "inodes": v.inodes, "inodesFree": v.inodes_free, "inodesUsed": v.inodes_used}
+        out.append({**one, "pvcRef": {"name": v.claim, "namespace": p.namespace}} if v.claim else one)
+    return out
 
 
 def summary(s: Sample, node: str, only_cpu_and_memory: bool = False) -> dict[str, Any]:
@@ -204,104 +286,32 @@ def summary(s: Sample, node: str, only_cpu_and_memory: bool = False) -> dict[str
     doc: dict[str, Any] = {"nodeName": node, "startTime": stamp(s.node.started_s), "cpu": _cpu(s.node, t),
                            "memory": _memory(s.node, t, s.memory_available)}
     if not only_cpu_and_memory:
-        doc |= {"network": _network(s.network, t), "fs": _fs(s, t, s.fs[2]), "runtime": {"imageFs": _fs(s, t, s.image_fs_used),
-                                                                                       "containerFs": _fs(s, t, s.image_fs_used)}}
+        doc |= {"network": _network(s.network, t), "fs": _fs(s, t, s.fs.used, s.fs.inodes_used), "swap": _swap(t) | {"swapAvailableBytes": 0},
+                "runtime": {"imageFs": _fs(s, t, s.image_fs_used, s.fs.inodes_used), "containerFs": _fs(s, t, s.image_fs_used, s.fs.inodes_used)},
+                "rlimit": _processes(t), "systemContainers": [{"name": "pods", "startTime": stamp(s.node.started_s),
+                                                               "cpu": _cpu(s.all_pods, t), "memory": _memory(s.all_pods, t, s.memory_available)}]}
     out = []
     for p in s.pods:
         containers = []
         for name, f in p.containers.items():
             c: dict[str, Any] = {"name": name, "startTime": stamp(f.started_s), "cpu": _cpu(f, t), "memory": _memory(f, t)}
             if not only_cpu_and_memory:
-                c |= {"rootfs": {**_fs(s, t, f.fs_used), "inodesUsed": f.fs_inodes}, "logs": _fs(s, t, 0)}
+                c |= {"rootfs": _fs(s, t, f.fs_used, f.fs_inodes), "logs": _fs(s, t, p.logs.get(name, 0), 1), "swap": _swap(t)}
             containers.append(c)
         one: dict[str, Any] = {"podRef": {"name": p.name, "namespace": p.namespace, "uid": p.uid}, "startTime": p.started, "containers": containers,
                                "cpu": _cpu(p.whole, t), "memory": _memory(p.whole, t)}
         if not only_cpu_and_memory:
             if p.network:
                 one["network"] = _network(p.network, t)
-            one["ephemeral-storage"] = _fs(s, t, sum(f.fs_used for f in p.containers.values()))
-            one["process_stats"] = {}
+            local = sum(v.used for v in p.volumes.values() if not v.claim)
+            one["ephemeral-storage"] = _fs(s, t, sum(f.fs_used for f in p.containers.values()) + sum(p.logs.values()) + local,
+                                           sum(f.fs_inodes for f in p.containers.values()) + sum(v.inodes_used for v in p.volumes.values() if not v.claim))
+            one["volume"] = _volumes(p, t)
+            one["swap"] = _swap(t)
         out.append(one)
     return {"node": doc, "pods": out}
 
 
-def escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def family(name: str, kind: str, help_: str, rows: Iterable[tuple[dict[str, str], float | int, str]]) -> str:
-    """One metric in the text format; rows of (labels, value, timestamp or "")."""
-    lines = [f"# HELP {name} {help_}", f"# TYPE {name} {kind}"]
-    for labels, value, t in rows:
-        tags = ",".join(f'{k}="{escape(v)}"' for k, v in labels.items())
-        lines.append(f"{name}{{{tags}}} {value:.17g}{' ' + t if t else ''}" if tags else f"{name} {value:.17g}{' ' + t if t else ''}")
-    return "\n".join(lines) + "\n"
-
-
-def resource_metrics(s: Sample) -> str:
-    t = str(int(s.at_s * 1000))
-    each = [({"container": n, "namespace": p.namespace, "pod": p.name}, f) for p in s.pods for n, f in p.containers.items()]
-    whole = [({"namespace": p.namespace, "pod": p.name}, p.whole) for p in s.pods]
-    return "".join((
-        family("container_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
-               ((tags, f.cpu_ns / 1e9, t) for tags, f in each)),
-        family("container_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the container in bytes",
-               ((tags, f.working_set, t) for tags, f in each)),
-        family("container_start_time_seconds", "gauge", "[STABLE] Start time of the container since unix epoch in seconds",
-               ((tags, f.started_s, "") for tags, f in each)),
-        family("node_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
-               [({}, s.node.cpu_ns / 1e9, t)]),
-        family("node_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the node in bytes", [({}, s.node.working_set, t)]),
-        family("pod_cpu_usage_seconds_total", "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
-               ((tags, f.cpu_ns / 1e9, t) for tags, f in whole)),
-        family("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes",
-               ((tags, f.working_set, t) for tags, f in whole)),
-        family("resource_scrape_error", "gauge", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise", [({}, 0, "")]),
-    ))
-
-
-def cadvisor_metrics(s: Sample, root: str) -> str:
-    t = str(int(s.at_s * 1000))
-    each = []
-    for p in s.pods:
-        base = {"namespace": p.namespace, "pod": p.name}
-        each.append(({"container": "", "id": f"{root}/kubepods/pod{p.uid}", "image": "", "name": "", **base}, p.whole))
-        each += [({"container": n, "id": f"{root}/kubepods/pod{p.uid}/{f.id}", "image": f.image, "name": f.id, **base}, f)
-                 for n, f in p.containers.items()]
-    net = [({"container": "POD", "id": f"{root}/kubepods/pod{p.uid}", "image": "", "interface": "eth0", "name": "", "namespace": p.namespace,
-             "pod": p.name}, p.network) for p in s.pods if p.network]
-    rows = (("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", lambda f: f.cpu_ns / 1e9),
-            ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", lambda f: f.working_set),
-            ("container_memory_usage_bytes", "gauge", "Current memory usage in bytes, including all memory regardless of when it was accessed",
-             lambda f: f.usage),
-            ("container_memory_rss", "gauge", "Size of RSS in bytes.", lambda f: f.rss),
-            ("container_fs_usage_bytes", "gauge", "Number of bytes that are consumed by the container on this filesystem.", lambda f: f.fs_used),
-            ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds.", lambda f: f.started_s))
-    out = [family(name, kind, text, [(tags, value(f), t) for tags, f in each]) for name, kind, text, value in rows]
-    for name, key in (("container_network_receive_bytes_total", "rx_bytes"), ("container_network_transmit_bytes_total", "tx_bytes"),
-                      ("container_network_receive_errors_total", "rx_errors"), ("container_network_transmit_errors_total", "tx_errors")):
-        out.append(family(name, "counter", "Cumulative count.", [(tags, n[key], t) for tags, n in net]))
-    return "".join(out)
-
-
-def probe_metrics(k: Kubelet) -> str:
-    return family("prober_probe_total", "counter",
-                  "[ALPHA] Cumulative number of a liveness, readiness or startup probe for a container by result.",
-                  (({"container": c, "namespace": ns, "pod": pod, "probe_type": kind, "result": result}, n, "")
-                   for (kind, result, ns, pod, c), n in sorted(k.prober.attempts.items())))
-
-
-def kubelet_metrics(k: Kubelet) -> str:
-    running = sum(1 for u in k.observer.pods() if any(c.state == RUNNING for c in k.observer.seen(u).containers))
-    states: dict[str, int] = {}
-    for u in k.observer.pods():
-        for c in k.observer.seen(u).containers:
-            states[c.state] = states.get(c.state, 0) + 1
-    return "".join((
-        family("kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.", [({"node": k.settings.name}, 1, "")]),
-        family("kubelet_running_pods", "gauge", "[BETA] Number of pods that have a running pod sandbox", [({}, running, "")]),
-        family("kubelet_running_containers", "gauge", "[BETA] Number of containers currently running",
-               [({"container_state": s}, n, "") for s, n in sorted(states.items())]),
-        family("kubelet_started_pods_total", "counter", "[ALPHA] Cumulative number of pods started", [({}, k.started_pods, "")]),
-        k.measures.text(),
-    ))
+def _processes(t: str) -> dict[str, Any]:
+    with open("/proc/sys/kernel/pid_max") as f, open("/proc/loadavg") as g:
+        return {"time": t, "maxpid": int(f.read()), "curproc": int(g.read().split()[3].partition("/")[2])}

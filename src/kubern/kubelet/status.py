@@ -559,7 +559,9 @@ def changed(old: Mapping[str, Any], new: Status) -> dict[str, Any]:
             gone = [t for t in before if t in OWN_CONDITIONS and all(c["type"] != t for c in value)]
             if diff or gone:
                 out["$setElementOrder/conditions"] = [{"type": c["type"]} for c in value]
-                out["conditions"] = [*({"$patch": "delete", "type": t} for t in gone), *diff]
+                # a merge keeps what is not named: the reason a condition no longer has must be taken away
+                named = [c | {k: None for k in ("reason", "message") if before.get(c["type"], {}).get(k) and k not in c} for c in diff]
+                out["conditions"] = [*({"$patch": "delete", "type": t} for t in gone), *named]
         elif old.get(key) != value:
             out[key] = value
             if key in ("podIPs", "hostIPs"):              # merged by ip: what is gone has to be named

@@ -86,6 +86,15 @@ class Needs:
     image_release: Callable[[str], Awaitable[None]] | None = None
 
 
+def used_volumes(spec: Mapping[str, Any]) -> set[str]:
+    """Names of the volumes that a container mounts, has as a device or reads its environment from."""
+    out = set()
+    for _, c in pods.every_container(spec):
+        out |= {m["name"] for m in (*(c.get("volumeMounts") or ()), *(c.get("volumeDevices") or ()))}
+        out |= {ref["volumeName"] for e in c.get("env") or () if (ref := (e.get("valueFrom") or {}).get("fileKeyRef"))}
+    return out
+
+
 @dataclass(slots=True)
 class Volumes:
     root: str                                                      # "/var/lib/kubelet"
@@ -100,8 +109,11 @@ class Volumes:
         uid = pod["metadata"]["uid"]
         have = self.ready.setdefault(uid, {})
         failure: VolumeFailure | None = None
+        used = used_volumes(pod["spec"])
         for v in pod["spec"].get("volumes") or ():
             name = v["name"]
+            if name not in used:
+                continue                                           # nobody mounts it: that it cannot be set up hinders nobody
             source = next((k for k in v if k != "name"), "emptyDir")
             if source == "image" or (name in have and source not in SOURCES):
                 continue                                           # images are pulled when a container that mounts them starts

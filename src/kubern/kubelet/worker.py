@@ -27,7 +27,7 @@ from kubern.kubelet.env import Values
 from kubern.kubelet.plan import Action, Memory, Start, plan
 from kubern.kubelet.runtime import RUNNING, Observed, RuntimeFailure
 from kubern.kubelet.status import Facts, ended_status, pod_status
-from kubern.kubelet.volumes import VolumeFailure
+from kubern.kubelet.volumes import VolumeFailure, used_volumes
 from kubern.model.object import Object
 from kubern.model.status import StatusError
 
@@ -365,7 +365,7 @@ class Worker:
             k.tell(self.pod, "", "Warning", "FailedMount", text)
             if now - self.volumes_since > VOLUMES_PATIENCE_S:
                 self.volumes_since = now
-                missing = sorted({v["name"] for v in self.pod["spec"].get("volumes") or ()} - set(k.volumes.ready.get(self.uid, {})))
+                missing = sorted(used_volumes(self.pod["spec"]) - set(k.volumes.ready.get(self.uid, {})))
                 k.tell(self.pod, "", "Warning", "FailedMount",
                        f"Unable to attach or mount volumes: unmounted volumes=[{' '.join(missing)}], unattached volumes=[], "
                        "failed to process volumes=[]: context deadline exceeded")
@@ -477,7 +477,7 @@ class Worker:
         if settled:
             pass
         elif self.rejected and self.failed:
-            self.status = {k: v for k, v in self.status.items() if k in ("observedGeneration", "startTime", "qosClass", "hostIP", "hostIPs")}
+            self.status = {k: v for k, v in self.status.items() if k in ("observedGeneration", "startTime", "qosClass")}
             self.status |= {"phase": "Failed", "reason": self.failed[0], "message": self.failed[1]}
         else:
             self.status = ended_status(self.pod, self.status)
