@@ -103,6 +103,9 @@ async def test_every_watcher_sees_the_log() -> None:
             if e.key.startswith("/registry/core/configmaps/d/"):
                 log.append((e.revision, e.key.rpartition("/")[2], None if e.value is None else orjson.loads(b'{"metadata":{' + e.value)))
 
+    for name in ("d", "e"):                          # a watch from revision 0 or 1 would begin with the state, not with events
+        await server.handle(Request("POST", "/api/v1/namespaces", {}, {"content-type": "application/json"}, orjson.dumps({"metadata": {"name": name}}),
+                                    user=MASTERS))
     stop = store.subscribe(record)
 
     async def trusted(request: Request) -> Response:
