@@ -85,7 +85,8 @@ async def run(config: UnitConfig) -> None:
         "certificates": certificates.run(config.name, client, sender, config.kubeconfig, network_sender, config.network_kubeconfig),
         "network": network.run(mirrors, config),
         "proxy": proxy.run(mirrors, config.name, pods, services, families),
-        "dns": dns.run(mirrors, config.name, config.address, config.cluster_dns, config.cluster_domain, config.gateway),
+        "dns": dns.run(mirrors, config.name, config.address, config.cluster_dns, config.cluster_domain, config.gateway,
+                       (*pods, *services, f"{config.address}/{config.prefix}")),
     }
     tasks = {asyncio.create_task(work, name=name) for name, work in roles.items()}
     stopping = asyncio.create_task(stop.wait(), name="stop")

@@ -122,3 +122,15 @@ def test_network_policy(web: Any) -> None:
     web.until(lambda: all(ask(web, i, port=8080) for i in ip.values()), "IPv6 comes through")
     assert not ask(web, web.pods("app=web")[0]["status"]["podIP"], port=8080)                            # IPv4 does not
     web.kubectl("delete", "networkpolicy", "deny", "block")
+
+
+def test_ingress_answers_on_both_addresses(web: Any) -> None:
+    web.apply(json.dumps({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "i"}, "spec": {
+        "defaultBackend": {"service": {"name": "both", "port": {"number": 80}}}}}))
+
+    def addresses() -> list[str]:
+        held = (web.get("ingress", "i").get("status") or {}).get("loadBalancer", {}).get("ingress") or []
+        return [x["ip"] for x in held]
+    web.until(lambda: len(addresses()) == 2, "two addresses")
+    web.until(lambda: outside(addresses()[1], 80) in names(web), "an answer over IPv6")
+    assert subprocess.run(["curl", "-sm", "3", f"http://{addresses()[0]}/"], capture_output=True, text=True, check=False).stdout.strip() in names(web)

@@ -44,9 +44,9 @@ def machine(cluster: Any) -> Iterator[Any]:
     box = subprocess.Popen(["nsenter", f"--net=/run/netns/{SPACE}", "unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "shared",
                             "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def run(*words: str) -> tuple[int, str]:
+    def run(*words: str, named: bool = True) -> tuple[int, str]:
         assert box.stdin and box.stdout
-        box.stdin.write(" ".join(words) + f" --data-dir {home} --node-name far; code=$?; echo; echo END $code\n")
+        box.stdin.write(" ".join(words) + f" --data-dir {home}{' --node-name far' if named else ''}; code=$?; echo; echo END $code\n")
         box.stdin.flush()
         out = ""
         for line in box.stdout:
@@ -114,6 +114,25 @@ def test_it_starts_again_without_a_token(cluster: Any, machine: Any, command: li
     assert code == 0 and "is Ready" in out, out
     cluster.until(lambda: "nginx" in cluster.exec("web-near", "wget", "-qO-", "http://web-far", check=False), "web-far answers")
     assert cluster.get("pod", "web-far")["status"]["containerStatuses"][0]["containerID"] == before
+
+
+def test_a_token_ends(cluster: Any, machine: Any) -> None:
+    brief = cluster.kubern("token", "create", "--print-join-command", "--ttl", "2s").split()
+    id_ = brief[brief.index("--token") + 1].partition(".")[0]
+    cluster.until(lambda: not cluster.kubectl("get", "secret", "-n", "kube-system", f"bootstrap-token-{id_}", "--ignore-not-found"), "its secret goes")
+    cluster.until(lambda: f"jws-kubeconfig-{id_}" not in cluster.get("cm", "cluster-info", "-n", "kube-public")["data"], "its signature goes")
+
+
+def test_leaving_takes_everything_away(cluster: Any, machine: Any) -> None:
+    """`kubern down` on the machine: no process, link, route, rule or address of it stays."""
+    code, out = machine(*kubern(["kubern", "down"]), named=False)
+    assert code == 0, out
+
+    def inside(*words: str) -> str:
+        return sh("nsenter", f"--net=/run/netns/{SPACE}", *words)
+    assert [line.split(":")[1].strip().partition("@")[0] for line in inside("ip", "-o", "link").splitlines()] == ["lo", "eth0"]
+    assert inside("nft", "list", "tables") == "" and "proto 75" not in inside("ip", "route")
+    assert inside("ip", "route", "show", "table", "local", "proto", "76") == ""
 
 
 def test_tokens_are_listed_and_deleted(cluster: Any, command: list[str]) -> None:

@@ -428,6 +428,38 @@ def test_network_policy_on_one_node_and_across(bed: Bed, loop_: asyncio.Abstract
     loop_.run_until_complete(go())
 
 
+def test_network_policy_by_namespace_named_port_and_excepted_addresses(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
+    async def go() -> None:
+        name = "networkpolicies.networking.k8s.io"
+        await bed.pod("o1", "nb", namespace="other")
+        for p in bed.state["pods"]:
+            if p["metadata"]["name"] in ("w1", "w2"):
+                p["spec"]["containers"] = [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]
+        w1, w2 = (f"http://{bed.pods[w].ip}:8080" for w in ("w1", "w2"))
+
+        def allow(peer: dict[str, Any], port: Any) -> None:
+            bed.state[name] = [{"metadata": {"name": "in", "namespace": "default"}, "spec": {
+                "podSelector": {"matchLabels": {"app": "w"}}, "policyTypes": ["Ingress"], "ingress": [{"from": [peer], "ports": [{"port": port}]}]}}]
+            bed.write()
+
+        async def seen() -> list[bool]:
+            return [bool(await bed.get(c, w)) for c in ("c1", "o1") for w in (w1, w2)]
+        allow({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "other"}}}, "web")
+        await until(lambda: _equals(seen, [False, False, True, True]), 30)
+        allow({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "other"}}}, "dns")
+        await until(lambda: _equals(seen, [False] * 4), 30)
+        allow({"ipBlock": {"cidr": "10.0.0.0/8", "except": [f"{bed.pods['o1'].ip}/32"]}}, 8080)
+        await until(lambda: _equals(seen, [True, True, False, False]), 30)
+        bed.state[name] = []
+        bed.write()
+        await until(lambda: _equals(seen, [True] * 4), 30)
+    loop_.run_until_complete(go())
+
+
+async def _equals(ask: Callable[[], Awaitable[Any]], wanted: Any) -> bool:
+    return bool(await ask() == wanted)
+
+
 def test_containerd_and_agent_come_back_and_traffic_goes_on(bed: Bed, loop_: asyncio.AbstractEventLoop) -> None:
     async def go() -> None:
         unit = bed.units["na"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -165,6 +166,31 @@ def test_control_plane_killed_pods_keep_serving_and_nothing_restarts(web: Any) -
     assert json.loads(web.kubectl("get", "configmap", "kept", "-o", "json"))["data"] == {"a": "1"}
     after = {p["metadata"]["name"]: [s["containerID"] for s in p["status"]["containerStatuses"]] for p in web.pods("app=web")}
     assert after == before
+
+
+def test_other_servers_for_some_domains(web: Any) -> None:
+    """A server on the machine answers for a domain, once the ConfigMap kube-dns says so."""
+    gateway = json.loads((web.home / "fabric.json").read_text())["subnet"].replace(".0/24", ".1")
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((gateway, 0))
+
+    def answer() -> None:
+        while True:
+            try:
+                query, peer = server.recvfrom(512)
+            except OSError:
+                return
+            end = query.index(b"\0", 12) + 5
+            server.sendto(query[:2] + b"\x84\0\0\1\0\1\0\0\0\0" + query[12:end] + b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4" + bytes((10, 1, 2, 3)), peer)
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        stubs = json.dumps({"acme.test": [f"{gateway}:{server.getsockname()[1]}"]})
+        web.kubectl("create", "configmap", "kube-dns", "-n", "kube-system", f"--from-literal=stubDomains={stubs}")
+        web.until(lambda: "10.1.2.3" in web.exec("client", "nslookup", "-type=a", "host.acme.test", check=False), "its answer")
+        web.kubectl("delete", "configmap", "kube-dns", "-n", "kube-system")
+        web.until(lambda: "10.1.2.3" not in web.exec("client", "nslookup", "-type=a", "other.acme.test", check=False), "nobody knows it any more")
+    finally:
+        server.close()
 
 
 def test_dead_node_is_noticed_and_its_pods_replaced(web: Any) -> None:

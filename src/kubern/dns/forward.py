@@ -71,6 +71,11 @@ class Forwarder:
         self._cache: OrderedDict[bytes, Kept] = OrderedDict()
         self._pending: dict[bytes, asyncio.Task[Kept | None]] = {}
 
+    def choose(self, servers: Sequence[Server], stubs: Mapping[Name, Sequence[Server]]) -> None:
+        """Others from now on; what the ones before said is forgotten."""
+        self.servers, self.stubs = list(servers), dict(stubs)
+        self._cache.clear()
+
     def servers_for(self, name: Name) -> Sequence[Server]:
         for n in range(len(name)):
             if name[n:] in self.stubs:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kubern.client.client import Client
 from kubern.client.mirror import Mirrors
+from kubern.dns import configure
 from kubern.dns.answer import Answerer
-from kubern.dns.codec import Name
+from kubern.dns.configure import Choice, within_reach
 from kubern.dns.forward import Forwarder, servers_of
 from kubern.dns.forward import Server as Upstream
 from kubern.dns.serve import Server
@@ -90,8 +91,9 @@ def own_servers(fallback: str = "") -> list[Upstream]:
 
 
 async def run(mirrors: Mirrors, node: str, address: str, cluster_ip: str, domain: str = "cluster.local", upstream: str = "",
-              stubs: Mapping[Name, Sequence[Upstream]] | None = None, port: int = PORT, ready: Callable[[], None] = lambda: None) -> None:
-    """The role. `address`: the node's, where it listens; `upstream`: a server for names outside, "" = the machine's own."""
+              near: Sequence[str] = (), port: int = PORT, ready: Callable[[], None] = lambda: None) -> None:
+    """The role. `address`: the node's, where it listens; `upstream`: a server for names outside, "" = the machine's own, which leaves only
+    servers in the networks `near` to be asked by ourselves."""
     answerer = Answerer(domain)
     for name, handler in ((SERVICES, answerer.records.service_changed), (SLICES, answerer.records.slice_changed),
                           (NAMESPACES, answerer.records.namespace_changed)):
@@ -99,12 +101,19 @@ async def run(mirrors: Mirrors, node: str, address: str, cluster_ip: str, domain
         for obj in mirrors.mirror(name).list():
             handler(None, obj)
     await mirrors.synced((SERVICES, SLICES, NAMESPACES, NODES))
-    server = Server(answerer, Forwarder(own_servers(upstream), stubs))
+    forwarder = Forwarder(own_servers(upstream))
+
+    def chosen(choice: Choice) -> None:
+        mine = within_reach(choice, near) if upstream else choice
+        forwarder.choose(mine.servers or own_servers(upstream), mine.stubs)
+    server = Server(answerer, forwarder)
     await server.listen(address, port)
     try:
         await publish(mirrors.client, mirrors, node, address, cluster_ip)
         ready()
-        await asyncio.Event().wait()
+        if mirrors.client is None:                         # fed from elsewhere: there is nobody to be configured by
+            await asyncio.Event().wait()
+        await configure.follow(mirrors.client, chosen)
     finally:
         server.close()
 
@@ -114,3 +123,8 @@ async def relay(address: str, port: int = PORT) -> Server:
     server = Server(None, Forwarder(own_servers()))
     await server.listen(address, port)
     return server
+
+
+async def configure_relay(client: Client, server: Server) -> None:
+    """Has a relay ask whom the ConfigMap chooses; until cancelled."""
+    await configure.follow(client, lambda choice: server.forwarder.choose(choice.servers or own_servers(), choice.stubs))

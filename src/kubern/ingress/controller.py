@@ -63,7 +63,7 @@ def _reconcile(single: Object, view: View, now: float) -> Steps:
     if not mine and view.get(SECRETS, NAMESPACE, NAME) is None:
         return
     plan = plan_of(view, mine)
-    want = front.secret(FRONT, plan)
+    want = front.secret(FRONT, plan, view)
     if not front.fits(want):
         for i in mine:
             yield Emit(i, "Warning", "Rejected", "the Ingresses of the cluster are too many for one configuration")

@@ -52,9 +52,11 @@ class Front:
     addresses: tuple[str, ...] = ()            # asked for
 
 
-def secret(f: Front, plan: Plan) -> Object:
+def secret(f: Front, plan: Plan, view: View) -> Object:
     """nginx.conf and the certificates it names."""
-    data = {"nginx.conf": nginx(plan).encode()}
+    made = view.get(SERVICES, NAMESPACE, f.name)
+    dual = any(":" in ip for ip in ((made or {}).get("spec") or {}).get("clusterIPs") or ())
+    data = {"nginx.conf": nginx(plan, dual).encode()}
     for file, (chain, key) in plan.certificates.items():
         data[f"{file}.crt"], data[f"{file}.key"] = chain, key
     return {"apiVersion": "v1", "kind": "Secret", "metadata": _meta(f), "type": "Opaque",

@@ -70,7 +70,7 @@ def _reconcile(single: Object, view: View, now: float) -> Steps:
         addresses: list[dict[str, str]] = []
         if made.why_not is None:
             kept.add(f.name)
-            want = front.secret(f, made.plan)
+            want = front.secret(f, made.plan, view)
             if front.fits(want):
                 yield from front.keep(view, f, want)
             else:

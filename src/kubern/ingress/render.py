@@ -77,21 +77,17 @@ http {{
 
 _DOLLAR = '  geo $dollar { default "$"; }\n'
 
-def nginx(plan: Plan) -> str:
-    """The whole nginx.conf. Certificates are files FOLDER/NAME.crt and .key."""
-    text = _Text()
+def nginx(plan: Plan, ipv6: bool = False) -> str:
+    """The whole nginx.conf. Certificates are files FOLDER/NAME.crt and .key. `ipv6`: listen there as well; not every kernel has it."""
+    text = _Text(ipv6)
     servers = []
     for port in plan.ports:
         if not any(s.host == "" and port in s.ports for s in plan.sites):
             last = "    ssl_reject_handshake on;\n" if port.tls else "    location / { return 404; }\n"
-            servers.append(_block(f"    listen {_listen(port)} default_server;\n" + last))
+            servers.append(_block(text.listen(port, " default_server") + last))
     servers += [text.server(s) for s in plan.sites if s.host == "" or HOST.fullmatch(s.host)]
     blocks = [*text.failures(), *(text.upstreams[k] for k in sorted(text.upstreams)), *text.maps.values(), *servers, "}\n"]
     return "".join([_HEAD, *([_DOLLAR] if any("${dollar}" in b for b in blocks) else []), *blocks])
-
-
-def _listen(port: Port) -> str:
-    return f"{port.number} ssl" if port.tls else str(port.number)
 
 
 def _block(body: str) -> str:
@@ -127,7 +123,8 @@ def _pattern(regex: str) -> str:
 class _Text:
     """Blocks outside of servers, found while servers are written: each once."""
 
-    def __init__(self) -> None:
+    def __init__(self, ipv6: bool) -> None:
+        self.hosts = ("", "[::]:") if ipv6 else ("",)
         self.upstreams: dict[str, str] = {}
         self.maps: dict[str, str] = {}
         self.failing: set[int] = set()
@@ -167,9 +164,12 @@ class _Text:
 
     # ---- servers
 
+    def listen(self, port: Port, default: str) -> str:
+        return "".join(f"    listen {host}{port.number}{' ssl' if port.tls else ''}{default};\n" for host in self.hosts)
+
     def server(self, s: Site) -> str:
         default = " default_server" if s.host == "" else ""
-        lines = [f"    listen {_listen(p)}{default};\n" for p in s.ports]
+        lines = [self.listen(p, default) for p in s.ports]
         if any(p.tls for p in s.ports):
             lines += [f"    ssl_certificate {FOLDER}/{s.certificate}.crt;\n", f"    ssl_certificate_key {FOLDER}/{s.certificate}.key;\n"]
         if s.host:

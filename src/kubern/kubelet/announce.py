@@ -14,11 +14,10 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from kubern.kubelet.fabric import batch, show
+from kubern.kubelet.fabric import LOCAL_PROTOCOL, batch, show
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = 76                          # marks our local routes (rtnetlink: values from 64 up are free for programs)
 ALL_NODES = "ff02::1"
 _ARP, _REPLY, _ADVERTISEMENT, _OVERRIDE, _TARGET_LINK_ADDRESS = 0x0806, 2, 136, 0x20000000, 2
 _IPV6_UNICAST_HOPS, _IPV6_MULTICAST_HOPS, _IPV6_MULTICAST_IF = 16, 18, 17
@@ -31,7 +30,7 @@ def interface_of(address: str) -> str:
 
 def announced(device: str) -> set[str]:
     """What is answered for now."""
-    v4 = {str(r["dst"]) for r in show("-4", "route", "show", "table", "local", "proto", str(PROTOCOL))}
+    v4 = {str(r["dst"]) for r in show("-4", "route", "show", "table", "local", "proto", str(LOCAL_PROTOCOL))}
     v6 = {str(n["dst"]) for n in show("-6", "neigh", "show", "proxy", "dev", device)}
     return v4 | v6
 
@@ -49,7 +48,7 @@ def sync(want: Iterable[str], device: str) -> list[str]:
         return []
     if any(":" in a for a in new):
         Path(f"/proc/sys/net/ipv6/conf/{device}/proxy_ndp").write_text("1")
-    lines = [f"neigh {verb} proxy {a} dev {device}" if ":" in a else f"route {verb} local {a}/32 dev lo proto {PROTOCOL}"
+    lines = [f"neigh {verb} proxy {a} dev {device}" if ":" in a else f"route {verb} local {a}/32 dev lo proto {LOCAL_PROTOCOL}"
              for verb, rows in (("del", gone), ("add", new)) for a in rows]
     complaints = batch(lines, force=True)
     if complaints:

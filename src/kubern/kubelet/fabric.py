@@ -27,6 +27,7 @@ FIRST_NODE = 11                        # nodes get .11, .12, …
 LOAD_BALANCERS = 32                    # so many addresses at the end of the subnet are for load balancers
 LOAD_BALANCERS_6 = 0xff00              # and from here on in the second one
 MTU = 1500
+LOCAL_PROTOCOL = 76                    # those of addresses that are announced (announce.py)
 ROUTE_PROTOCOL = 75                    # marks our routes in the machine's table (rtnetlink: values from 64 up are free for programs)
 
 
@@ -254,6 +255,20 @@ def sync_routes(want: Mapping[str, str], within: Iterable[str] = ()) -> tuple[in
     if complaints:
         log.info("routes: %s", complaints.strip())
     return len(to_set), len(to_delete)
+
+
+def remove_host(device: str) -> None:
+    """Takes away what a node without a namespace of its own has made of the machine's network: the pods' bridge, routes, rules, addresses."""
+    lines = ["link del cni0"]
+    for family in ("-4", "-6"):
+        lines += [f"route del {r['dst']} proto {ROUTE_PROTOCOL}" for r in show(family, "route", "show", "proto", str(ROUTE_PROTOCOL))]
+    lines += [f"route del local {r['dst']} dev lo" for r in show("-4", "route", "show", "table", "local", "proto", str(LOCAL_PROTOCOL))]
+    if device:
+        lines += [f"neigh del proxy {n['dst']} dev {device}" for n in show("-6", "neigh", "show", "proxy", "dev", device)]
+    batch(lines, force=True)
+    with contextlib.suppress(FileNotFoundError):
+        for table in ("ip kubern-proxy", "ip6 kubern-proxy", "inet kubern-policy"):
+            subprocess.run(["nft", "delete", "table", *table.split()], capture_output=True, check=False)
 
 
 def remove(cluster: str) -> None:

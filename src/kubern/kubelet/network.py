@@ -94,7 +94,8 @@ def access() -> list[Object]:
     rules = [rule("", ["services", "nodes", "namespaces", "pods"], read), rule("discovery.k8s.io", ["endpointslices"], read),
              rule("networking.k8s.io", ["networkpolicies", "servicecidrs"], read)]
     rbac = "rbac.authorization.k8s.io"
-    write = [rule("", ["services"], ["create"]), rule("discovery.k8s.io", ["endpointslices"], ["create", "update", "patch"])]
+    write = [rule("", ["services"], ["create"]), rule("", ["configmaps"], read, ["kube-dns"]),
+             rule("discovery.k8s.io", ["endpointslices"], ["create", "update", "patch"])]
     subject = [{"apiGroup": rbac, "kind": "Group", "name": GROUP}]
     return [
         {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": {"name": GROUP}, "rules": rules},
@@ -106,10 +107,15 @@ def access() -> list[Object]:
 
 
 async def ensure_access(client: Client) -> None:
-    """Makes those objects, with an administrator's client; objects that are there are left as they are."""
+    """Makes those objects, with an administrator's client; roles that are there get the rules they lack, else they are left as they are."""
     for obj in access():
         try:
             await client.create(obj)
         except StatusError as e:
             if e.code != 409:
                 raise
+            m = obj["metadata"]
+            have = await client.get(client.row(obj["apiVersion"], obj["kind"]), m.get("namespace") or "", m["name"])
+            missing = [r for r in obj.get("rules") or () if r not in (have.get("rules") or ())]
+            if missing:
+                await client.update({**have, "apiVersion": obj["apiVersion"], "kind": obj["kind"], "rules": [*(have.get("rules") or ()), *missing]})

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kubern.kubelet import containerd, fabric
+from kubern.kubelet import announce, containerd, fabric
 from kubern.kubelet.unit import FOLDERS, SHUTDOWN_FILE, UnitConfig, read_config
 
 RUN = Path("/run/kubern")
@@ -324,6 +324,7 @@ def destroy_unit(home: Path, name: str, kill: bool = False, purge: bool = False)
         stop_unit(unit, kill)
         if unit.config.host:
             _kill_below(unit.config.cgroup_root)
+            fabric.remove_host(announce.interface_of(unit.config.address))
             _unmount_below(unit.config.run_dir)
             for usual, ours in FOLDERS:
                 if os.path.ismount(usual) and os.path.samefile(usual, f"{unit.config.data_dir}/{ours}"):
