@@ -115,6 +115,8 @@ async def api(ctx: Context) -> AsyncIterator[None]:
         allowed = access.read(access.Files(own_issuers=(issuer(s),), **{name: getattr(s, name) for name in access.SETTINGS}))
         store = await open_store(s)
         stack.push_async_callback(store.close)
+        if s.encryption_config and s.encryption_config_automatic_reload == "true":
+            await stack.enter_async_context(running(ctx.spawn(follow_encryption(s.encryption_config, store), "encryption")))
         server = Server(store, settings=ApiSettings(
             service_cidr=s.service_cidr, node_ports=(int(low), int(high)), advertise_address=ctx.address, advertise_port=s.port,
             cluster_domain=s.cluster_domain, client_ca=p.ca.cert, front_proxy_ca=p.front_proxy_ca.cert,
@@ -363,6 +365,20 @@ async def open_store(s: Settings) -> Any:
 
     encryption = read(s.encryption_config)                   # before anything is opened
     return EncryptedStore(await open_driver(s), encryption)
+
+
+async def follow_encryption(path: str, store: Any) -> None:
+    """Takes up what the file says when it changes, if its keys open all that is there."""
+    from kubern.api.configfile import BadFile, follow
+    from kubern.store.encryption import BadConfiguration, CannotOpen, read
+    from kubern.store.protocol import Unavailable
+
+    async def changed() -> None:
+        try:
+            await store.configure(read(path))
+        except (BadConfiguration, CannotOpen, Unavailable) as e:
+            raise BadFile(str(e)) from None
+    await follow(path, changed, "encryption")
 
 
 @asynccontextmanager

@@ -48,6 +48,7 @@ class Settings:
     node_grace_s: float = 50.0                  # node-monitor-grace-period
     log_level: str = "info"
     encryption_config: str = ""                 # file: what is encrypted in the store, and with which keys
+    encryption_config_automatic_reload: str = "false"        # true: the file is read again when it changes
     authentication_config: str = ""             # file: an AuthenticationConfiguration: issuers of tokens, who may be anonymous
     authentication_token_webhook_config_file: str = ""       # file: a kubeconfig that leads to who knows further tokens
     authentication_token_webhook_version: str = "v1"

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from kubern.store.encrypted import EncryptedStore
-from kubern.store.encryption import BadConfiguration, parse
+from kubern.store.encryption import BadConfiguration, CannotOpen, parse
 from kubern.store.memory import MemoryStore
 from kubern.store.protocol import Broken, Conflict, Event
 from kubern.store.sqlite import SqliteStore
@@ -140,3 +140,19 @@ async def test_the_canary_is_not_in_the_file(tmp_path: Path) -> None:
         on_disk = b"".join(p.read_bytes() for p in tmp_path.glob(path.name + "*"))     # noqa: ASYNC240
         assert (b"Y2FuYXJ5" in on_disk) == (not sealed)
         await store.close()
+
+
+async def test_keys_are_changed_while_the_store_is_in_use(driver: Any) -> None:
+    store = EncryptedStore(driver, parse(config(keyed("aesgcm", ("one", KEY1)), {"identity": {}})))
+    await store.put(SECRET, CANARY)
+    seen: list[Event] = []
+    stop = store.subscribe(seen.extend)
+    with pytest.raises(CannotOpen):
+        await store.configure(parse(config(keyed("aesgcm", ("two", KEY2)))))
+    assert (await store.get(SECRET)).value == CANARY and not store.stale(SECRET)  # type: ignore[union-attr]
+    await store.configure(parse(config(keyed("secretbox", ("two", KEY2)), keyed("aesgcm", ("one", KEY1)))))
+    assert store.stale(SECRET) and (await store.get(SECRET)).value == CANARY  # type: ignore[union-attr]
+    await store.put(SECRET, CANARY)
+    assert not store.stale(SECRET) and (await driver.get(SECRET)).value.startswith(b"k8s:enc:secretbox:v1:two:")
+    assert [e.value for e in seen] == [CANARY]
+    stop()

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from kubern.store.encryption import PLAIN_ONLY, PREFIX, CannotOpen, Encryption
+from kubern.store.encryption import PLAIN_ONLY, PREFIX, ROOT, CannotOpen, Encryption
 from kubern.store.protocol import Batch, Broken, Conflict, Entry, Event, Store, Unavailable
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,13 @@ class EncryptedStore:
     @property
     def revision(self) -> int:
         return self._inner.revision
+
+    async def configure(self, encryption: Encryption) -> None:
+        """Goes on with other keys. Raises CannotOpen, Unavailable where they do not open all that is there; then everything stays as it was."""
+        entries, _ = await self._inner.list(ROOT)
+        stale = {e.key for e in entries if encryption.chain(e.key).open(e.key, e.value)[1]}
+        before, self._encryption, self._stale = self._encryption, encryption, stale
+        before.close()
 
     def stale(self, key: str) -> bool:
         """Whether what is stored under a key is not sealed as it should be now."""
