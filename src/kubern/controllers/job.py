@@ -645,7 +645,7 @@ def controller(context: Context | None = None) -> Controller:
                 backoffs.pop(uid(job), None)
         yield from _pass(job, pods, now, backoffs.get(uid(job), Backoff()), remember)
 
-    return Controller("job-controller", "jobs.batch", reconcile, reads=("pods",), backoff_first_s=0.05,
+    return Controller("job-controller", "jobs.batch", reconcile, reads=("pods",), backoff_first_s=1.0, backoff_last_s=60.0,
                       triggers=(Trigger("pods", owner("batch", "Job", "jobs.batch"), after_s=0.02),))
 
 
@@ -671,5 +671,6 @@ def _job_over(old: Object | None, new: Object | None, view: View) -> Iterable[Ke
     return [key(p) for p in view.owned("pods", uid(job)) if tracked(p)]
 
 
-ORPHANS = Controller("job-controller", "pods", _release, reads=("jobs.batch",), triggers=(Trigger("jobs.batch", _job_over),),
+ORPHANS = Controller("job-controller", "pods", _release, reads=("jobs.batch",), backoff_first_s=1.0, backoff_last_s=60.0,
+                     triggers=(Trigger("jobs.batch", _job_over),),
                      changed=lambda old, new: tracked(new) and meta(old).get("ownerReferences") != meta(new).get("ownerReferences"))

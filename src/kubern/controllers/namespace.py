@@ -180,5 +180,5 @@ def _pod_left(old: Object | None, new: Object | None, view: View) -> Iterable[Ke
     return ()
 
 
-CONTROLLER = Controller("namespace-controller", "namespaces", reconcile, reads=("pods", rows.CRDS, API_SERVICES), workers=10,
+CONTROLLER = Controller("namespace-controller", "namespaces", reconcile, reads=("pods", rows.CRDS, API_SERVICES), workers=10, backoff_last_s=60.0,
                         triggers=(Trigger("pods", _pod_left, after_s=0.05),), changed=lambda old, new: deleting(new), after_s=0.05)

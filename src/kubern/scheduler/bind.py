@@ -54,7 +54,10 @@ class Binder:
 
     async def _bind(self, queued: Queued, p: PodInfo, node: str, bound: volumes.Bindings, devices: Reserved) -> None:
         state = self.state
+        slow = bool(devices or bound.static or bound.provision)
         try:
+            if slow:
+                await self._expect(p, node)
             if devices:
                 await self._take_devices(p, node, devices)
             if bound.static or bound.provision:
@@ -70,6 +73,8 @@ class Binder:
             for claim_uid in devices.uids:
                 state.allocating.pop(claim_uid, None)
             await self._return_devices(p, devices)
+            if slow:
+                await self._expect(p, None)
             if p.assumed and state.table.placed.get(p.key) is p:
                 state.table.remove_pod(p)
                 p.assumed = False
@@ -85,6 +90,15 @@ class Binder:
             return
         state.queue.remove(p.key)
         self.speaker.say(p.pod, "Normal", "Scheduled", "Binding", f"Successfully assigned {p.namespace}/{p.name} to {node}")
+
+    async def _expect(self, p: PodInfo, node: str | None) -> None:
+        """Says where a pod will be before what may take long begins (KEP-5278); binding clears it again."""
+        if ((p.pod.get("status") or {}).get("nominatedNodeName") or None) == node and node is not None:
+            return
+        try:
+            await self.client.patch(POD, p.namespace, p.name, {"metadata": {"uid": p.uid}, "status": {"nominatedNodeName": node}}, subresource="status")
+        except StatusError as e:
+            log.debug("nominating %s for %s/%s: %s", node, p.namespace, p.name, e.message)
 
     async def _bind_pod(self, p: PodInfo, node: str) -> None:
         try:

@@ -44,7 +44,8 @@ class Refusals:
         """Looks for victims at once, while the plugins still know this pod; the coroutine that does the rest."""
         found: list[Victims] | NoHelp | None = None
         claim: Object | None = None
-        if rejection.total and not rejection.message and (extra.profile is None or extra.profile.preempts):
+        told = not rejection.message or rejection.plugins == {"DynamicResources"}       # else the device plugin knows nothing of the pod
+        if rejection.total and told and (extra.profile is None or extra.profile.preempts):
             claim = self._in_the_way(p)
             if claim is None:
                 found = preempt(p, self.state.table, rejection, self.state.mirrors.list("poddisruptionbudgets.policy"), extra, self.random)
@@ -64,7 +65,8 @@ class Refusals:
         if claim is not None:
             tail = await self._give_up(claim) + "."
         elif isinstance(found, NoHelp):
-            tail = f"{'still not schedulable' if p.claims or p.backed else NO_CLAIMS}, preemption: {found.message}"
+            known = (p.claims or p.backed) and not rejection.message
+            tail = f"{'still not schedulable' if known else NO_CLAIMS}, preemption: {found.message}"
         elif found:
             try:
                 best = await self._heard(p, found)
