@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from kubern.api.negotiate import JSON, MEDIA, PROTOBUF, STREAMS, YAML, accept_of, parse_accept
+from kubern.api.negotiate import (
+    JSON,
+    MEDIA,
+    PROTOBUF,
+    STREAMS,
+    YAML,
+    accept_of,
+    parse_accept,
+    to_yaml,
+)
 from kubern.model.request import Request
 from kubern.model.status import StatusError
 
@@ -44,3 +53,8 @@ def test_pretty() -> None:
     assert accept_of(Request("GET", "/", {"pretty": ["true"]}, {})).pretty
     assert accept_of(Request("GET", "/", {"x": ["1"]}, {"user-agent": "curl/8"})).pretty
     assert not accept_of(Request("GET", "/", {"pretty": ["false"]}, {"user-agent": "curl/8"})).pretty
+
+
+def test_yaml_is_quoted_as_go_does():
+    assert to_yaml({"a": "2020-01-01T00:00:00Z", "b": "1e3", "c": "x: y", "d": "l1\nl2", "e": "", "f": "y", "g": "it's"}).decode() == (
+        'a: "2020-01-01T00:00:00Z"\nb: "1e3"\nc: \'x: y\'\nd: |-\n  l1\n  l2\ne: ""\nf: "y"\ng: it\'s\n')

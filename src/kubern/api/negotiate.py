@@ -7,8 +7,9 @@ Upstream: apiserver endpoints/handlers/negotiation, go-restful's Produces and Co
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+import re
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 from kubern.model.object import Object
 from kubern.model.request import Request
@@ -158,6 +159,29 @@ def content_type_of(request: Request) -> str:
 def to_yaml(obj: Object) -> bytes:
     import yaml
 
-    text: str = yaml.dump(obj, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), default_flow_style=False, sort_keys=True,
-                          allow_unicode=True)
+    text: str = yaml.dump(obj, Dumper=_dumper(), default_flow_style=False, sort_keys=True, allow_unicode=True)
     return text.encode()
+
+
+@cache
+def _dumper() -> Any:
+    """PyYAML's, with go-yaml's way of quoting: text of several lines as a block, double quotes around what would be read as something else."""
+    import yaml
+
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+        pass
+
+    resolver = yaml.SafeDumper(None)
+    newer_numbers = re.compile(r"[-+]?\d+[eE][-+]?\d+|0o[0-7]+|[yYnN]")
+
+    def text(dumper: Any, value: str) -> Any:
+        style = None
+        if "\n" in value:
+            style = "|"
+        elif newer_numbers.fullmatch(value) or (value not in ("=", "<<")
+                                                and resolver.resolve(yaml.ScalarNode, value, (True, False)) != "tag:yaml.org,2002:str"):
+            style = '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    return Dumper

@@ -14,7 +14,7 @@ import orjson
 from kubern import KUBERNETES_VERSION
 from kubern.api import fairness_report
 from kubern.api.call import answer
-from kubern.api.negotiate import Accept
+from kubern.api.negotiate import Accept, router_not_acceptable
 from kubern.model.request import Request, Response, User
 from kubern.model.status import StatusError
 from kubern.store.protocol import Broken, Unavailable
@@ -58,6 +58,9 @@ async def respond(server: Server, request: Request, user: User) -> Response:
     if path in ("/version", "/version/"):
         if request.method not in ("GET", "HEAD"):
             raise StatusError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource", {})
+        wanted = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
+        if any(wanted) and not {"application/json", "application/*", "*/*"} & set(wanted):
+            raise router_not_acceptable(("application/json",))
         return answer(version(), Accept("application/json", pretty=True))
     if path == "/metrics":
         return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")], server.metrics.text(server))

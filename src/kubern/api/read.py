@@ -100,15 +100,15 @@ async def list_(call: Call, *, forced_watch: bool = False, name: str = "") -> Re
     limit = max(o.limit, 0)
     start, exact = "", False
     if o.continue_:
+        revision, start = _decode_continue(o.continue_)
         if o.version not in ("", "0"):
             raise bad_request("specifying resource version is not allowed when using continue")
-        revision, start = _decode_continue(o.continue_)
         if revision > 0:
             wanted, exact = revision, True
     elif o.version:
         wanted = parse_version(o.version, listing=True)
         exact = bool(wanted) and (o.match == "Exact" or (not o.match and limit > 0))
-        if o.version == "0" and not o.match:
+        if o.version == "0" and o.match != "Exact":
             limit = 0
     if wanted > cache.revision:
         raise too_large(wanted, cache.revision)
