@@ -16,6 +16,7 @@ from kubern.api.authz.attributes import Attributes
 from kubern.api.cache import Cache, value_of
 from kubern.api.fairness import Fairness, Level, deal
 from kubern.api.handle import MASTERS, Server
+from kubern.api.refusals import Refusals
 from kubern.api.settings import ApiSettings
 from kubern.model.request import Request, Response, User
 from kubern.store.memory import MemoryStore
@@ -163,6 +164,14 @@ async def test_what_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (flow.counts.running, flow.counts.executing, flow.counts.waiting, flow.counts.dispatched) == (0, 0, 0, 2)
 
 
+def test_the_more_are_refused_the_later_they_come_again() -> None:
+    r = Refusals()
+    assert [r.add(100 + i / 10) for i in range(9)] == [1] * 9
+    told = [max(r.add(s + i / 10) for i in range(9)) for s in range(101, 140)]
+    assert told[:3] == [2, 2, 4] and told[-1] == 32 and sorted(told) == told      # nine refusals a second
+    assert [r.add(10_000 + 100 * i) for i in range(40)][-1] == 1                  # one now and then
+
+
 def test_wide_reads_take_several_seats() -> None:
     f = fairness(100, ("a", {"shares": 1}), ("small", {"shares": 0}))
     a = f.levels["a"]
@@ -230,7 +239,7 @@ async def test_a_server_whose_disk_stands_still_sheds_load(server: Server) -> No
     loud = [asyncio.create_task(create(server, f"loud-{i}", EVE)) for i in range(600)]
     await asyncio.sleep(0.1)
     refused = [t for t in loud if t.done()]
-    assert refused and all(t.result().status == 429 and t.result().header("Retry-After") == "1" for t in refused)
+    assert refused and all(t.result().status == 429 and t.result().header("Retry-After") in ("1", "2") for t in refused)
     assert refused[0].result().body == b"Too many requests, please try again later.\n"
     quiet = asyncio.create_task(create(server, "quiet", BOB))
     await asyncio.sleep(0.01)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from kubern.api.authz.attributes import Attributes
 from kubern.api.cache import Cache, Change
 from kubern.api.metrics import Histogram
+from kubern.api.refusals import Refusals
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
 
@@ -63,6 +64,7 @@ class Level:
         self.executing = self.running = self.waiting = 0      # seats, requests, requests
         self.dispatched = self.timed_out = self.cancelled = 0
         self.rejected: dict[tuple[str, str], int] = {}        # (flow schema, reason)
+        self.refusals = Refusals()
         self.active: dict[int, _Queue] = {}                  # queues in which somebody waits
         self._served = 0.0
 
@@ -333,9 +335,10 @@ class Fairness:
         return min(1 + read // LIST_ITEMS_A_SEAT, WIDTH_MAX, max(1, math.ceil(level.nominal * WIDTH_SHARE_MAX)))
 
 
-def too_many() -> Response:
+def too_many(level: Level | None = None) -> Response:
     """What upstream answers: text, and when to come again."""
-    return Response(429, [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"), ("Retry-After", "1")],
+    after_s = level.refusals.add(time.time()) if level is not None else 1
+    return Response(429, [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"), ("Retry-After", str(after_s))],
                     b"Too many requests, please try again later.\n")
 
 

@@ -470,7 +470,7 @@ class Server:
         else:
             width = self.fairness.width(flow.level, a, request, len(served.collection.order))
             if not await flow.enter(width):
-                return too_many()
+                return too_many(flow.level)
         writes = a.verb not in ("get", "list", "watch")
         self.in_flight += 1
         self.writing += writes
