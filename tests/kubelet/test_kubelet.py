@@ -121,7 +121,7 @@ async def test_a_life(world: World) -> None:
     async with asyncio.timeout(5):
         while await world.runtime.sandboxes() or list((world.home / "logs").iterdir()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-    assert (await world.reasons("a"))[:4] == ["Pulled", "Created", "Started", "Killing"]
+    assert (await world.reasons("a"))[:5] == ["Pulling", "Pulled", "Created", "Started", "Killing"]
 
 
 async def test_success_failure_and_crash_loop(world: World) -> None:

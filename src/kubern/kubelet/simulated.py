@@ -1,7 +1,8 @@
 """Simulated runtime: the Runtime protocol in memory, for nodes that run nothing (hollow.py) and for tests of the kubelet.
 
 A container whose command or args hold `exit:N` ends with that code soon after its start; `never-ready` keeps it unready (hollow.py reads
-that); every other one runs until it is stopped.
+that). Of shell scripts the words in `act` are understood, so that one suite (tests/cri) holds for this runtime and for real ones; what is not
+understood runs until it is stopped. Images whose name holds `nosuch` are in no registry.
 """
 
 from __future__ import annotations
@@ -44,6 +45,38 @@ def behaviour(container: Mapping[str, Any]) -> tuple[int | None, bool]:
     return code, ready
 
 
+def act(argv: Sequence[str]) -> tuple[bytes, float, int | None]:
+    """(output, seconds, exit code or None for "never ends") of a command: echo, sleep, true, false, exit, and `sh -c` of those."""
+    words = list(argv)
+    if words[:2] == ["sh", "-c"] and len(words) > 2:
+        output, seconds = b"", 0.0
+        code: int | None = 0
+        for part in words[2].replace("&&", ";").split(";"):
+            more, took, code = act(part.split())
+            output, seconds = output + more, seconds + took
+            if code is None or part.split()[:1] == ["exit"]:
+                break
+        return output, seconds, code
+    match words:
+        case []:
+            return b"", 0.0, 0
+        case ["echo", *text]:
+            return " ".join(text).encode() + b"\n", 0.0, 0
+        case ["sleep", n] if n.replace(".", "", 1).isdigit():
+            return b"", float(n), 0
+        case ["exit", n] if n.isdigit():
+            return b"", 0.0, int(n)
+        case ["true"] | ["false"]:
+            return b"", 0.0, int(words[0] == "false")
+    return b"", 0.0, None
+
+
+def _limits(resources: Mapping[str, Any]) -> dict[str, int]:
+    """LinuxContainerResources as a Container tells of them."""
+    names = {"cpu_shares": "cpu_shares", "cpu_quota": "cpu_quota", "cpu_period": "cpu_period", "memory_limit_in_bytes": "memory_limit"}
+    return {ours: int(resources[theirs]) for theirs, ours in names.items() if resources.get(theirs) is not None}
+
+
 class SimulatedRuntime:
     """Runtime in memory. The plain methods act at once and cost microseconds; the async ones are the Runtime protocol over them."""
 
@@ -58,6 +91,8 @@ class SimulatedRuntime:
         self._count = 0
         self.taken: set[str] = set()                   # addresses of pods that were there before this process
         self._changes: list[asyncio.Queue[str]] = []
+        self._images: dict[str, Image] = {}
+        self._scripts: dict[str, list[str]] = {}       # container id -> what it runs
 
     def _next_address(self, _uid: str) -> str:
         while True:
@@ -126,6 +161,7 @@ class SimulatedRuntime:
     def drop_container(self, id_: str) -> None:
         uid = self.where.pop(id_, None)
         self.exits.pop(id_, None)
+        self._scripts.pop(id_, None)
         if uid is not None and uid in self.by_pod:
             seen = self.by_pod[uid]
             self.by_pod[uid] = replace(seen, containers=tuple(c for c in seen.containers if c.id != id_))
@@ -163,21 +199,30 @@ class SimulatedRuntime:
 
     def _find(self, id_: str) -> tuple[str, Observed]:
         uid = self.where.get(id_)
-        if uid is None:
+        if uid is None or uid not in self.by_pod:
             raise RuntimeFailure("NOT_FOUND", f"{id_} not found")
         return uid, self.by_pod[uid]
 
     async def sandbox(self, id: str) -> Sandbox:
-        return next(s for s in self._find(id)[1].sandboxes if s.id == id)
+        found = next((s for s in self._find(id)[1].sandboxes if s.id == id), None)
+        if found is None:
+            raise RuntimeFailure("NOT_FOUND", f"sandbox {id} not found")
+        return found
 
     async def container(self, id: str) -> Container:
-        return next(c for c in self._find(id)[1].containers if c.id == id)
+        found = next((c for c in self._find(id)[1].containers if c.id == id), None)
+        if found is None:
+            raise RuntimeFailure("NOT_FOUND", f"container {id} not found")
+        return found
 
     async def network_namespace(self, id: str) -> str:
         return ""
 
     async def run_sandbox(self, config: Config, handler: str = "") -> str:
         m = config["metadata"]
+        for s in self.seen(m["uid"]).sandboxes:
+            if (s.name, s.namespace, s.attempt) == (m["name"], m["namespace"], m.get("attempt", 0)):
+                raise RuntimeFailure("UNKNOWN", f"failed to reserve sandbox name: name is reserved for {s.id!r}")
         return self.add_sandbox(m["uid"], m["namespace"], m["name"], m.get("attempt", 0), config.get("hostname") is None)
 
     async def stop_sandbox(self, id: str) -> None:
@@ -189,25 +234,48 @@ class SimulatedRuntime:
         uid = self.where.pop(id, None)
         if uid is not None:
             seen = self.by_pod[uid]
+            for c in seen.containers:
+                if c.sandbox_id == id:
+                    self.drop_container(c.id)
             left = observed([s for s in seen.sandboxes if s.id != id], [c for c in seen.containers if c.sandbox_id != id])
             self.by_pod[uid] = left
             if not left.sandboxes and not left.containers:
                 self.forget(uid)
 
     async def create(self, sandbox_id: str, config: Config, sandbox_config: Config) -> str:
-        uid, _ = self._find(sandbox_id)
-        spec = {"name": config["metadata"]["name"], "image": config["image"].get("user_specified_image") or config["image"]["image"],
+        uid, seen = self._find(sandbox_id)
+        if not any(s.id == sandbox_id for s in seen.sandboxes):
+            raise RuntimeFailure("NOT_FOUND", f"sandbox {sandbox_id} not found")
+        name, attempt = config["metadata"]["name"], config["metadata"].get("attempt", 0)
+        for c in seen.containers:
+            if (c.name, c.attempt, c.sandbox_id) == (name, attempt, sandbox_id):
+                raise RuntimeFailure("UNKNOWN", f"failed to reserve container name: name is reserved for {c.id!r}")
+        spec = {"name": name, "image": config["image"].get("user_specified_image") or config["image"]["image"],
                 "command": config.get("command"), "args": config.get("args")}
-        return self.add_container(uid, spec, config["metadata"].get("attempt", 0), running=False)
+        id_ = self.add_container(uid, spec, attempt, running=False)
+        notes = config.get("annotations") or {}
+        limits = (config.get("linux") or {}).get("resources")
+        if "io.kubernetes.container.hash" in notes:
+            self._change(id_, hash=notes["io.kubernetes.container.hash"])
+        path = f"{sandbox_config.get('log_directory', '')}/{config['log_path']}" if config.get("log_path") else ""
+        self._change(id_, resources=_limits(limits) if limits else None, log_path=path)
+        self._scripts[id_] = [*(config.get("command") or ()), *(config.get("args") or ())]
+        return id_
+
+    def _change(self, id_: str, **fields: Any) -> None:
+        uid, seen = self._find(id_)
+        self.by_pod[uid] = replace(seen, containers=tuple(replace(c, **fields) if c.id == id_ else c for c in seen.containers))
 
     async def start(self, id: str) -> None:
-        uid, seen = self._find(id)
-        now = int(self.clock() * 1e9)
-        self.by_pod[uid] = replace(seen, containers=tuple(
-            replace(c, state=RUNNING, started_ns=now) if c.id == id else c for c in seen.containers))
+        if (await self.container(id)).state != CREATED:
+            raise RuntimeFailure("UNKNOWN", f"container {id} is not created but in another state")
+        self._change(id, state=RUNNING, started_ns=int(self.clock() * 1e9))
         self._told(id)
+        _, seconds, code = act(self._scripts.get(id) or ())
         if id in self.exits:
             asyncio.get_running_loop().call_later(EXIT_AFTER_S, self.end_container, id, self.exits[id])
+        elif self._scripts.get(id) and code is not None:
+            asyncio.get_running_loop().call_later(EXIT_AFTER_S + seconds, self.end_container, id, code)
 
     async def stop(self, id: str, timeout_s: int) -> None:
         self.end_container(id, 143)
@@ -216,11 +284,18 @@ class SimulatedRuntime:
         self.drop_container(id)
 
     async def update(self, id: str, resources: Config) -> None:
-        self._find(id)
+        now = (await self.container(id)).resources or {}
+        self._change(id, resources={**now, **_limits(resources)})
 
     async def exec_sync(self, id: str, command: Sequence[str], timeout_s: float) -> ExecResult:
-        self._find(id)
-        return ExecResult(b"", b"", 0)
+        if (await self.container(id)).state != RUNNING:
+            raise RuntimeFailure("UNKNOWN", f"container {id} is not running")
+        output, seconds, code = act(command)
+        if timeout_s and seconds > timeout_s:
+            await asyncio.sleep(timeout_s)
+            raise RuntimeFailure("DEADLINE_EXCEEDED", f"failed to exec in container: timeout {timeout_s:g}s exceeded")
+        await asyncio.sleep(seconds)
+        return ExecResult(output, b"", code or 0)
 
     async def exec_url(self, id: str, command: Sequence[str], tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str:
         raise RuntimeFailure("UNIMPLEMENTED", "simulated containers run nothing")
@@ -238,16 +313,21 @@ class SimulatedRuntime:
         return []
 
     async def image(self, ref: str) -> Image | None:
-        return Image(f"simulated://{ref}", (ref,))
+        return self._images.get(ref) or next((i for i in self._images.values() if i.id == ref), None)
 
     async def images(self) -> list[Image]:
-        return []
+        return list(self._images.values())
 
     async def pull(self, ref: str, auth: Mapping[str, str] | None, sandbox_config: Config | None) -> str:
+        if "nosuch" in ref:
+            raise RuntimeFailure("NOT_FOUND", f'failed to pull and unpack image "{ref}": not found')
+        self._images[ref] = Image(f"simulated://{ref}", (ref,), size=1)
         return f"simulated://{ref}"
 
     async def remove_image(self, ref: str) -> None:
-        return None
+        image = await self.image(ref)
+        if image is not None:
+            self._images = {k: i for k, i in self._images.items() if i.id != image.id}
 
     async def image_mounts(self, ref: str, key: str) -> list[MountPoint] | None:
         return None
