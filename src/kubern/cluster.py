@@ -170,7 +170,13 @@ async def gateways(ctx: Context) -> None:
     async def access(kinds: Kinds) -> None:
         for obj in row.objects():
             await join.create(ctx.client(MASTERS).with_kinds(kinds), obj)
-    await run_while_defined(row.NEEDED, (row.CONTROLLER,), ctx.client(MASTERS), ctx.client, before=access, clock=ctx.clock)
+
+    async def no_fronts() -> None:
+        client = ctx.client(MASTERS)
+        for _, version, kind in row.MADE:
+            for obj in (await client.list(client.row(version, kind), row.NAMESPACE, labels=row.SPACE_LABEL))[0]:
+                await client.delete(client.row(version, kind), row.NAMESPACE, obj["metadata"]["name"])
+    await run_while_defined(row.NEEDED, (row.CONTROLLER,), ctx.client(MASTERS), ctx.client, before=access, without=no_fronts, clock=ctx.clock)
 
 
 async def alone(ctx: Context, name: str, work: Callable[[], Coroutine[Any, Any, None]], ready: asyncio.Event) -> None:

@@ -249,3 +249,5 @@ def test_a_gateway_takes_its_nginx_with_it(web: Any) -> None:
     web.until(lambda: not any(web.get(kind, "-n", "kube-system", "-l", "gateway.networking.k8s.io/gateway-name=second")["items"]
                               for kind in ("daemonset", "service", "secret")), "nothing left")
     web.until(lambda: not (web.get("httproute", "chosen", "-n", "other").get("status") or {}).get("parents"), "nothing said of it any more")
+    web.kubectl("delete", "crd", "gateways.gateway.networking.k8s.io", "--timeout=30s")                # with every Gateway, whoever made them
+    web.until(lambda: not web.get("daemonset", "-n", "kube-system", "-l", "gateway.networking.k8s.io/gateway-name")["items"], "nothing left of the others")

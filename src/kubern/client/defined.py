@@ -20,6 +20,7 @@ from kubern.model.request import User
 from kubern.model.resource import Resource
 from kubern.model.resources import by_kind
 from kubern.model.rows import CRDS, of_crd, resource_name
+from kubern.model.status import StatusError
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ AGAIN_S = 5.0
 
 
 async def run_while_defined(needed: Iterable[str], table: Iterable[Controller], client: Client, client_for: Callable[[User, str], Client], *,
-                            before: Before, clock: Callable[[], float] = time.time) -> None:
-    """Until cancelled. `needed`: "gateways.gateway.networking.k8s.io", …; `before` is awaited each time the controllers start."""
+                            before: Before, without: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.time) -> None:
+    """Until cancelled. `needed`: "gateways.gateway.networking.k8s.io", …; `before` is awaited each time the controllers start, `without` when
+    they cannot, or can no longer."""
     names, table = tuple(needed), tuple(table)
     rows: dict[str, Resource] = {}
     changed = asyncio.Event()
@@ -54,6 +56,9 @@ async def run_while_defined(needed: Iterable[str], table: Iterable[Controller], 
             task = None
             if all(n in rows for n in names):
                 task = asyncio.get_running_loop().create_task(_run(dict(rows), table, client, client_for, before, clock), name=table[0].name)
+            else:
+                with contextlib.suppress(StatusError):
+                    await without()
             await changed.wait()
             await asyncio.sleep(GATHER_S)
             if task is not None:

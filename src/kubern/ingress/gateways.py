@@ -27,6 +27,7 @@ NAMESPACES = "namespaces"
 NAME = "kubern-gateway"
 GATEWAY_LABEL, SPACE_LABEL = f"{GROUP}/gateway-name", "kubern.dev/gateway-namespace"
 NAME_MAX = 50
+MADE = ((SERVICES, "v1", "Service"), (SETS, "apps/v1", "DaemonSet"), (SECRETS, "v1", "Secret"))
 GATHER_S = 0.1
 
 
@@ -82,7 +83,7 @@ def _reconcile(single: Object, view: View, now: float) -> Steps:
         status = gateway.route_status(r, said_of, stamp)
         if status["parents"] or (r.get("status") or {}).get("parents"):
             yield from _write(r, "HTTPRoute", status)
-    for resource, version, kind in ((SERVICES, "v1", "Service"), (SETS, "apps/v1", "DaemonSet"), (SECRETS, "v1", "Secret")):
+    for resource, version, kind in MADE:
         for old in view.list(resource, NAMESPACE):
             if SPACE_LABEL in labels(old) and GATEWAY_LABEL in labels(old) and name(old) not in kept and not deleting(old):
                 yield Delete(version, kind, NAMESPACE, name(old))
