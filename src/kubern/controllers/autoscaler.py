@@ -14,7 +14,7 @@ from typing import Any
 
 from kubern.controllers.context import Context
 from kubern.controllers.pods import phase, ready
-from kubern.controllers.select import selected
+from kubern.controllers.select import go_selector, selected
 from kubern.model import rows
 from kubern.model.controller import Controller, Steps
 from kubern.model.intent import Emit, Failed, Fetch, Requeue, Update
@@ -60,14 +60,6 @@ class _Sample:
 
 
 Live = Generator[Any, Any, Any]
-
-
-def _selector_text(selector: dict[str, Any] | None) -> str:
-    """A *LabelSelector as Go prints it with %+v."""
-    if selector is None:
-        return "nil"
-    pairs = ",".join(f"{k}: {v}" for k, v in sorted((selector.get("matchLabels") or {}).items()))
-    return f"&LabelSelector{{MatchLabels:map[string]string{{{pairs + ',' if pairs else ''}}},MatchExpressions:[]LabelSelectorRequirement{{}},}}"
 
 
 class _Pass:
@@ -144,7 +136,7 @@ class _Pass:
         selector = str(from_label_selector(metric.get("selector") or {}))
         live = yield Fetch(f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace(self.hpa)}/{metric['name']}",
                            {"labelSelector": [selector]} if selector else {})
-        head = f"unable to get external metric {namespace(self.hpa)}/{metric['name']}/{_selector_text(metric.get('selector'))}: "
+        head = f"unable to get external metric {namespace(self.hpa)}/{metric['name']}/{go_selector(metric.get('selector'))}: "
         if isinstance(live, Failed):
             why = "no external metrics API (external.metrics.k8s.io) registered" if live.code == 404 else live.message
             raise _NoMetric(f"{head}unable to fetch metrics from external metrics API: {why}")
@@ -336,7 +328,7 @@ class _Pass:
             shown, label = {"value": of_milli(usage)}, f"{ref.get('kind')} metric {metric['name']}"
         elif target.get("averageValue") is not None:
             count, usage = self._per_pod(status_replicas, usage, milli(str(target["averageValue"])))
-            shown, label = {"averageValue": of_milli(usage)}, f"external metric {metric['name']}({_selector_text(metric.get('selector'))})"
+            shown, label = {"averageValue": of_milli(usage)}, f"external metric {metric['name']}({go_selector(metric.get('selector'))})"
         else:
             raise _NoMetric("invalid object metric source: neither a value target nor an average value target was set")
         return count, label, {"type": "Object", "object": {"metric": metric, "current": shown, "describedObject": ref}}
@@ -357,7 +349,7 @@ class _Pass:
         else:
             count = self._by_ratio(current, usage / milli(str(target["value"])), selector)
             shown = {"value": of_milli(usage)}
-        return count, f"external metric {metric['name']}({_selector_text(metric.get('selector'))})", {
+        return count, f"external metric {metric['name']}({go_selector(metric.get('selector'))})", {
             "type": "External", "external": {"metric": metric, "current": shown}}
 
     # ---- limits

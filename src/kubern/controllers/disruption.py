@@ -10,7 +10,7 @@ from typing import Any
 
 from kubern.controllers.amount import scaled
 from kubern.controllers.pods import finished, ready
-from kubern.controllers.select import selected
+from kubern.controllers.select import go_selector, selected
 from kubern.model import rows
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Again, Emit, Failed, Fetch, Patch, Requeue, Update
@@ -26,16 +26,6 @@ STALE_CONDITION_S = 120.0
 
 def _selector(pdb: Object) -> Selector:
     return from_label_selector((pdb.get("spec") or {}).get("selector"))
-
-
-def _go_selector(pdb: Object) -> str:
-    """The selector as Go prints a *LabelSelector."""
-    s = (pdb.get("spec") or {}).get("selector") or {}
-    have = " ".join(f"{k}:{v}" for k, v in sorted((s.get("matchLabels") or {}).items()))
-    expressions = ",".join(f"LabelSelectorRequirement{{Key:{e.get('key')},Operator:{e.get('operator')},Values:[{' '.join(e.get('values') or ())}],}}"
-                           for e in s.get("matchExpressions") or ())
-    return f"&LabelSelector{{MatchLabels:map[string]string{{{have.replace(' ', ',') + ',' if have else ''}}}," \
-           f"MatchExpressions:[]LabelSelectorRequirement{{{expressions + ',' if expressions else ''}}},}}"
 
 
 def _scale(ref: dict[str, Any], space: str, view: View) -> Generator[Any, Any, tuple[str, int] | None]:
@@ -134,7 +124,7 @@ def reconcile(pdb: Object, view: View, now: float) -> Steps:
         return
     if unmanaged:
         yield Emit(pdb, "Warning", "UnmanagedPods",
-                   f"Pods selected by this PodDisruptionBudget (selector: {_go_selector(pdb)}) were found to be unmanaged. As a result, the "
+                   f"Pods selected by this PodDisruptionBudget (selector: {go_selector((pdb.get('spec') or {}).get('selector') or {})}) were found to be unmanaged. As a result, the "
                    "status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please "
                    'set ".spec.minAvailable" field of the PDB to an integer value.')
     old = pdb.get("status") or {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kubern.model.object import Object, meta
 from kubern.model.selector import Selector
 from kubern.model.view import View
@@ -18,3 +20,13 @@ def selected(view: View, resource: str, namespace: str, selector: Selector) -> l
     if selector.nothing:
         return []
     return [o for o in view.list(resource, namespace) if selector.matches(meta(o).get("labels"))]
+
+
+def go_selector(selector: dict[str, Any] | None) -> str:
+    """A *LabelSelector as Go prints it."""
+    if selector is None:
+        return "nil"
+    pairs = "".join(f"{k}: {v}," for k, v in sorted((selector.get("matchLabels") or {}).items()))
+    expressions = "".join(f"LabelSelectorRequirement{{Key:{e.get('key')},Operator:{e.get('operator')},Values:[{' '.join(e.get('values') or ())}],}},"
+                          for e in selector.get("matchExpressions") or ())
+    return f"&LabelSelector{{MatchLabels:map[string]string{{{pairs}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"

@@ -29,6 +29,7 @@ CURES: dict[str, frozenset[str] | None] = {
     "pod-placed": frozenset({"InterPodAffinity", "PodTopologySpread"}),
     "pod-removed": frozenset({"NodeResourcesFit", "NodePorts", "PodTopologySpread", "InterPodAffinity", "VolumeRestrictions", "NodeVolumeLimits",
                               "DynamicResources", "Preemption"}),
+    "pod-leaving": frozenset({"PodTopologySpread"}),
     "pod-labels": frozenset({"InterPodAffinity", "PodTopologySpread"}),
     "storage": frozenset({"VolumeBinding", "VolumeZone", "VolumeRestrictions", "NodeVolumeLimits"}),
     "claims": frozenset({"DynamicResources"}),

@@ -137,6 +137,8 @@ class State:
             self.table.add_pod(info, node)
             if before.labels != info.labels:
                 self.event("pod-labels", now)
+            elif deleting(pod) and not deleting(old_pod) and _resources(old_pod) == _resources(pod):
+                self.event("pod-leaving", now)                    # it still holds what it has
             else:
                 self.event("pod-removed", now, self._room_at(slot))
             return
