@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 
 from kubern.api.handle import Server
 from kubern.client.client import Client
-from kubern.kubelet.csi import CSI_NODES, Drivers, attachment_name, classes, kubelet_owns, read_records
+from kubern.kubelet.csi import CSI_NODES, EXPAND, Drivers, Published, attachment_name, classes, kubelet_owns, read_records
+from kubern.kubelet.csi_upkeep import CLAIMS, Upkeep
 from kubern.kubelet.projection import Missing
+from kubern.model.intent import Emit
 from kubern.model.request import User
 from kubern.model.resources import by_path
 from kubern.store.memory import MemoryStore
@@ -31,11 +34,13 @@ class Driver:
     def __init__(self, home: Path) -> None:
         self.home, self.calls = home, []  # type: ignore[var-annotated]
         self.told: Any = None
+        self.failure: Any = None
 
     async def start(self) -> None:
         c = classes()
         answers = {"NodeGetInfo": ("Empty", c["NodeGetInfoResponse"](node_id="N", max_volumes_per_node=5, accessible_topology={"segments": {"zone": "z"}})),
                    "NodeGetCapabilities": ("Empty", c["NodeGetCapabilitiesResponse"](capabilities=[{"rpc": {"type": 1}}]))}
+        answers["NodeExpandVolume"] = ("NodeExpandVolumeRequest", c["NodeExpandVolumeResponse"]())
         for name in ("NodeStageVolume", "NodeUnstageVolume", "NodePublishVolume", "NodeUnpublishVolume"):
             answers[name] = (f"{name}Request", c["Empty"]())
         self.server = self._serve("csi.v1.Node", answers, f"unix://{self.home}/csi.sock")
@@ -52,6 +57,8 @@ class Driver:
         def handler(name: str, takes: str, answer: Any) -> Any:
             async def run(request: Any, context: Any) -> Any:
                 self.calls.append((name, request))
+                if self.failure is not None and name == "NodeExpandVolume":
+                    await context.abort(self.failure, "no")
                 if name == "NotifyRegistrationStatus":
                     self.told = request
                 return answer
@@ -196,3 +203,37 @@ async def test_a_driver_that_goes_is_forgotten(world: tuple[Driver, Drivers, Cli
             await asyncio.sleep(0.05)
 
 
+
+
+async def test_it_grows_when_the_claim_waits_for_the_node(world: tuple[Driver, Drivers, Client]) -> None:
+    driver, drivers, client = world
+    known = drivers.known["d.example.com"]
+    drivers.known["d.example.com"] = replace(known, can=known.can | {EXPAND})
+    pv = await client.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pv"}, "spec": {
+        "capacity": {"storage": "2Gi"}, "accessModes": ["ReadWriteOnce"], "csi": {"driver": "d.example.com", "volumeHandle": "h1"},
+        "claimRef": {"namespace": "default", "name": "c"}}})
+    claim = await client.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c", "namespace": "default"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "volumeName": "pv", "resources": {"requests": {"storage": "2Gi"}}}})
+    waits = {"phase": "Bound", "capacity": {"storage": "1Gi"}, "allocatedResourceStatuses": {"storage": "NodeResizePending"},
+             "conditions": [{"type": "FileSystemResizePending", "status": "True"}]}
+    await client.update({**claim, "status": waits}, "status")
+    told: list[Emit] = []
+    v = Published(POD, SOURCE, pv, "v", "d.example.com", "h1", "/target", "/staging")
+    upkeep = Upkeep(drivers, told.append, lambda: 100.0)
+    driver.failure = grpc.StatusCode.OUT_OF_RANGE
+    await upkeep.grow(v)
+    status = (await client.get(CLAIMS, "default", "c"))["status"]
+    assert status["allocatedResourceStatuses"] == {"storage": "NodeResizeInfeasible"} and status["capacity"] == {"storage": "1Gi"}
+    assert {c["type"] for c in status["conditions"]} == {"FileSystemResizePending", "NodeResizeError"} and told[-1].reason == "VolumeResizeFailed"
+    driver.failure = None
+    have = await client.get(CLAIMS, "default", "c")
+    await client.update({**have, "apiVersion": "v1", "kind": "PersistentVolumeClaim", "status": {**status, "allocatedResourceStatuses": {
+        "storage": "NodeResizePending"}}}, "status")                                # the resizer tries again
+    await upkeep.grow(v)                                                            # too soon after the failure
+    assert (await client.get(CLAIMS, "default", "c"))["status"]["capacity"] == {"storage": "1Gi"}
+    upkeep.clock = lambda: 1000.0
+    await upkeep.grow(v)
+    status = (await client.get(CLAIMS, "default", "c"))["status"]
+    assert status["capacity"] == {"storage": "2Gi"} and "allocatedResourceStatuses" not in status and not status.get("conditions")
+    assert [t.reason for t in told[-2:]] == ["FileSystemResizeSuccessful"] * 2
+    assert driver.calls[-1][1].capacity_range.required_bytes == 2 << 30 and driver.calls[-1][1].volume_path == "/target"
