@@ -209,6 +209,16 @@ async def test_commands_in_a_container(pod: Pod) -> None:
     await refused(r.exec_sync(id_, ["sleep", "30"], 1), "DEADLINE_EXCEEDED")
 
 
+async def test_checkpoints_are_made_or_plainly_refused(pod: Pod, tmp_path: Path) -> None:
+    id_ = await pod.start("sleep", "1000")
+    try:
+        await pod.runtime.checkpoint(id_, f"{tmp_path}/c.tar", 5)
+    except RuntimeFailure as e:
+        assert e.code == "UNIMPLEMENTED" or "checkpoint" in e.message.lower()
+    else:
+        assert (tmp_path / "c.tar").exists()
+
+
 async def test_resources_can_be_changed_while_it_runs(pod: Pod) -> None:
     r = pod.runtime
     id_ = await pod.start("sleep", "1000", linux={"resources": {"cpu_shares": 102, "memory_limit_in_bytes": 64 << 20}})

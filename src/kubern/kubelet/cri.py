@@ -209,6 +209,9 @@ class Cri:
     async def reopen_log(self, id: str) -> None:
         await self._call("ReopenContainerLog", container_id=id)
 
+    async def checkpoint(self, id: str, path: str, timeout_s: int) -> None:
+        await self._call("CheckpointContainer", timeout_s + 10.0 if timeout_s else CALL_TIMEOUT_S, container_id=id, location=path, timeout=timeout_s)
+
     # --- exec ---
 
     async def exec_sync(self, id: str, command: Sequence[str], timeout_s: float) -> ExecResult:

@@ -21,7 +21,9 @@ import orjson
 from kubern.kubelet import container as config
 from kubern.kubelet import localvolumes, logs, scrape, stats
 from kubern.kubelet.configuration import interpret
+from kubern.kubelet.pods import find_container
 from kubern.kubelet.runtime import EXITED, RUNNING, Container, RuntimeFailure
+from kubern.kubelet.status import stamp
 from kubern.model.request import ANONYMOUS, Request, Response, Stream, User
 from kubern.model.resources import by_path
 from kubern.model.status import StatusError
@@ -211,6 +213,8 @@ class Endpoint:
                 return json(await asyncio.to_thread(localvolumes.make if r.method == "POST" else localvolumes.remove, k.settings.root, parts[1]))
             except ValueError as e:
                 raise Refused(400, str(e)) from None
+        if first == "checkpoint" and len(parts) == 4 and r.method == "POST":
+            return await self._checkpoint(r, parts[1], parts[2], parts[3])
         if first == "logs":
             return await self._node_logs("/".join(parts[1:]))
         if first in ("exec", "attach", "run") and len(parts) in (4, 5):
@@ -290,6 +294,26 @@ class Endpoint:
 
     async def _node_logs(self, path: str) -> Response:
         return await asyncio.to_thread(node_log, path)
+
+    async def _checkpoint(self, r: Request, namespace: str, pod: str, name: str) -> Response:
+        """KEP-2008. Whether it can be done is the runtime's answer."""
+        k = self.kubelet
+        w = k.worker_of(namespace, pod)
+        if w is None:
+            raise Refused(404, "pod does not exist")
+        if find_container(w.pod["spec"], name) is None:
+            raise Refused(404, f"container {name} does not exist")
+        timeout = r.param("timeout") or "0"
+        if not timeout.isdigit():
+            raise Refused(404, "cannot parse value of timeout parameter")
+        c = self._container(namespace, pod, "", name)
+        path = f"{k.settings.root}/checkpoints/checkpoint-{pod}_{namespace}-{name}-{stamp(k.clock())}.tar"
+        await asyncio.to_thread(os.makedirs, os.path.dirname(path), 0o700, True)
+        try:
+            await k.runtime.checkpoint(c.id, path, int(timeout))
+        except RuntimeFailure as e:
+            raise Refused(500, f"checkpointing of {namespace}/{pod}/{name} failed ({e})") from None
+        return json({"items": [path]})
 
     # --- commands ---
 

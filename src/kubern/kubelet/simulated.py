@@ -306,6 +306,9 @@ class SimulatedRuntime:
     async def port_forward_url(self, sandbox_id: str, ports: Sequence[int] = ()) -> str:
         raise RuntimeFailure("UNIMPLEMENTED", "simulated containers run nothing")
 
+    async def checkpoint(self, id: str, path: str, timeout_s: int) -> None:
+        raise RuntimeFailure("UNIMPLEMENTED", "method CheckpointContainer not implemented")
+
     async def reopen_log(self, id: str) -> None:
         return None
 
