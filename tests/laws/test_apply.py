@@ -115,9 +115,10 @@ class Reference:
     def apply(self, wanted: Leaves, manager: str) -> None:
         lost = self.conflicts(wanted, manager)
         others = {p for m, theirs in self.owners.items() if m != manager for p in theirs} - lost
-        gone = self.owners.get(manager, set()) - set(wanted) - others
+        given_up = self.owners.get(manager, set()) - set(wanted) - others
+        gone = given_up | {p for p in self.state for q in given_up if q[-1].startswith("k:") and p[:len(q)] == q}    # an item goes with all in it
         self.state = {p: v for p, v in {**self.state, **wanted}.items() if p not in gone}
-        self.owners = {m: theirs - lost for m, theirs in self.owners.items() if m != manager} | {manager: set(wanted)}
+        self.owners = {m: theirs - lost - gone for m, theirs in self.owners.items() if m != manager} | {manager: set(wanted)}
 
     def update(self, wanted: Leaves, manager: str) -> None:
         changed = {p for p, v in wanted.items() if p not in self.state or self.state[p] != v}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from math import ceil, floor
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kubern.model import quantity
@@ -59,7 +59,7 @@ def test_rewritten_texts_are_short(t: tuple[str, Fraction]) -> None:
     if stored == text or not number:
         return
     assert "." not in stored and "+" not in stored
-    mantissa = abs(int(stored.rstrip("numkMGTPEi").partition("e")[0]))
+    mantissa = abs(int(stored.rstrip("numkKMGTPEi").partition("e")[0]))
     if stored.endswith("i"):
         assert mantissa % 1024 or stored.endswith("Ei")
     else:
@@ -73,6 +73,7 @@ def test_order(a: tuple[str, Fraction], b: tuple[str, Fraction]) -> None:
 
 @given(texts(), texts())
 def test_sums(a: tuple[str, Fraction], b: tuple[str, Fraction]) -> None:
+    assume(abs(a[1]) + abs(b[1]) < 1 << 62)               # above, binary amounts end at the largest integer, as upstream's
     assert quantity.parse(quantity.add(a[0], b[0])).amount == a[1] + b[1]
     assert quantity.parse(quantity.sub(a[0], b[0])).amount == a[1] - b[1]
     assert quantity.compare(quantity.sub(quantity.add(a[0], b[0]), b[0]), a[0]) == 0

@@ -217,7 +217,7 @@ class Cache:
         if c is None:
             c = self.collections[key] = Collection(group, plural)
             self._by_prefix[c.prefix] = c
-            c.window_after = self.revision
+            c.window_after = c.changed = self.revision
         return c
 
     def _of(self, key: str) -> Collection:
@@ -233,7 +233,7 @@ class Cache:
             self._of(entry.key).load(entry)
         self.revision = revision
         for c in self.collections.values():
-            c.window_after = revision
+            c.window_after = c.changed = revision           # what was deleted last left no entry to tell when
 
     def feed(self, batch: Iterable[Event]) -> None:
         """A batch of the store's events, in order."""

@@ -290,7 +290,7 @@ class Watch:
                     self._history = version
             else:
                 self._changes = changes
-        self._until, self._revision = collection.changed, now
+        self._until = self._revision = now
         self.channel = self.hub.join(self)
 
     # --- the opening ---
@@ -376,14 +376,12 @@ class Watch:
         try:
             if self._history:
                 try:
-                    async for batch in self.hub.store.watch(self.hub.collection.prefix, self._history):
+                    async for batch in self.hub.store.watch(self.hub.collection.prefix, self._history, self._until):
                         changes = [_past(self.hub.collection, e) for e in batch if e.revision <= self._until]
                         data = self._replay(changes)
                         if data:
                             self._send(data)
                             await sink.drain()
-                        if batch[-1].revision >= self._until:
-                            break
                 except Compacted as e:
                     self._send(_expired(self._history, e.revision))
                     self.end()

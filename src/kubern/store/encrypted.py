@@ -155,8 +155,8 @@ class EncryptedStore:
                 flush()
         return self._inner.subscribe(opened)
 
-    async def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
-        feed: Any = self._inner.watch(prefix, after)
+    async def watch(self, prefix: str, after: int, until: int = 0) -> AsyncIterator[Batch]:
+        feed: Any = self._inner.watch(prefix, after, until)
         try:
             async for batch in feed:
                 yield [self._event(e) for e in batch]

@@ -391,8 +391,8 @@ class EtcdStore:
                     return out, after
         return out, after
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
-        return self._feed.watch(prefix, after, lambda: self._revision, self._page)
+    def watch(self, prefix: str, after: int, until: int = 0) -> AsyncIterator[Batch]:
+        return self._feed.watch(prefix, after, lambda: self._revision, self._page, until)
 
     async def take_over(self, entries: Sequence[Entry], revision: int) -> None:
         """Fills an empty state with entries from elsewhere; every revision from now on is greater than `revision`. Raises Broken if not empty."""

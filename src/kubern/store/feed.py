@@ -89,7 +89,7 @@ class Feed:
         for live in self._live:
             live.wake.set()
 
-    async def watch(self, prefix: str, after: int, revision: Callable[[], int], page: Page) -> AsyncIterator[list[Event]]:
+    async def watch(self, prefix: str, after: int, revision: Callable[[], int], page: Page, until: int = 0) -> AsyncIterator[list[Event]]:
         live = _Live(prefix)
         unsubscribe = self.subscribe(live.take)
         self._live.add(live)
@@ -100,6 +100,8 @@ class Feed:
                     events, after = await page(prefix, after, PAGE_EVENTS_MAX)
                     if events:
                         yield events
+                if until and after >= until:
+                    return
                 live.overflow = False
                 live.events = [e for e in live.events if e.revision > after]
                 while not live.overflow:

@@ -99,8 +99,8 @@ class MemoryStore:
         page = self._log[i:i + limit]
         return [e for e in page if e.key.startswith(prefix)], page[-1].revision if page else self._revision
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
-        return self._feed.watch(prefix, after, lambda: self._revision, self._page)
+    def watch(self, prefix: str, after: int, until: int = 0) -> AsyncIterator[Batch]:
+        return self._feed.watch(prefix, after, lambda: self._revision, self._page, until)
 
     async def compact(self, revision: int) -> None:
         self._check(revision if revision > self._revision else 0)

@@ -109,8 +109,9 @@ class Store(Protocol):
         The callback must not block or raise."""
         ...
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
-        """Events with revision > after, from history and then live, none lost, doubled or reordered. Raises Compacted."""
+    def watch(self, prefix: str, after: int, until: int = 0) -> AsyncIterator[Batch]:
+        """Events with revision > after, from history and then live, none lost, doubled or reordered. Given an acknowledged revision as `until`,
+        it ends when all up to there are told. Raises Compacted."""
         ...
 
     async def compact(self, revision: int) -> None:

@@ -202,8 +202,8 @@ class SqliteStore:
     def subscribe(self, callback: Callable[[Batch], None]) -> Callable[[], None]:
         return self._feed.subscribe(callback)
 
-    def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
-        return self._feed.watch(prefix, after, lambda: self._revision, self._page)
+    def watch(self, prefix: str, after: int, until: int = 0) -> AsyncIterator[Batch]:
+        return self._feed.watch(prefix, after, lambda: self._revision, self._page, until)
 
     # ---- writing
 
