@@ -59,6 +59,7 @@ async def run(mirrors: Mirrors, config: UnitConfig) -> None:
     addresses = [a for a in (config.address, config.address6.partition("/")[0]) if a]
     device = await asyncio.to_thread(announce.interface_of, config.address) if config.host else INTERFACE
     near = await asyncio.to_thread(networks_of, device)
+    before: tuple[dict[str, str], set[str]] | None = None
     while True:
         changed.clear()
         try:
@@ -69,10 +70,14 @@ async def run(mirrors: Mirrors, config: UnitConfig) -> None:
                 if cni.write(f"{config.run_dir}/cni", text):
                     log.info("pods of this node have addresses of %s", ", ".join(mine))
             way = urlsplit(config.server).hostname or "" if config.host else ""      # a unit's default route leads to the machine, who knows
-            await asyncio.to_thread(fabric.sync_routes, fabric.by_way_of(fabric.node_routes(everyone, config.name), near, way))
             places = vips.routes(balanced.values(), slices.list() if balanced else (), everyone)
-            await asyncio.to_thread(announce.sync, [vip for vip, via in places.items() if via in addresses], device)
+            want = fabric.by_way_of(fabric.node_routes(everyone, config.name), near, way), {vip for vip, via in places.items() if via in addresses}
+            if want != before:                               # most news of nodes are heartbeats
+                await asyncio.to_thread(fabric.sync_routes, want[0])
+                await asyncio.to_thread(announce.sync, want[1], device)
+                before = want
         except OSError as e:
+            before = None
             log.warning("network: %s", e)
             await asyncio.sleep(RETRY_S)
             continue
