@@ -161,6 +161,8 @@ async def test_inner_questions_are_asked_too(world: World) -> None:
         review = {"spec": {"user": "jane", "resourceAttributes": {"verb": "escalate", "resource": "x"}}}
         status, said = await world.ask("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
         assert status == 201 and said["status"]["allowed"] is True
+        status, said = await world.ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", {"spec": {"namespace": "default"}})
+        assert said["status"]["incomplete"] and said["status"]["evaluationError"] == "webhook authorizer does not support user rule resolution"
         role = {"metadata": {"name": "r"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]}
         assert (await world.ask("POST", "/apis/rbac.authorization.k8s.io/v1/clusterroles", role))[0] == 201
         static = world.server.authenticator

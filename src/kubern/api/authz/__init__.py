@@ -35,6 +35,7 @@ class Authorizer:
         self.rbac = Rbac()
         self.nodes = NodeGraph()
         self.links: tuple[Link, ...] = (self.nodes.authorize, self.rbac.authorize)
+        self.asks_outside = False                # whether somebody is asked whose rules nobody can list
 
     @property
     def watched(self) -> frozenset[tuple[str, str]]:

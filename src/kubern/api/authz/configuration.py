@@ -177,7 +177,7 @@ class Links:
         made: list[Webhook] = []
         links = tuple(self._link(row, made) for row in rows)
         before, self.webhooks = self.webhooks, made
-        self._authorizer.links = links
+        self._authorizer.links, self._authorizer.asks_outside = links, bool(made)
         for webhook in before:
             await webhook.close()
 

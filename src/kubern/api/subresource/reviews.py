@@ -202,7 +202,9 @@ async def self_subject_rules_review(server: Any, request: Any, obj: Object) -> O
     is_node = identity(user)[1]
     if is_node:
         errors = ["node authorizer does not support user rule resolution", *errors]
-    status: dict[str, Any] = {"resourceRules": resources, "nonResourceRules": paths, "incomplete": is_node}
+    if server.authorizer.asks_outside:
+        errors = [*errors, "webhook authorizer does not support user rule resolution"]
+    status: dict[str, Any] = {"resourceRules": resources, "nonResourceRules": paths, "incomplete": is_node or server.authorizer.asks_outside}
     if errors:
         status["evaluationError"] = joined(errors)
     return {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "metadata": {}, "spec": {}, "status": status}
