@@ -20,6 +20,7 @@ from kubern import KUBERNETES_VERSION
 from kubern.client.client import Client
 from kubern.client.kubeconfig import sender_of
 from kubern.client.mirror import Mirrors
+from kubern.kubelet.configuration import BadConfiguration
 from kubern.kubelet.unit import FOLDERS, SHUTDOWN_FILE, UnitConfig, read_config
 
 if TYPE_CHECKING:
@@ -73,7 +74,11 @@ async def run(config: UnitConfig) -> None:
         loop.add_signal_handler(sig, stop.set)
     leaving = asyncio.Event()                             # the whole node goes: pods are told first
     loop.add_signal_handler(signal.SIGUSR1, leaving.set)
-    settings = kubelet_settings(config)
+    try:
+        settings = kubelet_settings(config)
+    except BadConfiguration as e:
+        log.error("kubelet.yaml: %s", e)
+        raise SystemExit(1) from None
     (Path(config.run_dir) / SHUTDOWN_FILE).write_text(str(settings.configuration.shutdown_s))
     sender, network_sender = sender_of(config.kubeconfig), sender_of(config.network_kubeconfig or config.kubeconfig)
     client = Client(sender.send, agent=f"kubelet/{config.name}")

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kubern.kubelet import announce, containerd, fabric
+from kubern.kubelet import announce, configuration, containerd, fabric
 from kubern.kubelet.unit import FOLDERS, SHUTDOWN_FILE, UnitConfig, read_config
 
 RUN = Path("/run/kubern")
@@ -128,6 +128,10 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
     nodes = s.home / "nodes"
     data = nodes / s.name
     data.mkdir(parents=True, exist_ok=True)
+    try:
+        configuration.read(str(d / "kubelet.yaml") for d in (s.home, data))
+    except configuration.BadConfiguration as e:
+        raise CannotRun(f"the kubelet's configuration of node {s.name} cannot be used: {e}") from None
     f = None if s.host else fabric.ensure(cluster, s.home / "fabric.json", s.pod_cidr, s.service_cidr)
     index = old.index if old else _index(nodes, s.name)
     run = run_dir(cluster, s.name)
