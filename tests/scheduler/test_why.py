@@ -39,3 +39,40 @@ def test_selector() -> None:
 def test_it_fits() -> None:
     found = why(pod_info(pod(tolerations=[{"operator": "Exists"}])), table(), lambda p: NOTHING)
     assert found["fits"] == ["n4", "n5"] and "2 of 6 nodes would do" in found["text"]
+
+
+def test_whom_it_must_not_meet_and_who_holds_its_port() -> None:
+    t = table()
+    term = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "x"}}}
+    anti = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    web = {"containers": [{"name": "c", "ports": [{"hostPort": 80}]}]}
+    for i in range(4):
+        other = pod_info({"metadata": {"name": f"x{i}", "namespace": "d", "labels": {"app": "x"}}, "spec": web})
+        assert t.add_pod(other, f"n{i}")
+    found = why(pod_info({"metadata": {"name": "p", "namespace": "d", "labels": {}}, "spec": {**web, "affinity": anti}}), t, lambda p: NOTHING)
+    details = {r["reason"]: r["detail"] for r in found["reasons"]}
+    assert details["node(s) didn't have free ports for the requested pod ports"] == "80/TCP held by d/x0, d/x1, d/x2, d/x3"
+    found = why(pod_info({"metadata": {"name": "p", "namespace": "d"}, "spec": {"containers": [{"name": "c"}], "affinity": anti}}), t, lambda p: NOTHING)
+    assert "d/x0, d/x1, d/x2, d/x3" in found["text"] and "remove the required pod anti-affinity" in found["text"]
+
+
+def test_which_domains_are_full() -> None:
+    t = table()
+    constraint = {"topologyKey": "zone", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "x"}}}
+    for i in range(2):
+        assert t.add_pod(pod_info({"metadata": {"name": f"x{i}", "namespace": "d", "labels": {"app": "x"}}, "spec": {"containers": [{"name": "c"}]}}), "n0")
+    found = why(pod_info({"metadata": {"name": "p", "namespace": "d", "labels": {"app": "x"}}, "spec": {
+        "containers": [{"name": "c"}], "nodeSelector": {"zone": "a"}, "topologySpreadConstraints": [{**constraint, "nodeAffinityPolicy": "Ignore"}]}}), t,
+        lambda p: NOTHING)
+    details = {r["reason"]: r["detail"] for r in found["reasons"]}
+    assert details["node(s) didn't match pod topology spread constraints"] == "zone: a 2, b 0; maxSkew 1"
+    assert details["node(s) didn't match Pod's node affinity/selector"] == "zone=a"
+
+
+def test_what_is_said_before_any_node_is_looked_at() -> None:
+    from kubern.scheduler.pick import Extra
+    from kubern.scheduler.plugins.verdict import Reject
+
+    missing = Extra(prefilters=(("VolumeBinding", lambda p, t: Reject('persistentvolumeclaim "data" not found', True)),))
+    found = why(pod_info(pod()), table(), lambda p: missing)
+    assert found["message"] == 'persistentvolumeclaim "data" not found' and "create the claim" in found["text"]

@@ -124,9 +124,9 @@ def reconcile(pdb: Object, view: View, now: float) -> Steps:
         return
     if unmanaged:
         yield Emit(pdb, "Warning", "UnmanagedPods",
-                   f"Pods selected by this PodDisruptionBudget (selector: {go_selector((pdb.get('spec') or {}).get('selector') or {})}) were found to be unmanaged. As a result, the "
-                   "status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please "
-                   'set ".spec.minAvailable" field of the PDB to an integer value.')
+                   f"Pods selected by this PodDisruptionBudget (selector: {go_selector(spec.get('selector') or {})}) were found to be "
+                   "unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may result in undefined behavior. "
+                   'To account for these pods please set ".spec.minAvailable" field of the PDB to an integer value.')
     old = pdb.get("status") or {}
     disrupted: dict[str, str] = {}
     for p in pods:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from kubern.client.client import Client
-from kubern.model.object import Object, deleting, meta, name
+from kubern.model.object import Object, deleting, meta, name, notes
 from kubern.model.status import StatusError
-from kubern.scheduler import claims
+from kubern.scheduler import claims, extended
 from kubern.scheduler.bind import POD, timestamp
 from kubern.scheduler.events import Speaker, quiet
 from kubern.scheduler.extenders import Extender, ExtenderFailed
@@ -113,7 +113,7 @@ class Refusals:
     async def _give_up(self, claim: Object) -> str:
         """Free the claim's devices; what upstream says of it."""
         row, m = self.state.mirrors.rows[claims.CLAIMS], meta(claim)
-        made = claim is self.state.devices.stale
+        made = notes(claim).get(extended.ANNOTATION) == "true"
         try:
             if made:
                 await self.client.patch(row, m["namespace"], m["name"], {"metadata": {"uid": m["uid"], "finalizers": None}})

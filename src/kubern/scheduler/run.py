@@ -20,6 +20,7 @@ from kubern.client.client import Client
 from kubern.client.mirror import Mirrors
 from kubern.model.object import Object
 from kubern.scheduler.bind import Binder
+from kubern.scheduler.claims import DynamicResources
 from kubern.scheduler.events import Speaker
 from kubern.scheduler.extenders import PLUGIN, Extender, ExtenderFailed
 from kubern.scheduler.pick import Decision, Extra, Rejection, best, feasible, pick
@@ -195,4 +196,5 @@ class Scheduler:
         if gates:
             return {"nodes": self.state.table.count, "fits": [], "reasons": [], "fixes": [],
                     "text": f"{namespace}/{name} is held back by its scheduling gates {', '.join(gates)}"}
-        return why(pod_info(pod), self.state.table, self.state.extra_for)
+        devices = DynamicResources(self.state.mirrors, dict(self.state.allocating), self.clock)
+        return why(pod_info(pod), self.state.table, lambda p: self.state.extra_for(p, devices))

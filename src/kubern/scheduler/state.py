@@ -204,17 +204,18 @@ class State:
 
     # --- what a pod needs besides the table ---------------------------------------------------------------------------
 
-    def extra_for(self, p: PodInfo) -> Extra:
-        """What picking this pod needs besides the table."""
+    def extra_for(self, p: PodInfo, devices: claims.DynamicResources | None = None) -> Extra:
+        """What picking this pod needs besides the table. `devices`: another plugin than the scheduler's, for who only asks."""
+        plugin = devices or self.devices
         nominated = tuple((self.table.slots[node], q) for key, (node, q) in self.nominated.items()
                           if q.priority >= p.priority and key != p.key and node in self.table.slots)
         profile = self.profiles.get(p.spec.get("schedulerName", DEFAULT))
         p.args = ARGS if profile is None else profile.args
-        devices = self.devices.concerns(p)
-        prefilters = (*(self.volume_prefilters if p.volumes else ()), *((("DynamicResources", self.devices.prefilter),) if devices else ()))
+        asks = plugin.concerns(p)
+        prefilters = (*(self.volume_prefilters if p.volumes else ()), *((("DynamicResources", plugin.prefilter),) if asks else ()))
         return Extra(filters=self.volume_filters if p.volumes else (), prefilters=prefilters, nominated=nominated, profile=profile,
-                     late_filters=(("DynamicResources", self.devices.filter),) if devices else (),
-                     late_scores=(("DynamicResources", self.devices.score),) if devices else (),
+                     late_filters=(("DynamicResources", plugin.filter),) if asks else (),
+                     late_scores=(("DynamicResources", plugin.score),) if asks else (),
                      default_spreads=() if p.spreads else self._default_spreads(p))
 
     def _default_spreads(self, p: PodInfo) -> tuple[Spread, ...]:

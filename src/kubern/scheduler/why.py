@@ -13,11 +13,18 @@ import numpy as np
 
 from kubern.model.object import Object, clone
 from kubern.scheduler.pick import Extra, feasible
-from kubern.scheduler.plugins.node import tolerates
+from kubern.scheduler.plugins.node import needed_features, ports_conflict, tolerates
 from kubern.scheduler.pod import PodInfo, pod_info
 from kubern.scheduler.table import NodeTable
 
 NODES_NAMED_MAX = 5
+HINTS = (                               # what to do about a pre-filter's refusal
+    ("unbound immediate PersistentVolumeClaims", "its claims are not bound: is there a storage class with a provisioner that runs, or a volume that fits?"),
+    ("persistentvolumeclaim", "create the claim, or look at it with: kubectl describe pvc"),
+    ("device class", "create the DeviceClass, or name another one in the claim"),
+    ("resource claim", "another pod's allocation of the same claim is on its way; it will be tried again"),
+    ("resourceclaim", "look at the claim with: kubectl describe resourceclaim"),
+)
 UNITS = (("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10))
 
 
@@ -47,15 +54,91 @@ def why(p: PodInfo, t: NodeTable, extra_for: Callable[[PodInfo], Extra]) -> dict
 
 
 def _detail(p: PodInfo, t: NodeTable, reason: str, mask: np.ndarray) -> str:
-    """What the bare reason leaves out: by how much it is short, which taints."""
+    """What the bare reason leaves out: by how much it is short, which taints, whose port, which domains are full, whom it must not meet."""
     if reason.startswith("Insufficient "):
         resource = reason.removeprefix("Insufficient ")
         row = t.resource_row(resource)
         free = (t.allocatable[row, :t.size] - t.used[row, :t.size])[mask]
         return f"short by {amount(resource, int(p.requests.get(resource, 0) - free.max()))} at least"
-    if reason == "node(s) had untolerated taint(s)":
-        return ", ".join(sorted(_untolerated(p, t, mask)))
-    return ""
+    found = DETAILS.get(reason)
+    return found(p, t, mask) if found is not None else ""
+
+
+def _ports(p: PodInfo, t: NodeTable, mask: np.ndarray) -> str:
+    holders = [q for q in _pods_on(t, mask) if ports_conflict(p.ports, set(q.ports))]
+    wanted = ", ".join(f"{port}/{protocol}" for protocol, _, port in p.ports)
+    return f"{wanted} held by {_pod_names(holders)}"
+
+
+def _spread(p: PodInfo, t: NodeTable, mask: np.ndarray) -> str:
+    out = []
+    for c in p.spreads:
+        if c.hard:
+            d = t.domains(c.key)
+            per = d.sums(t.counts(c.pods))
+            names = {int(d.codes[s]): t.value_names[int(t.column(c.key)[s])] for s in np.nonzero(d.have & t.all())[0]}
+            counts = ", ".join(f"{name} {int(per[code])}" for code, name in sorted(names.items(), key=lambda x: x[1])[:NODES_NAMED_MAX])
+            out.append(f"{c.key}: {counts or 'no node has it'}; maxSkew {c.max_skew}")
+    return "; ".join(out)
+
+
+def _affinity(p: PodInfo, t: NodeTable, mask: np.ndarray) -> str:
+    there = sum(int(t.counts(x.pods).sum()) for x in p.affinity)
+    keys = ", ".join(dict.fromkeys(x.topology_key for x in p.affinity))
+    return f"{there} pods match, by {keys}" if there else f"no pod that it wants to be near is placed, by {keys}"
+
+
+def _anti_affinity(p: PodInfo, t: NodeTable, mask: np.ndarray) -> str:
+    return _pod_names([q for q in _pods_on(t, mask) if any(t.in_set(x.pods, q) for x in p.anti_affinity)])
+
+
+def _minded(p: PodInfo, t: NodeTable, mask: np.ndarray) -> str:
+    return _pod_names([q for q in _pods_on(t, mask) if any(t.in_set(x.pods, p) for x in q.anti_affinity)])
+
+
+def _selector(p: PodInfo, t: NodeTable, mask: np.ndarray) -> str:
+    pairs = [f"{k}={v}" for k, v in (p.spec.get("nodeSelector") or {}).items()]
+    required = ((p.spec.get("affinity") or {}).get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    for term in (required or {}).get("nodeSelectorTerms") or ():
+        pairs += [f"{r.get('key')} {r.get('operator')} {','.join(r.get('values') or ())}".strip()
+                  for r in (*(term.get("matchExpressions") or ()), *(term.get("matchFields") or ()))]
+    return "; ".join(pairs)
+
+
+def _volumes(p: PodInfo, t: NodeTable, mask: np.ndarray) -> str:
+    return f"claims {', '.join(p.volumes)}"
+
+
+def _devices(p: PodInfo, t: NodeTable, mask: np.ndarray) -> str:
+    wanted = [*(r.get("resourceClaimName") or f"one from {r.get('resourceClaimTemplateName')}" for r in p.spec.get("resourceClaims") or ()), *sorted(p.backed)]
+    return f"claims {', '.join(wanted)}: no free device there suits"
+
+
+DETAILS: dict[str, Callable[[PodInfo, NodeTable, np.ndarray], str]] = {
+    "node(s) had untolerated taint(s)": lambda p, t, mask: ", ".join(sorted(_untolerated(p, t, mask))),
+    "node(s) didn't have free ports for the requested pod ports": _ports,
+    "node(s) didn't match pod topology spread constraints": _spread,
+    "node(s) didn't match pod affinity rules": _affinity,
+    "node(s) didn't match pod anti-affinity rules": _anti_affinity,
+    "node(s) didn't satisfy existing pods anti-affinity rules": _minded,
+    "node(s) didn't match Pod's node affinity/selector": _selector,
+    "node(s) didn't match PersistentVolume's node affinity": _volumes,
+    "node(s) didn't find available persistent volumes to bind": _volumes,
+    "node(s) did not have enough free storage": _volumes,
+    "node(s) had no available volume zone": _volumes,
+    "node(s) exceed max volume count": _volumes,
+    "cannot allocate all claims": _devices,
+    "resourceclaim not available on the node": _devices,
+    "node(s) didn't match Pod's required features": lambda p, t, mask: ", ".join(sorted(needed_features(p))),
+}
+
+
+def _pods_on(t: NodeTable, mask: np.ndarray) -> list[PodInfo]:
+    return [q for s in np.nonzero(mask)[0] for q in t.pods[s].values()]
+
+
+def _pod_names(pods: list[PodInfo]) -> str:
+    return _names([f"{q.namespace}/{q.name}" for q in pods]) if pods else ""
 
 
 def _untolerated(p: PodInfo, t: NodeTable, mask: np.ndarray) -> set[str]:
@@ -95,6 +178,9 @@ def _fixes(p: PodInfo, t: NodeTable, extra_for: Callable[[PodInfo], Extra]) -> I
             yield f"ask for at most {amount(resource, free)} {resource}", try_(_without(resource))
     if p.ports:
         yield "ask for no host port", try_(_no_ports)
+    for field, words in (("volumes", "use no volume claims"), ("resourceClaims", "ask for no devices")):
+        if (p.volumes if field == "volumes" else spec.get(field)):
+            yield words, try_(_without_field(field))
 
 
 Change = Callable[[dict[str, Any]], None]         # of a pod's spec
@@ -123,6 +209,12 @@ def _without(resource: str) -> Change:
     return change
 
 
+def _without_field(field: str) -> Change:
+    def change(spec: dict[str, Any]) -> None:
+        spec.pop(field, None)
+    return change
+
+
 def _no_ports(spec: dict[str, Any]) -> None:
     for c in spec["containers"]:
         c.pop("ports", None)
@@ -138,6 +230,7 @@ def _text(p: PodInfo, found: dict[str, Any]) -> str:
     lines = []
     if found.get("message"):
         lines.append(f"none of {total} nodes was looked at: {found['message']}")
+        lines += [f"  {hint}" for words, hint in HINTS if words in found["message"]][:1]
     elif found["fits"]:
         lines.append(f"{len(found['fits'])} of {total} nodes would do: {_names(found['fits'])}")
     else:
