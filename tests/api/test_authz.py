@@ -9,6 +9,7 @@ import pytest
 from kubern.api.authz import Attributes, Authorizer, forbid, from_request
 from kubern.api.authz.bootstrap import defaults, reconcile
 from kubern.api.authz.escalation import check
+from kubern.api.authz.node import NodeGraph
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.request import Request, User
 from kubern.model.status import StatusError
@@ -182,3 +183,38 @@ def test_escalation() -> None:
     w.role("escalator", ("escalate", RBAC, "roles"))
     w.bind("escalator", "escalator", {"kind": "User", "name": "jane"})
     assert write("roles", {"rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]}) == ""
+
+
+@pytest.mark.parametrize(("verb", "group", "resource", "sub", "ns", "name", "selector", "answer"), [
+    ("get", "", "secrets", "", "n", "s", "", True), ("list", "", "secrets", "", "n", "s", "", True),
+    ("list", "", "secrets", "", "n", "", "", "No Object name found"), ("update", "", "secrets", "", "n", "s", "", "can only read resources of this type"),
+    ("get", "", "secrets", "x", "n", "s", "", "cannot read subresource"),
+    ("get", "", "secrets", "", "", "s", "", "can only read namespaced object of this type"),
+    ("get", "", "secrets", "", "n", "t", "", "no relationship found between node 'w1' and this object"),
+    ("list", "", "persistentvolumes", "", "", "v", "", "can only get individual resources of this type"),
+    ("get", "", "persistentvolumeclaims", "x", "n", "c", "", "cannot get subresource"),
+    ("update", "", "persistentvolumeclaims", "status", "n", "c", "", True),
+    ("get", "", "persistentvolumeclaims", "status", "n", "c", "", "can only get/update/patch this type"),
+    ("get", "", "serviceaccounts", "", "n", "a", "", True), ("create", "", "serviceaccounts", "token", "n", "a", "", True),
+    ("create", "", "serviceaccounts", "", "n", "a", "", "can only create token subresource of serviceaccount"),
+    ("list", "", "serviceaccounts", "", "n", "", "", "can only create tokens for individual service accounts"),
+    ("create", "coordination.k8s.io", "leases", "", "kube-node-lease", "", "", True),
+    ("get", "coordination.k8s.io", "leases", "", "kube-node-lease", "w1", "", True),
+    ("get", "coordination.k8s.io", "leases", "", "n", "w1", "", 'can only access leases in the "kube-node-lease" system namespace'),
+    ("get", "coordination.k8s.io", "leases", "", "kube-node-lease", "w2", "", "can only access node lease with the same name as the requesting node"),
+    ("list", "storage.k8s.io", "csinodes", "", "", "", "", "can only get, create, update, patch, or delete a CSINode"),
+    ("list", "resource.k8s.io", "resourceslices", "", "", "", "spec.nodeName=w1", True),
+    ("list", "resource.k8s.io", "resourceslices", "", "", "", "", "can only list/watch/deletecollection resourceslices with nodeName field selector"),
+    ("get", "", "nodes", "", "", "w1", "", True), ("list", "", "nodes", "", "", "", "", "node 'w1' cannot read all nodes, only its own Node object"),
+    ("get", "", "nodes", "", "", "w2", "", "node 'w1' cannot read 'w2', only its own Node object"), ("patch", "", "nodes", "status", "", "w1", "", True),
+    ("delete", "", "nodes", "", "", "w1", "", ""), ("watch", "", "pods", "", "", "", "spec.nodeName=w1", True), ("get", "", "pods", "", "n", "p", "", True),
+    ("list", "", "pods", "", "", "", "spec.nodeName=w2", "can only list/watch pods with spec.nodeName field selector"),
+    ("create", "", "pods", "eviction", "n", "p", "", True), ("get", "", "pods", "log", "n", "p", "", ""),
+    ("get", "", "endpoints", "", "n", "e", "", True), ("list", "", "endpoints", "", "n", "", "", ""), ("get", "apps", "deployments", "", "n", "d", "", "")])
+def test_what_a_node_may_and_why_not(verb: str, group: str, resource: str, sub: str, ns: str, name: str, selector: str, answer: bool | str) -> None:
+    graph = NodeGraph()
+    graph.observe("", "pods", "n", "p", {"metadata": {}, "spec": {"nodeName": "w1", "serviceAccountName": "a", "volumes": [
+        {"name": "s", "secret": {"secretName": "s"}}, {"name": "c", "persistentVolumeClaim": {"claimName": "c"}}]}})
+    user = User("system:node:w1", ("system:nodes", "system:authenticated"))
+    decision = graph.authorize(Attributes(user, verb, group, "v1", resource, sub, ns, name, field_selector=selector))
+    assert decision.allowed is (answer is True) and (decision.allowed or decision.reason == answer)

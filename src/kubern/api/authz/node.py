@@ -18,8 +18,7 @@ from kubern.model.invalid import quote
 from kubern.model.object import Object
 from kubern.model.request import User
 
-WATCHED = (("", "pods"), ("", "persistentvolumes"), ("storage.k8s.io", "volumeattachments"), ("resource.k8s.io", "resourceslices"),
-           ("certificates.k8s.io", "podcertificaterequests"))
+WATCHED = (("", "pods"), ("", "persistentvolumes"), ("storage.k8s.io", "volumeattachments"), ("resource.k8s.io", "resourceslices"))
 NODES_GROUP = "system:nodes"
 PREFIX = "system:node:"
 MIRROR = "kubernetes.io/config.mirror"
@@ -34,7 +33,6 @@ _RULES: tuple[tuple[list[str], list[str], list[str]], ...] = (   # verbs, groups
     (["create", *_READ], ["certificates.k8s.io"], ["certificatesigningrequests"]),
     (_READ, ["storage.k8s.io"], ["csidrivers"]),
     (_READ, ["node.k8s.io"], ["runtimeclasses"]),
-    (_READ, ["certificates.k8s.io"], ["clustertrustbundles"]),
 )
 RULES = tuple(compile_rule({"verbs": v, "apiGroups": g, "resources": r}) for v, g, r in _RULES)
 
@@ -144,7 +142,7 @@ class NodeGraph:
         self._nodes_of: dict[Ref, Counter[str]] = {}                       # object -> node -> pods there that need it
         self._volumes: dict[str, tuple[Ref, set[Ref]]] = {}                # volume -> (its claim, secrets to mount it)
         self._volumes_of: dict[Ref, set[str]] = {}                         # secret -> volumes
-        self._direct: dict[Ref, str] = {}                                  # attachment, slice, certificate request -> node
+        self._direct: dict[Ref, str] = {}                                  # attachment, slice -> node
 
     def observe(self, group: str, plural: str, namespace: str, name: str, obj: Object | None) -> None:
         if plural == "pods":
@@ -254,7 +252,7 @@ def _whole(why: str) -> Step:
 
 
 def _never(why: str) -> Step:
-    return lambda g, node, a: why.replace("VERB", a.verb)
+    return lambda g, node, a: why
 
 
 def _namespaced(g: NodeGraph, node: str, a: Attributes) -> str | None:
@@ -335,8 +333,4 @@ _BY_RESOURCE: dict[tuple[str, str], tuple[Step, ...]] = {
         _below("status", _free("update", "patch")), _below("eviction", _free("create")), _whole(""), _free("create", "delete"),
         _when("get", then=_related), _when("list", "watch", then=_selecting_or_related("can only list/watch pods with spec.nodeName field selector")),
         _never("")),
-    ("certificates.k8s.io", "podcertificaterequests"): (
-        _whole("nodes may not access the status subresource of PodCertificateRequests"), _free("create"), _when("get", then=_related),
-        _when("list", "watch", then=_selecting("can only list/watch podcertificaterequests with nodeName field selector")),
-        _never("nodes may not VERB podcertificaterequests")),
 }
