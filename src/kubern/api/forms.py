@@ -14,6 +14,7 @@ import orjson
 
 from kubern.api.cache import Change, Collection, Item, body_of, value_of
 from kubern.api.negotiate import Accept
+from kubern.api.options import ListOptions
 from kubern.model import table
 from kubern.model.invalid import quote
 from kubern.model.kinds.kind import Kind
@@ -67,11 +68,24 @@ class Served:
         """Whether this item is shown otherwise than it is stored."""
         return self.convert is not None and not 0 < self.convert_before <= item.revision
 
+    def selected(self, options: ListOptions, item: Item, obj: Object) -> bool:
+        """Whether selectors take an item, `obj` as stored. The fields of a custom resource are those of the version that was asked for."""
+        return options.matches(self.shown(item) if self.custom is not None and options.of_fields and self.converts(item) else obj)
+
     def body(self, item: Item) -> bytes:
         """The bytes after kind and apiVersion, as this row shows them."""
         if self.convert is None or 0 < self.convert_before <= item.revision:
             return item.body
         return body_of(value_of(self.shown(item)), item.revision)
+
+
+def _alone(served: Served, meta: Object) -> Object:
+    """Metadata without what only stands for fields of the object; `meta` is changed."""
+    for name in served.kind.field_annotations:
+        annotations = meta.get("annotations")
+        if annotations and annotations.pop(name, None) is not None and not annotations:
+            del meta["annotations"]
+    return meta
 
 
 def _unmanaged(meta: Object) -> Object:
@@ -153,7 +167,7 @@ class MetadataForm(Form):
         self.key = ("meta", version)
 
     def _partial(self, item: Item) -> Object:
-        return {"kind": "PartialObjectMetadata", "apiVersion": f"meta.k8s.io/{self.version}", "metadata": item.parse()["metadata"]}
+        return {"kind": "PartialObjectMetadata", "apiVersion": f"meta.k8s.io/{self.version}", "metadata": _alone(self.served, item.parse()["metadata"])}
 
     def one(self, item: Item) -> bytes:
         return orjson.dumps(self._partial(item))
@@ -187,7 +201,14 @@ class TableForm(Form):
 
     def table(self, items: Iterable[Item], meta: Object, headers: bool = True) -> Object:
         s = self.served
-        return table.table(s.kind, [s.shown(i) for i in items], meta, self.include, time.time(), headers, self.version)
+        items = list(items)
+        objects = [s.shown(i) for i in items]
+        # cells are made of what is stored, which is what upstream's internal types look like
+        printed = [s.stored(i) for i in items] if s.to_storage is not None and s.row.group == s.row.storage[0] else None
+        if s.kind.field_annotations and self.include not in ("Object", "None"):
+            for obj in objects:
+                _alone(s, obj["metadata"])
+        return table.table(s.kind, objects, meta, self.include, time.time(), headers, self.version, printed)
 
     def one(self, item: Item) -> bytes:
         return orjson.dumps(self.table([item], {"resourceVersion": str(item.revision)} if item.revision else {}))

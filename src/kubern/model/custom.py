@@ -25,7 +25,7 @@ NOWHERE = "<nil>"                     # how upstream prints the path of what sta
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 _BLOCKING = ("FieldValueNotSupported", "FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid")
 _TYPES: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-_INT64, _INT32 = 1 << 63, 1 << 31
+_INT64, _INT32, _WHOLE_MAX = 1 << 63, 1 << 31, (1 << 53) - 1
 
 
 class _Error(NamedTuple):
@@ -141,10 +141,10 @@ def _not_listed(path: str, v: Any, enum: list[Any]) -> _Error:
 
 
 def _wrong_type(v: Any, kind: str, wanted: tuple[str, ...], format_: str, path: str) -> _Error | None:
-    whole = kind == "number" and v.is_integer() and "integer" in wanted
+    whole = kind == "number" and v.is_integer() and abs(v) <= _WHOLE_MAX and "integer" in wanted
     widened = kind == "integer" and "number" in wanted
     if kind not in ("string", "array") and format_ and not (kind in wanted or whole or widened):
-        return _type(path, format_, {"integer": "int64", "number": "double"}.get(kind, ""))
+        return _type(path, format_, {"integer": "int64", "number": "float64"}.get(kind, ""))
     if "number" not in wanted and "integer" not in wanted and format_ and kind in ("string", "array"):
         return None
     if not (kind in wanted or whole or widened):
@@ -524,7 +524,7 @@ def apply_defaults(value: Any, s: Object) -> None:
                 if value[name] is None and not part.get("nullable"):
                     if default is not None:
                         value[name] = clone(default)
-                    elif _prunes_null(part):
+                    else:
                         del value[name]
                         continue
             elif default is not None:
@@ -534,7 +534,10 @@ def apply_defaults(value: Any, s: Object) -> None:
         if isinstance(more, dict):
             for k in list(value):
                 if k not in properties:
-                    if value[k] is None and not more.get("nullable") and more.get("default") is not None:
+                    if value[k] is None and not more.get("nullable"):
+                        if more.get("default") is None:
+                            del value[k]
+                            continue
                         value[k] = clone(more["default"])
                     apply_defaults(value[k], more)
     elif isinstance(value, list) and isinstance(s.get("items"), dict):
@@ -543,11 +546,6 @@ def apply_defaults(value: Any, s: Object) -> None:
             if x is None and not items.get("nullable") and items.get("default") is not None:
                 value[i] = clone(items["default"])
             apply_defaults(value[i], items)
-
-
-def _prunes_null(part: Object) -> bool:
-    """A null where none may be counts as absent."""
-    return bool(part.get("type") or part.get("x-kubernetes-int-or-string"))
 
 
 def has_defaults(s: Any) -> bool:

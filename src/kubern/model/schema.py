@@ -93,6 +93,7 @@ class Schema:
 
 ANYTHING = Schema()
 ANYTHING.preserve = True
+OPEN = ANYTHING.copy()                                   # what `additionalProperties: true` lets in: scalars, and objects that are emptied
 
 
 class _Definitions:
@@ -289,7 +290,7 @@ def from_openapi(node: Mapping[str, Any], *, root: bool = True) -> Schema:
         if isinstance(extra, Mapping):
             s.extra, s.code = from_openapi(extra, root=False), STRUCT if s.props else MAP
         elif extra is True:
-            s.extra, s.code = ANYTHING, STRUCT if s.props else MAP
+            s.extra, s.code = OPEN, STRUCT if s.props else MAP
         if root or s.embedded:
             text = definition(META + "ListMeta").props
             assert text is not None

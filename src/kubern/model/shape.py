@@ -23,6 +23,7 @@ from kubern.model.schema import (
     MICROTIME,
     NUMBER,
     OBJECT_META,
+    OPEN,
     QUANTITY,
     RAW,
     STRING,
@@ -296,6 +297,8 @@ def custom(obj: dict[str, Any], schema: Schema) -> int:
 
 
 def _custom_value(v: Any, p: Schema) -> int:
+    if p is OPEN:
+        raise Odd
     if v.__class__ is dict:
         if p.embedded:
             raise Odd
@@ -320,6 +323,8 @@ def _custom_value(v: Any, p: Schema) -> int:
         items = p.items
         for x in v:
             if x.__class__ is dict or x.__class__ is list:
+                if items is None and not p.preserve:
+                    raise Odd
                 n += _custom_value(x, items) if items is not None else count(x)
         return n
     return 0

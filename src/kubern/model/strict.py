@@ -31,6 +31,7 @@ from kubern.model.schema import (
     MICROTIME,
     NUMBER,
     OBJECT_META,
+    OPEN,
     QUANTITY,
     STRING,
     STRUCT,
@@ -344,7 +345,18 @@ class Walk:
             return
         out[k] = self._custom_value(v, p, path, found)
 
+    def _emptied(self, v: Any, path: str, found: _Unknown) -> Any:
+        """What no schema describes: objects lose everything, lists and scalars stay."""
+        if isinstance(v, (Pairs, dict)):
+            found.pruned.extend(f"{path}.{k}" for k in _last(v))
+            return {}
+        if isinstance(v, list):
+            return [self._emptied(x, f"{path}[{i}]", found) for i, x in enumerate(v)]
+        return gojson.plain(v)
+
     def _custom_value(self, v: Any, p: Schema, path: str, found: _Unknown) -> Any:
+        if p is OPEN:
+            return self._emptied(v, path, found)
         if isinstance(v, (Pairs, dict)):
             out: dict[str, Any] = {}
             for k, x in sorted(_last(v).items()):
@@ -361,7 +373,7 @@ class Walk:
         if isinstance(v, list):
             items = p.items
             if items is None:
-                return gojson.plain(v)
+                return gojson.plain(v) if p.preserve else self._emptied(v, path, found)
             return [self._custom_value(x, items, f"{path}[{i}]", found) for i, x in enumerate(v)]
         return gojson.plain(v)
 

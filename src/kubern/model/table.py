@@ -103,9 +103,9 @@ _COMPLETED = {
     for phase, text in (("Succeeded", "The pod has completed successfully."), ("Failed", "The pod failed."))}
 
 
-def row(kind: Kind, obj: Object, include: str, now_s: float, meta_version: str = "meta.k8s.io/v1") -> dict[str, Any]:
-    """One row. obj carries kind and apiVersion; they go out only with include "Object"."""
-    out: dict[str, Any] = {"cells": (kind.cells or _default_cells)(obj, now_s)}
+def row(kind: Kind, obj: Object, include: str, now_s: float, meta_version: str = "meta.k8s.io/v1", printed: Object | None = None) -> dict[str, Any]:
+    """One row. obj carries kind and apiVersion; they go out only with include "Object". printed: what the cells are made of, if not of obj."""
+    out: dict[str, Any] = {"cells": (kind.cells or _default_cells)(printed or obj, now_s)}
     if obj.get("kind") == "Pod" and obj.get("apiVersion") == "v1":
         conditions = _COMPLETED.get((obj.get("status") or {}).get("phase") or "")
         if conditions:
@@ -127,13 +127,14 @@ def check_include(include: str) -> str:
 
 
 def table(kind: Kind, objects: Iterable[Object], list_meta: dict[str, Any], include: str, now_s: float, headers: bool = True,
-          meta_version: str = "meta.k8s.io/v1") -> Object:
-    """The Table of some objects. list_meta: resourceVersion, continue, remainingItemCount of the list (of one object: its resourceVersion).
+          meta_version: str = "meta.k8s.io/v1", printed: Sequence[Object] | None = None) -> Object:
+    """The Table of some objects; `printed`: those that their cells are made of, if others. list_meta: resourceVersion, continue,
+    remainingItemCount of the list (of one object: its resourceVersion).
     headers=False leaves columnDefinitions null, as every watch event after the first has them."""
     return {
         "kind": "Table", "apiVersion": meta_version, "metadata": list_meta,
         "columnDefinitions": definitions(kind.columns) if headers else None,
-        "rows": [row(kind, o, include, now_s, meta_version) for o in objects]}
+        "rows": [row(kind, o, include, now_s, meta_version, printed[i] if printed is not None else None) for i, o in enumerate(objects)]}
 
 
 def not_acceptable(resource: str) -> StatusError:

@@ -23,6 +23,7 @@ from kubern.model.kinds.checks import (
     same,
 )
 from kubern.model.kinds.daemon_set import (
+    TEMPLATE_GENERATION,
     _create_daemon_set,
     _daemon_set_warnings,
     _status_daemon_set,
@@ -214,7 +215,8 @@ KINDS: KindTable = {
         defaults=default_daemon_set,
         prepare_create=_create_daemon_set, prepare_update=_update_daemon_set, prepare_status=_status_daemon_set,
         validate=listed(validate_daemon_set), validate_update=listed(validate_daemon_set_update),
-        validate_status=listed(validate_daemon_set_status), warnings=_daemon_set_warnings, has_generation=True),
+        validate_status=listed(validate_daemon_set_status), warnings=_daemon_set_warnings, has_generation=True,
+        field_annotations=(TEMPLATE_GENERATION,)),
     ("apps", "ControllerRevision"): Kind(
         validate=listed(validate_controller_revision), validate_update=listed(validate_controller_revision_update)),
 }

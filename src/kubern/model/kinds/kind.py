@@ -73,6 +73,7 @@ class Kind:
     meta_update: int = 1
     warnings: Callable[[Object, Object | None], list[str]] = _no_warnings     # (new, old or None on create) -> Warning headers
     status_warnings: Callable[[Object], list[str]] = _no_status_warnings      # on an update of the status
+    field_annotations: tuple[str, ...] = ()                                   # stand for fields of the kind: not shown where metadata stands alone
     # Table form: columns after upstream's printers; `cells(obj, now_s)` has one cell a column
     columns: tuple[Column, ...] = ()
     cells: Callable[[Object, float], list[Any]] | None = None
