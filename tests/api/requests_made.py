@@ -128,7 +128,7 @@ SPECS: dict[str, dict[str, Any]] = {
                                             "items": {"type": "object", "required": ["k"], "properties": {"k": {"type": "string"}, "v": {"type": "number"}}},
                                         },
                                     },
-                                    "x-kubernetes-validations": [{"rule": "self.replicas < 100", "messageExpression": "'many: ' + string(self.replicas)"}],
+                                    "x-kubernetes-validations": [{"rule": "self.replicas < 100", "messageExpression": "self.replicas > 1000 ? 'very' : 'big'"}],
                                 },
                                 "status": {"type": "object", "properties": {"replicas": {"type": "integer"}}},
                             },
