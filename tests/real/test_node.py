@@ -104,7 +104,8 @@ def test_whole_cpus_and_limits_of_processes(c: Any) -> None:
     assert own.isdigit() and own != "0"
     rest = c.until(lambda: own not in (s := c.exec("shares", "grep", "Cpus_allowed_list", "/proc/1/status").split()[-1].split(",")) and s, "shares it", 20)
     assert rest[0].startswith("0")
-    assert c.exec("shares", "sh", "-c", "i=0; while [ $i -lt 80 ]; do sleep 5 & i=$((i+1)); done", check=False) is not None
+    said = c.exec("shares", "sh", "-c", "(i=0; while [ $i -lt 80 ]; do sleep 5 & i=$((i+1)); done) 2>&1; true", check=False)
+    assert "fork" in said, "more processes than podPidsLimit"
     make(c, pod("too-many", shell("true", resources={"limits": {"cpu": str(os.cpu_count()), "memory": "32Mi"}}), nodeName="node-0"))
     refused = c.until(lambda: (s := status(c, "too-many")).get("phase") == "Failed" and s, "not refused")
     assert refused["reason"] in ("OutOfcpu", "UnexpectedAdmissionError")
