@@ -146,6 +146,8 @@ async def test_a_server_behind_an_api_service(parts: tuple[Server, Backend, byte
 
     assert (await ask(server, "DELETE", "/apis/apiregistration.k8s.io/v1/apiservices/v1.x.example.com"))[0] == 200
     assert await ask(server, "GET", "/apis/x.example.com/v1/things") == (404, b"404 page not found\n")
+    answers = [await server.handle(Request("GET", "/apis/x.example.com/v1/things", {}, {}, b"", user=MASTERS)) for _ in range(3)]
+    assert len({len(a.headers) for a in answers}) == 1             # what is added to one answer is not added to all
 
 
 async def test_a_server_that_fails_or_is_another(parts: tuple[Server, Backend, bytes], tmp_path: Path) -> None:

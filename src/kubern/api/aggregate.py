@@ -100,13 +100,13 @@ class Aggregator:
         parts = request.path.split("/", 4)
         service = self.server.cache.get(API_SERVICES, "", f"{parts[3]}.{parts[2]}") if len(parts) > 3 else None
         if service is None or not (service.get("spec") or {}).get("service"):
-            return Response(404, TEXT, b"404 page not found\n")
+            return Response(404, [*TEXT], b"404 page not found\n")
         if (condition(service, "Available") or {}).get("status") != "True":
-            return Response(503, TEXT, b"service unavailable\n")
+            return Response(503, [*TEXT], b"service unavailable\n")
         verdict, backend = self.locate(service)
         if backend is None:
             log.debug("%s.%s: %s", parts[3], parts[2], verdict[2])
-            return Response(503, TEXT, b"service unavailable\n")
+            return Response(503, [*TEXT], b"service unavailable\n")
         query = urlencode([(k, v) for k, values in request.query.items() for v in values])
         backend.path = quote_path(request.path, safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
         backend.headers = identity_headers(user)
@@ -115,7 +115,7 @@ class Aggregator:
                 return await connect.tunnel(backend, request)
             answer = await connect.send(backend, request.method, connect.forwarded(request), request.body)
         except StatusError as e:
-            return Response(503, TEXT, f"{e.message}\n".encode())
+            return Response(503, [*TEXT], f"{e.message}\n".encode())
         kept = [(k, v) for k, v in answer.headers if k.lower() not in connect.HOP]
         if request.method == "HEAD" or answer.status in (204, 304):
             await answer.whole(0)

@@ -226,7 +226,7 @@ def _numeric(r: _Result, v: Any, s: Object, wanted: tuple[str, ...], format_: st
     elif wanted == ("number",) and format_ == "float" and abs(v) > 3.4028234663852886e38:
         r.add(_message(f"Checked value must be of type number with format float in {path}"))
     by, low, high = s.get("multipleOf"), s.get("minimum"), s.get("maximum")
-    if by is not None and by > 0 and not (float(v / by).is_integer() if isinstance(v, float) or isinstance(by, float) else v % by == 0):
+    if by is not None and by > 0 and not _is_multiple(v, by):
         r.add(_plain(path, f"should be a multiple of {_number(by)}", v))
     if low is not None:
         if s.get("exclusiveMinimum"):
@@ -240,6 +240,16 @@ def _numeric(r: _Result, v: Any, s: Object, wanted: tuple[str, ...], format_: st
                 r.add(_plain(path, f"should be less than {_number(high)}", v))
         elif v > high:
             r.add(_plain(path, f"should be less than or equal to {_number(high)}", v))
+
+
+def _is_multiple(v: Any, by: Any) -> bool:
+    """As upstream reckons: by the reciprocal below 1, and near enough is whole."""
+    if not isinstance(v, float) and not isinstance(by, float):
+        return bool(v % by == 0)
+    times = 1 / by * v if by < 1 else v / by
+    nearest = float(round(times))
+    gap = abs(times - nearest)
+    return gap == 0 or gap < 1e-9 * max(abs(times), abs(nearest))
 
 
 def _array(r: _Result, v: list[Any], s: Object, path: str, old: Any) -> None:
