@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.controllers.conftest import workload
 
-from kubern.controllers import deployment, replicaset
+from kubern.controllers import deployment, replicaset, rollout
 from kubern.controllers.amount import scaled
 
 
@@ -18,7 +18,7 @@ def test_scaled(value: Any, total: int, up: bool, result: int) -> None:
 
 def test_fenceposts_are_never_both_zero() -> None:
     d = workload("Deployment", replicas=3, strategy={"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "1%"}})
-    assert deployment.max_surge(d) == 0 and deployment.max_unavailable(d) == 1
+    assert rollout.max_surge(d) == 0 and rollout.max_unavailable(d) == 1
 
 
 async def test_rolls_out_and_cleans_up(cluster: Any) -> None:

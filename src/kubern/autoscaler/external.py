@@ -126,7 +126,12 @@ class External:
         m = messages()
         call = self._channel.unary_unary(SERVICE + method, request_serializer=lambda x: x.SerializeToString(),
                                          response_deserializer=m[f"{method}Response"].FromString)
-        return await call(m[f"{method}Request"](**fields), timeout=self.config.timeout_s)
+        from grpc import RpcError
+
+        try:
+            return await call(m[f"{method}Request"](**fields), timeout=self.config.timeout_s)
+        except RpcError as e:
+            raise OSError(f"{method}: {e.code().name}: {e.details()}") from None
 
     async def close(self) -> None:
         if self._channel is not None:
@@ -137,7 +142,7 @@ class External:
             await self._channel.close()
 
     async def refresh(self, nodes: Iterable[Object]) -> Sequence[Group]:
-        """Look at groups, instances and who is who. Raises what gRPC raises."""
+        """Look at groups, instances and who is who. Raises OSError."""
         await self._call("Refresh")
         self._nodes = {meta(n)["name"]: n for n in nodes}
         self._groups = {g.id: Group(g.id, g.minSize, g.maxSize) for g in (await self._call("NodeGroups")).nodeGroups}

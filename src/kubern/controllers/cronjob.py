@@ -13,7 +13,7 @@ from kubern.controllers import schedule as cron
 from kubern.controllers.amount import whole
 from kubern.controllers.claim import controlled_by, controller_ref
 from kubern.controllers.context import Context
-from kubern.controllers.job import job_finished
+from kubern.controllers.jobrules import job_finished
 from kubern.controllers.wake import owner
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Again, Create, Delete, Emit, Failed, Fetch, Requeue, Update

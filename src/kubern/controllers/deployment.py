@@ -9,175 +9,17 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from kubern.controllers import conditions
-from kubern.controllers.amount import scaled, whole
+from kubern.controllers import conditions, rollout
 from kubern.controllers.claim import children, claim, controlled_by, controller_ref
 from kubern.controllers.pods import finished, template_hash
 from kubern.controllers.wake import owner, spec_selector
 from kubern.model.controller import Controller, Keys, Steps, Trigger
 from kubern.model.intent import Again, Create, Delete, Emit, Failed, Requeue, Update
 from kubern.model.object import Key, Object, controller_of, deleting, labels, meta, name, namespace, notes, uid
-from kubern.model.time import rfc3339, seconds_of
+from kubern.model.time import seconds_of
 from kubern.model.view import View
 
-REVISION = "deployment.kubernetes.io/revision"
-HISTORY = "deployment.kubernetes.io/revision-history"
-DESIRED = "deployment.kubernetes.io/desired-replicas"
-MAXIMUM = "deployment.kubernetes.io/max-replicas"
-HASH = "pod-template-hash"
-NOT_COPIED = {"kubectl.kubernetes.io/last-applied-configuration", REVISION, HISTORY, DESIRED, MAXIMUM,
-              "deprecated.deployment.rollback.to"}
-HISTORY_CHARS_MAX = 2000
-NAME_MAX = 253
-FOREVER = 2147483647
-
 Sets = list[Object]
-
-
-# ---- facts
-
-def replicas(obj: Object) -> int:
-    return obj["spec"].get("replicas") or 0
-
-
-def _count(sets: Iterable[Object | None], field: str) -> int:
-    return sum((s.get("status") or {}).get(field) or 0 for s in sets if s is not None)
-
-
-def _wanted(sets: Iterable[Object | None]) -> int:
-    return sum(replicas(s) for s in sets if s is not None)
-
-
-def _active(sets: Iterable[Object | None]) -> Sets:
-    return [s for s in sets if s is not None and replicas(s) > 0]
-
-
-def _age(rs: Object) -> tuple[str, str]:
-    return meta(rs).get("creationTimestamp") or "", name(rs)
-
-
-def _rolling(d: Object) -> dict[str, Any] | None:
-    strategy = d["spec"].get("strategy") or {}
-    return (strategy.get("rollingUpdate") or {}) if strategy.get("type", "RollingUpdate") == "RollingUpdate" else None
-
-
-def _fenceposts(d: Object) -> tuple[int, int]:
-    """(surge, unavailable) as numbers; (0, 0) for Recreate."""
-    rolling = _rolling(d)
-    if rolling is None:
-        return 0, 0
-    n = replicas(d)
-    surge, unavailable = scaled(rolling.get("maxSurge"), n, True), scaled(rolling.get("maxUnavailable"), n, False)
-    return (surge, unavailable) if surge or unavailable else (0, 1)
-
-
-def max_surge(d: Object) -> int:
-    return _fenceposts(d)[0]
-
-
-def max_unavailable(d: Object) -> int:
-    return min(_fenceposts(d)[1], replicas(d)) if replicas(d) else 0
-
-
-def _deadline(d: Object) -> int | None:
-    s = d["spec"].get("progressDeadlineSeconds")
-    return None if s is None or s == FOREVER else int(s)
-
-
-def revision_of(rs: Object) -> int:
-    try:
-        return int(notes(rs).get(REVISION) or 0)
-    except ValueError:
-        return 0
-
-
-def _same_template(a: Object, b: Object) -> bool:
-    def plain(t: Object) -> Object:
-        m = {k: v for k, v in meta(t).items() if v is not None}
-        found = {k: v for k, v in (m.get("labels") or {}).items() if k != HASH}
-        m = {k: v for k, v in m.items() if k not in ("labels", "creationTimestamp") and v}
-        return {"metadata": {**m, "labels": found}, "spec": t.get("spec")}
-    return plain(a) == plain(b)
-
-
-def find_new(d: Object, sets: Sets) -> Object | None:
-    template = d["spec"].get("template") or {}
-    for rs in sorted(sets, key=_age):
-        if _same_template(rs["spec"].get("template") or {}, template):
-            return rs
-    return None
-
-
-def _complete(d: Object, status: Object) -> bool:
-    n = replicas(d)
-    return (all((status.get(f) or 0) == n for f in ("updatedReplicas", "replicas", "availableReplicas"))
-            and (status.get("observedGeneration") or 0) >= (meta(d).get("generation") or 0))
-
-
-def _condition(type_: str, status: str, reason: str, message: str, now: float) -> dict[str, Any]:
-    at = rfc3339(now)
-    return {"type": type_, "status": status, "lastUpdateTime": at, "lastTransitionTime": at, "reason": reason, "message": message}
-
-
-def _progressing(d: Object) -> dict[str, Any] | None:
-    return conditions.find((d.get("status") or {}).get("conditions"), "Progressing")
-
-
-def _with_conditions(d: Object, found: list[dict[str, Any]]) -> Object:
-    return {**d, "status": {**(d.get("status") or {}), "conditions": found}}
-
-
-def _status(d: Object, sets: list[Object | None], new: Object | None, now: float) -> Object:
-    available, total = _count(sets, "availableReplicas"), _wanted(sets)
-    old = d.get("status") or {}
-    ok = available >= replicas(d) - max_unavailable(d)
-    minimum = (_condition("Available", "True", "MinimumReplicasAvailable", "Deployment has minimum availability.", now) if ok else
-               _condition("Available", "False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability.", now))
-    status = whole({
-        "observedGeneration": meta(d).get("generation"), "replicas": _count(sets, "replicas"), "updatedReplicas": _count([new], "replicas"),
-        "readyReplicas": _count(sets, "readyReplicas"), "availableReplicas": available, "unavailableReplicas": max(0, total - available),
-        "conditions": conditions.put(old.get("conditions"), minimum)})
-    if old.get("collisionCount") is not None:
-        status["collisionCount"] = old["collisionCount"]
-    terminating: int | None = 0
-    for rs in sets:
-        s = (rs or {}).get("status") or {}
-        if rs is None or (not s.get("observedGeneration") and s.get("terminatingReplicas") is None):
-            continue
-        if s.get("terminatingReplicas") is None:
-            terminating = None
-            break
-        assert terminating is not None
-        terminating += s["terminatingReplicas"]
-    if terminating is not None:
-        status["terminatingReplicas"] = terminating
-    return status
-
-
-# ---- the new ReplicaSet
-
-def _annotated(d: Object, rs: Object, revision: int, exists: bool) -> dict[str, str]:
-    """The annotations the ReplicaSet should have."""
-    have = dict(notes(rs))
-    for k, v in notes(d).items():
-        if k not in NOT_COPIED:
-            have[k] = v
-    old_text = have.get(REVISION)
-    try:
-        old = int(old_text or 0)
-    except ValueError:
-        return have
-    if old < revision:
-        have[REVISION] = str(revision)
-        if old_text is not None:
-            past = [r for r in (have.get(HISTORY) or "").split(",") if r]
-            past.append(old_text)
-            while len(",".join(past)) > HISTORY_CHARS_MAX:
-                del past[0]
-            have[HISTORY] = ",".join(past)
-    if not exists:
-        have |= {DESIRED: str(replicas(d)), MAXIMUM: str(replicas(d) + max_surge(d))}
-    return have
 
 
 class _Rollout:
@@ -196,30 +38,30 @@ class _Rollout:
         return True
 
     def check_paused(self) -> Generator[Any, Any, None]:
-        if _deadline(self.d) is None:
+        if rollout.deadline(self.d) is None:
             return
-        c = _progressing(self.d)
+        c = rollout.progressing(self.d)
         reason = (c or {}).get("reason")
         if reason == "ProgressDeadlineExceeded":
             return
         paused = bool(self.d["spec"].get("paused"))
         if paused and reason != "DeploymentPaused":
-            new = _condition("Progressing", "Unknown", "DeploymentPaused", "Deployment is paused", self.now)
+            new = rollout.condition("Progressing", "Unknown", "DeploymentPaused", "Deployment is paused", self.now)
         elif not paused and reason == "DeploymentPaused":
-            new = _condition("Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed", self.now)
+            new = rollout.condition("Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed", self.now)
         else:
             return
-        self.d = _with_conditions(self.d, conditions.put((self.d.get("status") or {}).get("conditions"), new))
+        self.d = rollout.with_conditions(self.d, conditions.put((self.d.get("status") or {}).get("conditions"), new))
         yield from self._write_status()
 
     def split(self, create: bool) -> Generator[Any, Any, tuple[Object | None, Sets]]:
         """(new set or None, old sets), with revisions brought up to date."""
         d = self.d
-        new = find_new(d, self.sets)
-        old = [s for s in sorted(self.sets, key=_age) if new is None or uid(s) != uid(new)]
-        revision = max((revision_of(s) for s in old), default=0) + 1
+        new = rollout.find_new(d, self.sets)
+        old = [s for s in sorted(self.sets, key=rollout.age) if new is None or uid(s) != uid(new)]
+        revision = max((rollout.revision_of(s) for s in old), default=0) + 1
         if new is not None:
-            wanted = _annotated(d, new, revision, True)
+            wanted = rollout.annotated(d, new, revision, True)
             min_ready = d["spec"].get("minReadySeconds") or 0
             if wanted != notes(new) or (new["spec"].get("minReadySeconds") or 0) != min_ready:
                 changed = {**new, "metadata": {**meta(new), "annotations": wanted},
@@ -231,7 +73,7 @@ class _Rollout:
                 self._replace(new, answer)
                 return answer, old
             message = f'Found new replica set "{name(new)}"'
-            yield from self._note(notes(new).get(REVISION) or "", "FoundNewReplicaSet", message, only_if_missing=True)
+            yield from self._note(notes(new).get(rollout.REVISION) or "", "FoundNewReplicaSet", message, only_if_missing=True)
             return new, old
         if not create:
             return None, old
@@ -243,12 +85,12 @@ class _Rollout:
     def _note(self, revision: str, reason: str, message: str, only_if_missing: bool) -> Generator[Any, Any, None]:
         """Writes the revision and the Progressing condition to the deployment, if they are news."""
         d, changed = self.d, False
-        if notes(d).get(REVISION) != revision:
-            d = {**d, "metadata": {**meta(d), "annotations": {**notes(d), REVISION: revision}}}
+        if notes(d).get(rollout.REVISION) != revision:
+            d = {**d, "metadata": {**meta(d), "annotations": {**notes(d), rollout.REVISION: revision}}}
             changed = True
-        if _deadline(d) is not None and (not only_if_missing or _progressing(d) is None):
+        if rollout.deadline(d) is not None and (not only_if_missing or rollout.progressing(d) is None):
             found = (d.get("status") or {}).get("conditions")
-            d = _with_conditions(d, conditions.put(found, _condition("Progressing", "True", reason, message, self.now)))
+            d = rollout.with_conditions(d, conditions.put(found, rollout.condition("Progressing", "True", reason, message, self.now)))
             changed = True
         if changed:
             self.d = d
@@ -259,18 +101,18 @@ class _Rollout:
         template = d["spec"].get("template") or {}
         collisions = (d.get("status") or {}).get("collisionCount")
         hash_ = template_hash(template, collisions)
-        pod_labels = {**labels(template), HASH: hash_}
+        pod_labels = {**labels(template), rollout.HASH: hash_}
         selector = d["spec"].get("selector") or {}
         rs: Object = {
             "apiVersion": "apps/v1", "kind": "ReplicaSet",
-            "metadata": {"name": f"{name(d)[:NAME_MAX - 1 - len(hash_)]}-{hash_}", "namespace": namespace(d), "labels": pod_labels,
+            "metadata": {"name": f"{name(d)[:rollout.NAME_MAX - 1 - len(hash_)]}-{hash_}", "namespace": namespace(d), "labels": pod_labels,
                          "ownerReferences": [controller_ref(d)]},
-            "spec": {"replicas": 0, "selector": {**selector, "matchLabels": {**(selector.get("matchLabels") or {}), HASH: hash_}},
+            "spec": {"replicas": 0, "selector": {**selector, "matchLabels": {**(selector.get("matchLabels") or {}), rollout.HASH: hash_}},
                      "template": {**template, "metadata": {**meta(template), "labels": pod_labels}}}}
         if d["spec"].get("minReadySeconds"):
             rs["spec"]["minReadySeconds"] = d["spec"]["minReadySeconds"]
-        size = rs["spec"]["replicas"] = _new_size(d, [*old, rs], rs)
-        rs["metadata"]["annotations"] = _annotated(d, rs, revision, False)
+        size = rs["spec"]["replicas"] = rollout.new_size(d, [*old, rs], rs)
+        rs["metadata"]["annotations"] = rollout.annotated(d, rs, revision, False)
         answer = yield Create(rs)
         if isinstance(answer, Failed):
             if answer.reason == "AlreadyExists":      # a name taken by another template (or by one not seen yet): next time another name
@@ -278,9 +120,9 @@ class _Rollout:
                 yield from self._write_status()
             elif not any(c.get("reason") == "NamespaceTerminating" for c in answer.details.get("causes") or ()):
                 message = f'Failed to create new replica set "{name(rs)}": {answer.message}'
-                if _deadline(d) is not None:
+                if rollout.deadline(d) is not None:
                     found = (d.get("status") or {}).get("conditions")
-                    self.d = _with_conditions(d, conditions.put(found, _condition("Progressing", "False", "ReplicaSetCreateError", message,
+                    self.d = rollout.with_conditions(d, conditions.put(found, rollout.condition("Progressing", "False", "ReplicaSetCreateError", message,
                                                                                   self.now)))
                     yield from self._write_status()
                 yield Emit(d, "Warning", "ReplicaSetCreateError", message)
@@ -296,8 +138,8 @@ class _Rollout:
 
     def scale(self, rs: Object, size: int, force: bool = False) -> Generator[Any, Any, tuple[bool, Object]]:
         """(did it scale, the set afterwards)."""
-        d, have = self.d, replicas(rs)
-        wanted = {DESIRED: str(replicas(d)), MAXIMUM: str(replicas(d) + max_surge(d))}
+        d, have = self.d, rollout.replicas(rs)
+        wanted = {rollout.DESIRED: str(rollout.replicas(d)), rollout.MAXIMUM: str(rollout.replicas(d) + rollout.max_surge(d))}
         if have == size and (not force or wanted.items() <= notes(rs).items()):
             return False, rs
         answer = yield Update({**rs, "metadata": {**meta(rs), "annotations": {**notes(rs), **wanted}},
@@ -314,30 +156,30 @@ class _Rollout:
     def spread(self, new: Object | None, old: Sets) -> Generator[Any, Any, None]:
         """Brings a changed `replicas` to the sets: all to the only active one, else in proportion."""
         d = self.d
-        active = _active([*old, new])
+        active = rollout.active([*old, new])
         if len(active) <= 1:
-            only = active[0] if active else new or (max(old, key=_age) if old else None)
+            only = active[0] if active else new or (max(old, key=rollout.age) if old else None)
             if only is not None:
-                yield from self.scale(only, replicas(d))
+                yield from self.scale(only, rollout.replicas(d))
             return
-        if new is not None and replicas(new) == replicas(d) and notes(new).get(DESIRED) == str(replicas(d)) and \
-                _count([new], "availableReplicas") == replicas(d):
-            for rs in _active(old):
+        if new is not None and rollout.replicas(new) == rollout.replicas(d) and notes(new).get(rollout.DESIRED) == str(rollout.replicas(d)) and \
+                rollout.count([new], "availableReplicas") == rollout.replicas(d):
+            for rs in rollout.active(old):
                 yield from self.scale(rs, 0)
                 if self.failed:
                     return
             return
-        if _rolling(d) is None:
+        if rollout.rolling_update(d) is None:
             return
-        allowed = replicas(d) + max_surge(d) if replicas(d) > 0 else 0
-        to_add = allowed - _wanted(active)
-        active.sort(key=_age, reverse=to_add > 0)
-        active.sort(key=replicas, reverse=True)
+        allowed = rollout.replicas(d) + rollout.max_surge(d) if rollout.replicas(d) > 0 else 0
+        to_add = allowed - rollout.wanted(active)
+        active.sort(key=rollout.age, reverse=to_add > 0)
+        active.sort(key=rollout.replicas, reverse=True)
         sizes: list[int] = []
         added = 0
         for rs in active:
-            part = _proportion(rs, d, to_add, added) if to_add else 0
-            sizes.append(replicas(rs) + part)
+            part = rollout.proportion(rs, d, to_add, added) if to_add else 0
+            sizes.append(rollout.replicas(rs) + part)
             added += part
         if to_add:
             sizes[0] = max(0, sizes[0] + to_add - added)
@@ -348,12 +190,12 @@ class _Rollout:
 
     def clean_up(self, old: Sets) -> Generator[Any, Any, None]:
         limit = self.d["spec"].get("revisionHistoryLimit")
-        if limit is None or limit == FOREVER:
+        if limit is None or limit == rollout.FOREVER:
             return
-        alive = sorted((s for s in old if not deleting(s)), key=lambda s: (revision_of(s), _age(s)))
+        alive = sorted((s for s in old if not deleting(s)), key=lambda s: (rollout.revision_of(s), rollout.age(s)))
         for rs in alive[:max(0, len(alive) - limit)]:
             status = rs.get("status") or {}
-            if status.get("replicas") or replicas(rs) or (meta(rs).get("generation") or 0) > (status.get("observedGeneration") or 0):
+            if status.get("replicas") or rollout.replicas(rs) or (meta(rs).get("generation") or 0) > (status.get("observedGeneration") or 0):
                 continue
             yield Delete("apps/v1", "ReplicaSet", namespace(rs), name(rs))
 
@@ -374,9 +216,9 @@ class _Rollout:
     def scaling(self) -> Generator[Any, Any, bool]:
         """Is a changed `replicas` not yet with the sets?"""
         yield from self.split(False)
-        for rs in _active(self.sets):
-            text = notes(rs).get(DESIRED)
-            if text is not None and text.isdecimal() and int(text) != replicas(self.d):
+        for rs in rollout.active(self.sets):
+            text = notes(rs).get(rollout.DESIRED)
+            if text is not None and text.isdecimal() and int(text) != rollout.replicas(self.d):
                 return True
         return False
 
@@ -384,42 +226,42 @@ class _Rollout:
         new, old = yield from self.split(True)
         if self.failed or new is None:
             return
-        size = replicas(self.d) if replicas(new) > replicas(self.d) else _new_size(self.d, self.sets, new)
-        if replicas(new) != replicas(self.d):
+        size = rollout.replicas(self.d) if rollout.replicas(new) > rollout.replicas(self.d) else rollout.new_size(self.d, self.sets, new)
+        if rollout.replicas(new) != rollout.replicas(self.d):
             did, new = yield from self.scale(new, size)
             if did or self.failed:
                 yield from self.progress(new)
                 return
-        if not (yield from self._shrink(new, old)) and _complete(self.d, self.d.get("status") or {}):
+        if not (yield from self._shrink(new, old)) and rollout.complete(self.d, self.d.get("status") or {}):
             yield from self.clean_up(old)
-        yield from self.progress(find_new(self.d, self.sets) or new)
+        yield from self.progress(rollout.find_new(self.d, self.sets) or new)
 
     def _shrink(self, new: Object, old: Sets) -> Generator[Any, Any, bool]:
         """Takes pods from old sets: unhealthy ones first, then as many as availability allows."""
         d = self.d
-        active = _active(old)
+        active = rollout.active(old)
         if not active:
             return False
-        minimum = replicas(d) - max_unavailable(d)
-        spare = _wanted(self.sets) - minimum - (replicas(new) - _count([new], "availableReplicas"))
+        minimum = rollout.replicas(d) - rollout.max_unavailable(d)
+        spare = rollout.wanted(self.sets) - minimum - (rollout.replicas(new) - rollout.count([new], "availableReplicas"))
         if spare <= 0:
             return False
         removed = 0
-        for i, rs in enumerate(sorted(active, key=_age)):
-            sick = replicas(rs) - _count([rs], "availableReplicas")
+        for i, rs in enumerate(sorted(active, key=rollout.age)):
+            sick = rollout.replicas(rs) - rollout.count([rs], "availableReplicas")
             part = min(spare - removed, sick)
             if part > 0:
-                _, active[i] = yield from self.scale(rs, replicas(rs) - part)
+                _, active[i] = yield from self.scale(rs, rollout.replicas(rs) - part)
                 if self.failed:
                     return False
                 removed += part
             else:
                 active[i] = rs
-        healthy = _count([*active, new], "availableReplicas") - minimum
+        healthy = rollout.count([*active, new], "availableReplicas") - minimum
         for rs in active:
-            part = min(replicas(rs), healthy)
+            part = min(rollout.replicas(rs), healthy)
             if part > 0:
-                yield from self.scale(rs, replicas(rs) - part)
+                yield from self.scale(rs, rollout.replicas(rs) - part)
                 if self.failed:
                     return False
                 healthy -= part
@@ -431,7 +273,7 @@ class _Rollout:
         if self.failed:
             return
         scaled_down = False
-        for rs in _active(old):
+        for rs in rollout.active(old):
             did, _ = yield from self.scale(rs, 0)
             scaled_down |= did
             if self.failed:
@@ -443,15 +285,15 @@ class _Rollout:
             new, old = yield from self.split(True)
             if self.failed or new is None:
                 return
-        _, new = yield from self.scale(new, replicas(self.d))
+        _, new = yield from self.scale(new, rollout.replicas(self.d))
         if self.failed:
             return
-        if _complete(self.d, self.d.get("status") or {}):
+        if rollout.complete(self.d, self.d.get("status") or {}):
             yield from self.clean_up(old)
         yield from self.progress(new)
 
     def _old_pods_run(self, new: Object | None, old: Sets, view: View) -> bool:
-        if _count(old, "replicas"):
+        if rollout.count(old, "replicas"):
             return True
         return any(controlled_by(p, uid(rs)) and not finished(p)
                    for rs in self.sets if new is None or uid(rs) != uid(new) for p in view.owned("pods", uid(rs)))
@@ -459,7 +301,7 @@ class _Rollout:
     # ---- status
 
     def status_of(self, new: Object | None) -> Object:
-        return _status(self.d, list(self.sets), new, self.now)
+        return rollout.status(self.d, list(self.sets), new, self.now)
 
     def write(self, status: Object) -> Generator[Any, Any, bool]:
         """Writes the status if it is news."""
@@ -476,24 +318,24 @@ class _Rollout:
         d, now = self.d, self.now
         status, old = self.status_of(new), d.get("status") or {}
         found: list[dict[str, Any]] = status["conditions"]
-        deadline = _deadline(d)
+        deadline = rollout.deadline(d)
         if deadline is None:
             found = conditions.without(found, "Progressing")
-        current = _progressing(d)
+        current = rollout.progressing(d)
         settled = (status.get("replicas", 0) == status.get("updatedReplicas", 0) and current is not None
                    and current.get("reason") == "NewReplicaSetAvailable")
         what = f'ReplicaSet "{name(new)}"' if new is not None else f'Deployment "{name(d)}"'
         if deadline is not None and not settled:
-            if _complete(d, status):
-                found = conditions.put(found, _condition("Progressing", "True", "NewReplicaSetAvailable",
+            if rollout.complete(d, status):
+                found = conditions.put(found, rollout.condition("Progressing", "True", "NewReplicaSetAvailable",
                                                          f"{what} has successfully progressed.", now))
-            elif _moved(old, status):
-                c = _condition("Progressing", "True", "ReplicaSetUpdated", f"{what} is progressing.", now)
+            elif rollout.moved(old, status):
+                c = rollout.condition("Progressing", "True", "ReplicaSetUpdated", f"{what} is progressing.", now)
                 if current is not None and current.get("status") == "True":
                     c["lastTransitionTime"] = current.get("lastTransitionTime")
                 found = [*conditions.without(found, "Progressing"), c]
-            elif _timed_out(found, deadline, now):
-                found = conditions.put(found, _condition("Progressing", "False", "ProgressDeadlineExceeded",
+            elif rollout.timed_out(found, deadline, now):
+                found = conditions.put(found, rollout.condition("Progressing", "False", "ProgressDeadlineExceeded",
                                                          f"{what} has timed out progressing.", now))
         failures: list[dict[str, Any]] = [c for s in ([new] if new else []) + self.sets for c in (s.get("status") or {}).get("conditions") or ()
                     if c.get("type") == "ReplicaFailure"]
@@ -504,55 +346,13 @@ class _Rollout:
             found = conditions.without(found, "ReplicaFailure")
         status["conditions"] = found
         if not (yield from self.write(status)):
-            p = _progressing(self.d)
-            if deadline is not None and p is not None and not _complete(d, status) and p.get("reason") != "ProgressDeadlineExceeded":
+            p = rollout.progressing(self.d)
+            if deadline is not None and p is not None and not rollout.complete(d, status) and p.get("reason") != "ProgressDeadlineExceeded":
                 after = seconds_of(p.get("lastUpdateTime")) + deadline - now
                 if after < 1:
                     yield Again("the progress deadline is due")
                 else:
                     yield Requeue(after + 1)
-
-
-def _new_size(d: Object, sets: list[Object], new: Object) -> int:
-    rolling = _rolling(d)
-    if rolling is None:
-        return replicas(d)
-    room = replicas(d) + scaled(rolling.get("maxSurge"), replicas(d), True) - _wanted(sets)
-    return replicas(new) + min(room, replicas(d) - replicas(new)) if room > 0 else replicas(new)
-
-
-def _proportion(rs: Object, d: Object, to_add: int, added: int) -> int:
-    """How many of `to_add` go to this set, by its share before the change."""
-    if not replicas(rs) or to_add == added:
-        return 0
-    if not replicas(d):
-        share = -replicas(rs)
-    else:
-        text = notes(rs).get(MAXIMUM) or ""
-        before = int(text) if text.isdecimal() else 0
-        before = before or (d.get("status") or {}).get("replicas") or 0
-        if not before:
-            share = 0
-        else:
-            exact = replicas(rs) * (replicas(d) + max_surge(d)) / before
-            share = int(exact + 0.5 if exact >= 0 else exact - 0.5) - replicas(rs)
-    rest = to_add - added
-    return min(share, rest) if to_add > 0 else max(share, rest)
-
-
-def _moved(old: Object, new: Object) -> bool:
-    def n(s: Object, f: str) -> int:
-        return s.get(f) or 0
-    return (n(new, "updatedReplicas") > n(old, "updatedReplicas")
-            or n(new, "replicas") - n(new, "updatedReplicas") < n(old, "replicas") - n(old, "updatedReplicas")
-            or n(new, "readyReplicas") > n(old, "readyReplicas") or n(new, "availableReplicas") > n(old, "availableReplicas"))
-
-
-def _timed_out(found: list[dict[str, Any]], deadline: int, now: float) -> bool:
-    c = conditions.find(found, "Progressing")
-    if c is None or c.get("reason") == "NewReplicaSetAvailable":
-        return False
-    return c.get("reason") == "ProgressDeadlineExceeded" or seconds_of(c.get("lastUpdateTime")) + deadline < now
 
 
 def reconcile(d: Object, view: View, now: float) -> Steps:
@@ -564,28 +364,28 @@ def reconcile(d: Object, view: View, now: float) -> Steps:
         return
     path = f"/apis/apps/v1/namespaces/{namespace(d)}/deployments/{name(d)}"
     sets = yield from claim(view, "replicasets.apps", d, spec_selector(d), path, children(view, "replicasets.apps", d))
-    rollout = _Rollout(d, sets, now)
+    turn = _Rollout(d, sets, now)
     if deleting(d):
-        new, _ = yield from rollout.split(False)
-        if not rollout.failed:
-            yield from rollout.write(rollout.status_of(new))
+        new, _ = yield from turn.split(False)
+        if not turn.failed:
+            yield from turn.write(turn.status_of(new))
         return
-    yield from rollout.check_paused()
-    if rollout.failed:
+    yield from turn.check_paused()
+    if turn.failed:
         return
     if spec.get("paused"):
-        yield from rollout.sync()
+        yield from turn.sync()
         return
-    is_scaling = yield from rollout.scaling()
-    if rollout.failed:
+    is_scaling = yield from turn.scaling()
+    if turn.failed:
         return
-    torn = _rolling(d) is None and sum((rs["spec"].get("replicas") or 0) > 0 for rs in sets) > 1     # scaling would wait for ever
+    torn = rollout.rolling_update(d) is None and sum((rs["spec"].get("replicas") or 0) > 0 for rs in sets) > 1     # scaling would wait for ever
     if is_scaling and not torn:
-        yield from rollout.sync()
-    elif _rolling(d) is None:
-        yield from rollout.recreate(view)
+        yield from turn.sync()
+    elif rollout.rolling_update(d) is None:
+        yield from turn.recreate(view)
     else:
-        yield from rollout.roll()
+        yield from turn.roll()
 
 
 def _pod_gone(old: Object | None, new: Object | None, view: View) -> Iterable[Key]:
@@ -600,7 +400,7 @@ def _pod_gone(old: Object | None, new: Object | None, view: View) -> Iterable[Ke
     if parent is None or parent.get("kind") != "Deployment":
         return ()
     d = view.get("deployments.apps", namespace(old), parent.get("name") or "")
-    return [(namespace(old), name(d))] if d is not None and _rolling(d) is None else ()
+    return [(namespace(old), name(d))] if d is not None and rollout.rolling_update(d) is None else ()
 
 
 _POD_GONE: Keys = _pod_gone

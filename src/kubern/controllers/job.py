@@ -15,149 +15,37 @@ from kubern.controllers.amount import whole
 from kubern.controllers.claim import claim
 from kubern.controllers.context import Context
 from kubern.controllers.indexes import Indexes, parse
+from kubern.controllers.jobrules import (
+    FINALIZER,
+    INDEX,
+    Pod,
+    backoff_left,
+    failure_policy,
+    finished_at,
+    index_of,
+    indexed,
+    job_finished,
+    managed_elsewhere,
+    number,
+    only_failed_replaced,
+    pod_failed,
+    success_policy,
+    suspended,
+    tracked,
+)
 from kubern.controllers.pods import active, by_deletion, create_pods, delete_pods, finished, from_template, phase, ready
 from kubern.controllers.wake import owner, spec_selector
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Again, Emit, Failed, Patch, Requeue, Update
-from kubern.model.object import Key, Object, clone, controller_of, deleting, key, meta, name, namespace, notes, uid
+from kubern.model.object import Key, Object, clone, controller_of, deleting, key, meta, name, namespace, uid
 from kubern.model.time import rfc3339, seconds_of
 from kubern.model.view import View
 
-FINALIZER = "batch.kubernetes.io/job-tracking"
-INDEX = "batch.kubernetes.io/job-completion-index"
 FAILURES, IGNORED = "batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count"
-MANAGER = "kubernetes.io/job-controller"
 UNCOUNTED_MAX, PODS_A_PASS_MAX = 500, 500
-BACKOFF_FIRST_S, BACKOFF_LAST_S = 10.0, 600.0
 GENERATED_NAME_MAX = 58
-Pod = Object
 Condition = dict[str, Any]
 
-
-def job_finished(job: Object) -> str:
-    """"Complete" or "Failed" once it is, else ""."""
-    for c in (job.get("status") or {}).get("conditions") or ():
-        if c.get("type") in ("Complete", "Failed") and c.get("status") == "True":
-            return str(c["type"])
-    return ""
-
-
-def suspended(job: Object) -> bool:
-    return bool(job["spec"].get("suspend"))
-
-
-def indexed(job: Object) -> bool:
-    return bool(job["spec"].get("completionMode") == "Indexed")
-
-
-def managed_elsewhere(job: Object) -> bool:
-    return job["spec"].get("managedBy") not in (None, MANAGER)
-
-
-def tracked(pod: Pod) -> bool:
-    return FINALIZER in (meta(pod).get("finalizers") or ())
-
-
-def index_of(pod: Pod) -> int:
-    """The completion index, -1 for none."""
-    text = notes(pod).get(INDEX) or ""
-    return int(text) if text.isdecimal() and len(text) < 11 else -1
-
-
-def _number(pod: Pod, note: str) -> int:
-    text = notes(pod).get(note) or ""
-    return int(text) if text.isdecimal() and len(text) < 11 else 0
-
-
-def _only_failed_replaced(job: Object) -> bool:
-    return job["spec"].get("podReplacementPolicy") == "Failed" or bool(job["spec"].get("podFailurePolicy"))
-
-
-def pod_failed(pod: Pod, job: Object) -> bool:
-    if phase(pod) == "Failed":
-        return True
-    return not _only_failed_replaced(job) and deleting(pod) and phase(pod) != "Succeeded"
-
-
-def finished_at(pod: Pod) -> float:
-    """When the pod ended, as well as can be told."""
-    status, spec = pod.get("status") or {}, pod.get("spec") or {}
-    sidecars = {c["name"] for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"}
-    states = list(status.get("containerStatuses") or ()) + [s for s in status.get("initContainerStatuses") or () if s.get("name") in sidecars]
-    ends = [seconds_of(((s.get("state") or {}).get("terminated") or {}).get("finishedAt")) for s in states]
-    if ends and all(ends):
-        return max(ends)
-    c = conditions.find(status.get("conditions"), "Ready")
-    if c is not None and c.get("status") == "False" and c.get("lastTransitionTime"):
-        return seconds_of(c["lastTransitionTime"])
-    if deleting(pod):
-        return seconds_of(meta(pod)["deletionTimestamp"]) - (meta(pod).get("deletionGracePeriodSeconds") or 0)
-    return seconds_of(meta(pod).get("creationTimestamp"))
-
-
-# ---- policies
-
-def _exit_code_rule(rule: dict[str, Any], pod: Pod) -> dict[str, Any] | None:
-    status = pod.get("status") or {}
-    for s in [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]:
-        ended = (s.get("state") or {}).get("terminated")
-        if ended is None or rule.get("containerName") not in (None, s.get("name")) or not ended.get("exitCode"):
-            continue
-        if (ended["exitCode"] in (rule.get("values") or ())) == (rule.get("operator") == "In"):
-            return dict(s)
-    return None
-
-
-def failure_policy(job: Object, pod: Pod) -> tuple[str, bool, str]:
-    """(why the job fails, "" if it does not; does the failure count; the action taken, "" for none)."""
-    where = f"{namespace(pod)}/{name(pod)}"
-    for i, rule in enumerate((job["spec"].get("podFailurePolicy") or {}).get("rules") or ()):
-        action = rule.get("action") or ""
-        if rule.get("onExitCodes") is not None:
-            s = _exit_code_rule(rule["onExitCodes"], pod)
-            if s is None:
-                continue
-            code = s["state"]["terminated"]["exitCode"]
-            why = f"Container {s.get('name')} for pod {where} failed with exit code {code} matching {action} rule at index {i}"
-        else:
-            found = next((c for c in (pod.get("status") or {}).get("conditions") or () for p in rule.get("onPodConditions") or ()
-                          if c.get("type") == p.get("type") and c.get("status") == p.get("status", "True")), None)
-            if found is None:
-                continue
-            why = f"Pod {where} has condition {found['type']} matching {action} rule at index {i}"
-        if action in ("Ignore", "FailIndex", "Count", "FailJob"):
-            return why if action == "FailJob" else "", action != "Ignore", action
-    return "", True, ""
-
-
-def success_policy(job: Object, succeeded: Indexes) -> str:
-    """The message of the rule that is met, "" if none is."""
-    policy = job["spec"].get("successPolicy")
-    if not policy or not len(succeeded):
-        return ""
-    for i, rule in enumerate(policy.get("rules") or ()):
-        count = rule.get("succeededCount")
-        if rule.get("succeededIndexes") is not None:
-            wanted = parse(rule["succeededIndexes"], job["spec"].get("completions") or 0)
-            if not len(wanted):
-                continue
-            have = wanted.overlap(succeeded)
-            met = have == len(wanted) or (count is not None and have >= count)
-        else:
-            met = count is not None and len(succeeded) >= count
-        if met:
-            return f"Matched rules at index {i}"
-    return ""
-
-
-def backoff_left(failures: int, last: float, now: float) -> float:
-    if not failures:
-        return 0.0
-    delay = min(BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30), BACKOFF_LAST_S)
-    return max(0.0, last + delay - now)
-
-
-# ---- one pass
 
 @dataclass
 class Backoff:
@@ -297,7 +185,7 @@ class _Job:
             _, counts, action = failure_policy(self.job, pod)
             if action == "FailIndex":
                 return True
-        return counts and _number(pod, FAILURES) >= self.spec["backoffLimitPerIndex"]
+        return counts and number(pod, FAILURES) >= self.spec["backoffLimitPerIndex"]
 
     def _delay(self) -> None:
         """Failed pods that stay until the next pod of their index exists: they remember how often it failed."""
@@ -307,7 +195,7 @@ class _Job:
             if not self.valid(p) or not pod_failed(p, self.job) or i in self.done or (self.lost is not None and i in self.lost) or i in running:
                 continue
             last = self.delayed.get(i)
-            if last is None or (_number(last, FAILURES) + _number(last, IGNORED) <= _number(p, FAILURES) + _number(p, IGNORED)
+            if last is None or (number(last, FAILURES) + number(last, IGNORED) <= number(p, FAILURES) + number(p, IGNORED)
                                 and finished_at(p) >= finished_at(last)):
                 self.delayed[i] = p
 
@@ -366,7 +254,7 @@ class _Job:
         if gone:
             yield from self._remove(gone)
             return
-        missing = wanted - len(self.active) - (self.terminating if _only_failed_replaced(job) else 0)
+        missing = wanted - len(self.active) - (self.terminating if only_failed_replaced(job) else 0)
         if missing <= 0:
             return
         if not self.per_index and (left := backoff_left(backoff.failures, backoff.last, self.now)) > 0:
@@ -391,7 +279,7 @@ class _Job:
 
     def _next_indexes(self, count: int) -> list[int]:
         taken = self.done.plus(index_of(p) for p in self.active if index_of(p) >= 0)
-        if _only_failed_replaced(self.job):
+        if only_failed_replaced(self.job):
             taken = taken.plus(index_of(p) for p in self.pods if deleting(p) and not finished(p) and index_of(p) >= 0)
         if self.lost is not None:
             taken = taken.merge(self.lost)
@@ -404,7 +292,7 @@ class _Job:
 
     def _index_wait(self, i: int) -> float:
         p = self.delayed.get(i)
-        return backoff_left(_number(p, FAILURES) + _number(p, IGNORED) + 1, finished_at(p), self.now) if p is not None else 0.0
+        return backoff_left(number(p, FAILURES) + number(p, IGNORED) + 1, finished_at(p), self.now) if p is not None else 0.0
 
     def _pod(self, i: int | None) -> Pod:
         template = self.spec.get("template") or {}
@@ -433,7 +321,7 @@ class _Job:
     def _note_failures(self, annotations_: dict[str, str], replaced: Pod | None) -> None:
         failures = ignored = 0
         if replaced is not None:
-            failures, ignored = _number(replaced, FAILURES), _number(replaced, IGNORED)
+            failures, ignored = number(replaced, FAILURES), number(replaced, IGNORED)
             counts = failure_policy(self.job, replaced)[1]
             failures, ignored = (failures + 1, ignored) if counts else (failures, ignored + 1)
         annotations_[FAILURES] = str(failures)
