@@ -110,6 +110,7 @@ def test_node(cluster: Any) -> None:
     tools = load_tools()
     home = tools.node_modules()
     shutil.copy(tools.NODE / "client.mjs", home)
-    done = subprocess.run([tools.node(), "client.mjs", cluster.env["KUBECONFIG"], "node-real", "containers"], cwd=home, capture_output=True, text=True, timeout=180)
+    command = [tools.node(), "client.mjs", cluster.env["KUBECONFIG"], "node-real", "containers"]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["said"] == "typed|Failure|hello"
