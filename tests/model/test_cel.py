@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -106,3 +107,15 @@ def test_lazy_variables_and_bounds() -> None:
             compile_(source, {})
         except CelProblem as e:
             assert "recursion" in str(e) or "Syntax" in str(e)
+
+
+@pytest.mark.parametrize(("source", "why"), [
+    ("ip('1.2.3')", 'IP Address "1.2.3" parse error during conversion from string: ParseAddr("1.2.3"): IPv4 address too short'),
+    ("ip('1.2.3.256')", 'IP Address "1.2.3.256" parse error during conversion from string: ParseAddr("1.2.3.256"): IPv4 field has value >255'),
+    ("cidr('a')", "network address parse error during conversion from string: network address parse error during conversion from string: "
+                  "netip.ParsePrefix(\"a\"): no '/'"),
+    ("cidr('10.0.0.0/33')", "network address parse error during conversion from string: network address parse error during conversion from string: "
+                            'netip.ParsePrefix("10.0.0.0/33"): prefix length out of range')])
+def test_addresses_that_are_none(source: str, why: str) -> None:
+    with pytest.raises(CelError, match=re.escape(why)):
+        compile_(source, {}).run({})

@@ -114,3 +114,26 @@ def test_rules_that_do_not_compile() -> None:
     assert first.endswith("cel expression must evaluate to a bool")
     assert "found no matching overload for '_==_' applied to '(int, string)'" in second
     assert "oldSelf cannot be used on the uncorrelatable portion of the schema" in third
+
+
+@pytest.mark.parametrize(("name", "good", "bad"), [
+    ("hostname", ["a", "a.bc", "YQ=="], ["a.b", "1.2.3.4", "2020-01-01", "-a"]), ("duration", ["1.5h", "3 days", "PT1H"], ["x", "", "1.5"]),
+    ("creditcard", ["4111111111111111"], ["4111-1111-1111-1112", "9780306406157"]), ("ipv4", ["1.2.3.4", "01.2.3.4"], ["::1", "1.2.3"]),
+    ("email", ["a@b.c"], ["mailto:a@b", "@"]), ("byte", ["YQ=="], ["", "YQ"])])
+def test_formats(name: str, good: list[str], bad: list[str]) -> None:
+    schema = spec(a={"type": "string", "format": name})
+    assert [t for t in good if found({"a": t}, schema)] == []
+    assert [t for t in bad if not found({"a": t}, schema)] == []
+
+
+def test_nulls_go_where_they_may_not_be() -> None:
+    value: Any = {"m": {"x": None, "y": 1}, "any": None, "nullable": None}
+    apply_defaults(value, {"type": "object", "properties": {
+        "m": {"type": "object", "additionalProperties": {"type": "integer"}}, "any": {"x-kubernetes-preserve-unknown-fields": True},
+        "nullable": {"type": "string", "nullable": True}}})
+    assert value == {"m": {"y": 1}, "nullable": None}
+
+
+@pytest.mark.parametrize(("value", "by", "fits"), [(0.3, 0.1, True), (0.35, 0.1, False), (0.7, 0.1, True), (4, 3, False), (1, 0.1, True)])
+def test_multiples(value: float, by: float, fits: bool) -> None:
+    assert (found({"a": value}, spec(a={"type": "number", "multipleOf": by})) == []) is fits

@@ -207,3 +207,9 @@ def test_null_in_a_map_of_bytes_is_empty():
 
 def test_a_version_may_begin_with_a_slash():
     assert read("configmaps", {"apiVersion": "/v1", "kind": "ConfigMap"})[0]["apiVersion"] == "v1"
+
+
+def test_custom_objects_that_no_schema_describes_are_emptied():
+    obj, errors = custom(spec={"open": {"x": {"y": 1}, "z": 2}, "a": [{"x": 1}]})
+    assert obj["spec"] == {"a": [{}], "open": {"x": {}, "z": 2}}
+    assert errors == ['unknown field "spec.a[0].x"', 'unknown field "spec.open.x.y"']

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from kubern.model import invalid as field
 from kubern.model import names
+from kubern.model.addresses import parse_ip
 from kubern.model.invalid import FieldError, quote
 from kubern.model.object import Object, clone
 
@@ -333,16 +334,19 @@ def _twice(items: list[Any]) -> int | None:
 # --- formats ----------------------------------------------------------------------------------------------------------------------------
 
 _NAMED = {"datetime": "date-time"}
-_EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
+_EMAIL = re.compile(r"[^@\s\x00-\x20()<>\[\]:;,\\\"]+@[^@\s]+")
 _HEX = re.compile(r"#?([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 _RGB = re.compile(r"rgb\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)")
 _DATETIME = re.compile(r"(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})([.,]\d+)?([Zz]|[+-]\d{2}:?\d{2})")
 _DATE = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
-_DURATION = re.compile(r"(-?[0-9]+(\.[0-9]*)?\s*(ns|us|µs|ms|(nano|micro|milli)(s|sec|secs|second|seconds)?"
-                       r"|s|sec(s)?|second(s)?|m|min(s)?|minute(s)?|h|hr(s)?|hour(s)?|d|day(s)?|w|wk(s)?|week(s)?)\s*)+")
+_GO_DURATION = re.compile(r"[-+]?(?:0|(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)")
+_AMOUNT = re.compile(r"\d+\s*([A-Za-zµ]+)")
+_UNIT = re.compile(r"ns|us|µs|ms|s|m|h|hr|d|w|wk|(?:nano|micro|milli|sec|min|hour|day|week).*", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}")
-_HOST = re.compile(r"([a-zA-Z0-9\u00A1-\uFFFF]([a-zA-Z0-9\u00A1-\uFFFF-]{0,61}[a-zA-Z0-9\u00A1-\uFFFF])?)"
-                   r"(\.[a-zA-Z0-9\u00A1-\uFFFF]([a-zA-Z0-9\u00A1-\uFFFF-]{0,61}[a-zA-Z0-9\u00A1-\uFFFF])?)*\.?")
+_HOST = (r"^([a-zA-Z0-9\p{S}\p{L}]((-?[a-zA-Z0-9\p{S}\p{L}]{0,62})?)"
+         r"|([a-zA-Z0-9\p{S}\p{L}](([a-zA-Z0-9-\p{S}\p{L}]{0,61}[a-zA-Z0-9\p{S}\p{L}])?)(\.)){1,}([a-zA-Z\p{L}]){2,63})$")
+_CARD = re.compile(r"4\d{12}(?:\d{3})?|5[1-5]\d{14}|(?:222[1-9]|22[3-9]\d|2[3-6]\d{2}|27[01]\d|2720)\d{12}|6(?:011|5\d\d)\d{12}|3[47]\d{13}"
+                   r"|3(?:0[0-5]|[68]\d)\d{11}|(?:2131|1800|35\d{3})\d{11}|6[27]\d{14}")
 _MAC = re.compile(r"([0-9a-fA-F]{2}[:-]){5}([0-9a-fA-F]{2})|([0-9a-fA-F]{2}[:-]){7}[0-9a-fA-F]{2}|([0-9a-fA-F]{4}\.){2}[0-9a-fA-F]{4}")
 
 
@@ -375,7 +379,25 @@ def _cidr(text: str) -> bool:
     return "/" in text and _address(lambda t: ipaddress.ip_network(t, strict=False))(text)
 
 
+def _duration(text: str) -> bool:
+    """A duration of Go's, or any text in which an amount of time stands."""
+    return _GO_DURATION.fullmatch(text) is not None or any(_UNIT.fullmatch(unit) for unit in _AMOUNT.findall(text))
+
+
+def _hostname(text: str) -> bool:
+    return len(text.encode()) <= 255 and matches(_HOST, text) and all(len(part.encode()) <= 63 for part in text.split("."))
+
+
+def _credit_card(text: str) -> bool:
+    """A number of a known length and beginning whose digits add up (Luhn)."""
+    digits = re.sub(r"\D+", "", text)
+    total = sum(sum(divmod(int(d) * 2, 10)) if i % 2 else int(d) for i, d in enumerate(reversed(digits)))
+    return _CARD.fullmatch(digits) is not None and total % 10 == 0
+
+
 def _byte(text: str) -> bool:
+    if not text:
+        return False
     try:
         binascii.a2b_base64(text, strict_mode=True)
     except (ValueError, binascii.Error):
@@ -408,11 +430,12 @@ def _rgb(text: str) -> bool:
 
 
 _FORMATS: dict[str, Callable[[str], bool]] = {
-    "date-time": _datetime, "date": _date, "duration": lambda t: _DURATION.fullmatch(t) is not None,
-    "uri": _uri, "email": lambda t: _EMAIL.fullmatch(t) is not None, "hostname": lambda t: len(t) <= 255 and _HOST.fullmatch(t) is not None,
-    "ipv4": _address(ipaddress.IPv4Address), "ipv6": _address(ipaddress.IPv6Address), "cidr": _cidr, "mac": lambda t: _MAC.fullmatch(t) is not None,
+    "date-time": _datetime, "date": _date, "duration": _duration,
+    "uri": _uri, "email": lambda t: _EMAIL.fullmatch(t) is not None, "hostname": _hostname,
+    "ipv4": lambda t: "." in t and parse_ip(t) is not None, "ipv6": _address(ipaddress.IPv6Address), "cidr": _cidr,
+    "mac": lambda t: _MAC.fullmatch(t) is not None,
     "uuid": lambda t: _UUID.fullmatch(t) is not None, "uuid3": _uuid("3"), "uuid4": _uuid("4"), "uuid5": _uuid("5"),
-    "isbn": _digits(10, 13), "isbn10": _digits(10), "isbn13": _digits(13), "creditcard": _digits(13, 14, 15, 16),
+    "isbn": _digits(10, 13), "isbn10": _digits(10), "isbn13": _digits(13), "creditcard": _credit_card,
     "ssn": lambda t: re.fullmatch(r"\d{3}[- ]?\d{2}[- ]?\d{4}", t) is not None, "hexcolor": lambda t: _HEX.fullmatch(t) is not None,
     "rgbcolor": _rgb, "byte": _byte, "password": lambda t: True,
     "bsonobjectid": lambda t: re.fullmatch(r"[0-9a-fA-F]{24}", t) is not None,

@@ -168,13 +168,30 @@ class Cidr:
         return f"{self.ip}/{self.length}"
 
 
+def _not_an_ip(text: str) -> str:
+    """Why, in the words of Go's netip."""
+    parts = text.split(".")
+    if ":" in text or len(parts) < 2 or not all(p.isdigit() or not p for p in parts):
+        return "unable to parse IP"
+    for i, part in enumerate(parts):
+        if not part:
+            return "IPv4 field must have at least one digit"
+        if len(part) > 1 and part[0] == "0":
+            return "IPv4 field has octet with leading zero"
+        if int(part[:4]) > 255:
+            return "IPv4 field has value >255"
+        if i == 3 and len(parts) > 4:
+            return "IPv4 address too long"
+    return "IPv4 address too short"
+
+
 def _ip(text: str) -> Ip:
     try:
         if "%" in text:
             raise CelError(f'IP address {go_quote(text)} with zone value is not allowed')
         ip = ipaddress.ip_address(text)
     except ValueError:
-        raise CelError(f"IP Address {go_quote(text)} parse error during conversion from string: ParseAddr({go_quote(text)}): unable to parse IP") \
+        raise CelError(f"IP Address {go_quote(text)} parse error during conversion from string: ParseAddr({go_quote(text)}): {_not_an_ip(text)}") \
             from None
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         raise CelError(f"IPv4-mapped IPv6 address {go_quote(text)} is not allowed")
@@ -182,14 +199,25 @@ def _ip(text: str) -> Ip:
 
 
 def _cidr(text: str) -> Cidr:
-    address, slash, bits = text.partition("/")
-    try:
-        ip = ipaddress.ip_address(address)
-        if not slash or not bits.isdigit() or (len(bits) > 1 and bits[0] == "0") or not 0 <= int(bits) <= ip.max_prefixlen or "%" in text:
-            raise ValueError
-    except ValueError:
-        raise CelError(f"network address parse error during conversion from string: netip.ParsePrefix({go_quote(text)}): "
-                       + ("no '/'" if not slash else "bad bits after slash" if not bits.isdigit() else "ParseAddr: unable to parse IP")) from None
+    address, slash, bits = text.rpartition("/")
+    why, ip = "", None
+    if not slash:
+        why = "no '/'"
+    else:
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            why = f"ParseAddr({go_quote(address)}): {_not_an_ip(address)}"
+    if ip is not None:
+        if "%" in address:
+            why = "IPv6 zones cannot be present in a prefix"
+        elif not (bits.isascii() and bits.isdigit()) or (len(bits) > 1 and bits[0] == "0"):
+            why = f"bad bits after slash: {go_quote(bits)}"
+        elif int(bits[:4]) > ip.max_prefixlen:
+            why = "prefix length out of range"
+    if ip is None or why:
+        raise CelError("network address parse error during conversion from string: network address parse error during conversion from string: "
+                       f"netip.ParsePrefix({go_quote(text)}): {why}")
     return Cidr(ip, int(bits))
 
 
