@@ -80,7 +80,8 @@ def hook(tmp_path: Path) -> Iterator[Hook]:
 def definition(hook: Hook) -> Object:
     def version(name: str, storage: bool, /, **properties: Object) -> Object:
         schema = {"type": "object", "properties": {"spec": {"type": "object", "required": list(properties), "properties": properties}}}
-        return {"name": name, "served": True, "storage": storage, "schema": {"openAPIV3Schema": schema}}
+        return {"name": name, "served": True, "storage": storage, "schema": {"openAPIV3Schema": schema},
+                "selectableFields": [{"jsonPath": f".spec.{p}"} for p in properties if p != "number"]}
     text, number = {"type": "string"}, {"type": "integer", "maximum": 100}
     return {"kind": "CustomResourceDefinition", "apiVersion": "apiextensions.k8s.io/v1", "metadata": {"name": "foos.example.com"}, "spec": {
         "group": "example.com", "scope": "Namespaced", "names": {"plural": "foos", "kind": "Foo"},
@@ -141,3 +142,12 @@ async def test_a_conversion_that_fails(hook: Hook, client: Client) -> None:
         await client.get(ROWS["v2"], "default", "a")
     assert e.value.message == "conversion webhook for example.com/v1, Kind=Foo failed: cannot"
     assert (await client.get(ROWS["v1"], "default", "a"))["spec"] == {"a": "x-1"}
+
+
+async def test_fields_are_selected_in_the_version_that_is_asked_for(client: Client) -> None:
+    for i, name in enumerate(("x", "y", "x")):
+        await client.create(foo("v1", f"f{i}", a=f"{name}-{i}"))
+    for version, selector, wanted in (("v2", "spec.name=x", ["f0", "f2"]), ("v2", "spec.name!=x", ["f1"]),
+                                      ("v1", "spec.a=x-2", ["f2"]), ("v1", "spec.a=x", [])):
+        items, _ = await client.list(ROWS[version], "default", fields=selector)
+        assert [o["metadata"]["name"] for o in items] == wanted, selector

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from kubern.api.negotiate import (
+    CONVERSIONS,
     JSON,
     MEDIA,
+    NO_TABLE,
     PROTOBUF,
     STREAMS,
     YAML,
@@ -45,8 +47,17 @@ def test_protobuf_alone_is_protobuf() -> None:
 ])
 def test_two_ways_to_refuse(accept: str, start: str) -> None:
     with pytest.raises(StatusError) as e:
-        parse_accept(accept, (*MEDIA, *STREAMS), True)
+        parse_accept(accept, (*MEDIA, *STREAMS), CONVERSIONS)
     assert e.value.code == 406 and e.value.message.startswith(start)
+
+
+def test_reviews_have_metadata_but_no_table() -> None:
+    asked = "application/json;as=Table;v=v1;g=meta.k8s.io"
+    with pytest.raises(StatusError) as e:
+        parse_accept(asked, MEDIA, NO_TABLE)
+    assert e.value.code == 406
+    assert parse_accept(asked + ",application/json", MEDIA, NO_TABLE).convert == ""
+    assert parse_accept(asked.replace("Table", "PartialObjectMetadata"), MEDIA, NO_TABLE).convert == "PartialObjectMetadata"
 
 
 def test_pretty() -> None:

@@ -89,6 +89,14 @@ async def test_channels_in_binary_and_base64() -> None:
     assert script.written == frame(TEXT, b"2ZQ==")
 
 
+def test_the_oldest_protocol_tells_failures_only() -> None:
+    failed = b'{"status":"Failure","message":"command terminated with non-zero exit code"}'
+    old = channels.Channels(WebSocket(Script(b"")), "channel.k8s.io")
+    assert old.verdict(b"") == b"" and old.verdict(failed) == b"command terminated with non-zero exit code"
+    new = channels.Channels(WebSocket(Script(b"")), channels.V4)
+    assert new.verdict(b"") == b'{"metadata":{},"status":"Success"}' and new.verdict(failed) == failed
+
+
 async def test_tunnelled_bytes_are_one_stream() -> None:
     script = Script(frame(BINARY, b"abc", client=True) + frame(BINARY, b"def", client=True))
     s = websocket.MessageStream(WebSocket(script))

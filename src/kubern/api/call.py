@@ -12,7 +12,7 @@ import orjson
 
 from kubern.api.authz.attributes import Attributes
 from kubern.api.forms import Served
-from kubern.api.negotiate import JSON, PROTOBUF, YAML, Accept, accept_of, to_yaml, wants_pretty
+from kubern.api.negotiate import CONVERSIONS, JSON, PROTOBUF, YAML, Accept, accept_of, to_yaml, wants_pretty
 from kubern.model.invalid import quote
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
@@ -47,8 +47,8 @@ class Call:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def accept(self, watchable: bool = False) -> Accept:
-        return accept_of(self.request, watchable)
+    def accept(self, watchable: bool = False, conversions: frozenset[str] = CONVERSIONS) -> Accept:
+        return accept_of(self.request, watchable, conversions)
 
 
 def encode(obj: Object, accept: Accept) -> tuple[bytes, str]:

@@ -265,7 +265,7 @@ class Definitions:
                 served.encode = partial(_back, webhook, stored)
                 served.warm = partial(webhook.convert_all, to=row.api_version)
             if row.version == row.storage_version:
-                if key not in have or have[key][1] != schema:
+                if key not in have or have[key][1] != schema or have[key][0].storage_version != row.version:
                     self._schema_revision[key] = item.revision
                 served.convert_before = self._schema_revision[key]
         for key in have.keys() - wanted.keys():

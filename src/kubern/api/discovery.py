@@ -253,7 +253,7 @@ def _accept(request: Request, routed: bool) -> Accept:
     """The representation of a legacy document; the router and the plain handlers refuse in different words."""
     header = request.headers.get("accept", "")
     try:
-        return parse_accept(header if routed else header.replace("application/*", "*/*"), MEDIA, False)
+        return parse_accept(header if routed else header.replace("application/*", "*/*"), MEDIA, frozenset())
     except StatusError as e:
         if not routed and e.details is not None:
             raise not_acceptable(MEDIA) from None

@@ -19,6 +19,8 @@ JSON, YAML, PROTOBUF = "application/json", "application/yaml", "application/vnd.
 MEDIA = (JSON, YAML, PROTOBUF)
 STREAMS = (f"{JSON};stream=watch", f"{PROTOBUF};stream=watch")
 _META_VERSIONS = ("v1", "v1beta1")
+NO_TABLE = frozenset({"PartialObjectMetadata", "PartialObjectMetadataList"})       # of what upstream gave no columns: reviews, bindings, evictions, tokens
+CONVERSIONS = NO_TABLE | {"Table"}
 
 
 class Accept(NamedTuple):
@@ -81,8 +83,8 @@ def _clauses(header: str) -> list[tuple[str, dict[str, str]]]:
 
 
 @lru_cache(maxsize=512)
-def parse_accept(header: str, available: tuple[str, ...], conversions: bool) -> Accept:
-    """What to answer with; raises StatusError 406. `available` is what the router prints, `conversions` whether Table and metadata exist."""
+def parse_accept(header: str, available: tuple[str, ...], conversions: frozenset[str]) -> Accept:
+    """What to answer with; raises StatusError 406. `available` is what the router prints, `conversions` the kinds it can be shown as."""
     if not header:
         return PLAIN
     types = {a.partition(";")[0] for a in available}
@@ -105,7 +107,7 @@ def parse_accept(header: str, available: tuple[str, ...], conversions: bool) -> 
     raise not_acceptable(MEDIA)
 
 
-def _options(media: str, params: dict[str, str], conversions: bool) -> Accept | None:
+def _options(media: str, params: dict[str, str], conversions: frozenset[str]) -> Accept | None:
     kind, group, version = params.get("as", ""), params.get("g", ""), params.get("v", "")
     stream = params.get("stream", "")
     if stream and (stream != "watch" or media == YAML):
@@ -115,21 +117,17 @@ def _options(media: str, params: dict[str, str], conversions: bool) -> Accept | 
     pretty = params.get("pretty") == "1"
     if not kind and not group and not version:
         return Accept(media, pretty=pretty, stream=stream)
-    if not conversions or group != "meta.k8s.io" or version not in _META_VERSIONS:
+    if kind not in conversions or group != "meta.k8s.io" or version not in _META_VERSIONS:
         return None
-    if kind == "Table":
-        return Accept(media, kind, version, pretty, stream) if media in (JSON, YAML) else None
-    if kind in ("PartialObjectMetadata", "PartialObjectMetadataList"):
-        return Accept(media, kind, version, pretty, stream)
-    return None
+    return None if kind == "Table" and media == PROTOBUF else Accept(media, kind, version, pretty, stream)
 
 
-def accept_of(request: Request, watchable: bool = False) -> Accept:
+def accept_of(request: Request, watchable: bool = False, conversions: frozenset[str] = CONVERSIONS) -> Accept:
     """The representation this request asks for; `watchable`: a list endpoint, whose router knows the streaming types too."""
     header = request.headers.get("accept", "")
     if header in ("", JSON, "*/*") and not request.query:
         return PLAIN
-    accept = parse_accept(header, (*MEDIA, *STREAMS) if watchable else MEDIA, True)
+    accept = parse_accept(header, (*MEDIA, *STREAMS) if watchable else MEDIA, conversions)
     if not accept.pretty and wants_pretty(request):
         accept = accept._replace(pretty=True)
     return accept

@@ -219,7 +219,11 @@ def _schema_v2(name: str, schema: Doc, custom: bool) -> Doc:
         return {"description": schema.get("description", ""), "type": "string"}
     if name == INT_OR_STRING:
         return {"description": schema.get("description", ""), "format": "int-or-string", "type": "string"}
-    return _loose(_flat(schema)) if custom else _flat(schema)
+    if not custom:
+        return _flat(schema)
+    if schema.get("x-kubernetes-preserve-unknown-fields") is True:     # kubectl takes what is said of such an object for all there may be
+        return {"type": "object", **{k: schema[k] for k in ("x-kubernetes-group-version-kind",) if k in schema}}
+    return _loose(_flat(schema))
 
 
 def _loose(node: Any) -> Any:

@@ -90,6 +90,11 @@ class ListOptions:
     def everything(self) -> bool:
         return self.labels.empty and self.fields.empty
 
+    @property
+    def of_fields(self) -> bool:
+        """Whether the field selector reads more than metadata."""
+        return any(not path.startswith("metadata.") for path, _, _ in self.terms)
+
     def matches(self, obj: Object) -> bool:
         """Whether a stored object is selected."""
         if not self.labels.empty and not self.labels.matches((obj.get("metadata") or {}).get("labels")):

@@ -146,9 +146,11 @@ def _select(call: Call, o: ListOptions, candidates: list[Item], limit: int) -> t
     if name is not None:
         candidates = [i for i in candidates if i.name == name]
     out: list[Item] = []
-    matches = o.matches
+    served = call.served
+    if served.custom is not None and served.warm is not None and o.of_fields:
+        served.warm([served.stored(i) for i in candidates])
     for item in candidates:
-        if matches(item._parsed or item.parse()):
+        if served.selected(o, item, item._parsed or item.parse()):
             if limit and len(out) == limit:
                 return out, True
             out.append(item)
@@ -193,7 +195,7 @@ async def _list_past(call: Call, form: Form, o: ListOptions, namespace: str, rev
             raise too_large(revision, call.server.cache.revision) from None
         for e in entries:
             item = Item(e.key[len(collection.prefix):], body_of(e.value, e.revision), e.revision, e.create_revision)
-            if selecting and not o.matches(item.parse()):
+            if selecting and not call.served.selected(o, item, item.parse()):
                 continue
             if limit and len(out) == limit:
                 more = True

@@ -81,7 +81,7 @@ class Channel:
             return True
         if self.plain_name is not None:
             return item.name == self.plain_name
-        return self.options.matches(change.object(item))
+        return self.form.served.selected(self.options, item, change.object(item))
 
     def select(self, change: Change) -> tuple[str, Item] | None:
         """What this change is for these watchers: its type and the state to show, or None."""
@@ -302,7 +302,7 @@ class Watch:
             return items
         if channel.plain_name is not None:
             return [i for i in items if i.name == channel.plain_name]
-        return [i for i in items if o.matches(i._parsed or i.parse())]
+        return [i for i in items if channel.form.served.selected(o, i, i._parsed or i.parse())]
 
     def lines(self, entries: list[tuple[Change, str, Item]]) -> bytes:
         """Entries for this member alone, with the Table's header on the first."""

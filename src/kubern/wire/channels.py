@@ -16,6 +16,8 @@ import struct
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+import orjson
+
 from kubern.model.request import Stream
 from kubern.wire import websocket
 from kubern.wire.spdy import Session, SpdyStream
@@ -47,6 +49,7 @@ class Channels:
         self.socket, self.protocol = socket, protocol
         self.text = "base64" in protocol
         self.closes = protocol == V5
+        self.only_failures = protocol.removeprefix("base64.") in ("", "channel.k8s.io")
 
     async def receive(self) -> tuple[int, bytes] | None:
         """(channel, data); (CLOSED, channel) for the end of a channel in v5. None at the end."""
@@ -69,6 +72,17 @@ class Channels:
             await self.socket.send(bytes([48 + channel]) + base64.b64encode(data), websocket.TEXT)
         else:
             await self.socket.send(bytes([channel]) + data)
+
+
+    def verdict(self, status: bytes) -> bytes:
+        """How a command ended: a Status; in the oldest protocol the words of a failure, and nothing of a success."""
+        if not self.only_failures:
+            return status or b'{"metadata":{},"status":"Success"}'
+        try:
+            told = orjson.loads(status or b"{}")
+        except orjson.JSONDecodeError:
+            return status
+        return b"" if told.get("status", "Success") == "Success" else str(told.get("message") or "").encode()
 
 
 async def command(client: Channels, runtime: Session, wanted: Wanted) -> None:
@@ -102,7 +116,7 @@ async def command(client: Channels, runtime: Session, wanted: Wanted) -> None:
     async def outputs() -> None:
         await asyncio.gather(out(stdout, STDOUT), out(stderr, STDERR))
         status = await error.read_all()
-        await client.send(ERROR, status or b'{"metadata":{},"status":"Success"}')
+        await client.send(ERROR, client.verdict(status))
 
     listening, writing = asyncio.create_task(into()), asyncio.create_task(outputs())
     try:

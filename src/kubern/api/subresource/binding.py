@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kubern.api import write
 from kubern.api.call import Call, answer
+from kubern.api.negotiate import NO_TABLE
 from kubern.api.options import write_options
 from kubern.model.invalid import quote
 from kubern.model.object import Object
@@ -50,7 +51,7 @@ def set_condition(pod: Object, condition: Object) -> None:
 
 
 async def _bind(call: Call, name: str) -> Response:
-    accept = call.accept()
+    accept = call.accept(conversions=NO_TABLE)
     options = write_options(call.request, "CreateOptions")
     obj = write.decode_object(call, options, "v1", "Binding", schema_for("v1", "Binding"))
     meta = obj["metadata"]

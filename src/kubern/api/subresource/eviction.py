@@ -10,7 +10,7 @@ from typing import Any
 from kubern.api import delete, write
 from kubern.api.cache import Item
 from kubern.api.call import Call, answer
-from kubern.api.negotiate import JSON
+from kubern.api.negotiate import JSON, NO_TABLE
 from kubern.api.options import DeleteOptions, WriteOptions, parse_delete_options, write_options
 from kubern.api.read import find
 from kubern.api.subresource.binding import SUCCESS, set_condition
@@ -27,7 +27,7 @@ MANY_BUDGETS = "This pod has more than one PodDisruptionBudget, which the evicti
 
 
 async def handle(call: Call) -> Response:
-    accept = call.accept()
+    accept = call.accept(conversions=NO_TABLE)
     options = write_options(call.request, "CreateOptions")
     version = b'"policy/v1beta1"' in call.request.body
     if version:

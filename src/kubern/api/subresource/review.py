@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kubern.api.call import Call, answer
+from kubern.api.negotiate import NO_TABLE
 from kubern.api.options import write_options
 from kubern.api.subresource.reviews import VIRTUAL
 from kubern.api.write import decode_object, match_namespace
@@ -10,7 +11,7 @@ from kubern.model.request import Response
 
 
 async def handle(call: Call) -> Response:
-    accept = call.accept()
+    accept = call.accept(conversions=NO_TABLE)
     options = write_options(call.request, "CreateOptions")
     obj = decode_object(call, options)
     match_namespace(obj["metadata"], call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kubern.api.call import Call, answer
+from kubern.api.negotiate import NO_TABLE
 from kubern.api.options import write_options
 from kubern.api.subresource.reviews import token
 from kubern.api.write import decode_object
@@ -11,7 +12,7 @@ from kubern.model.schema import schema_for
 
 
 async def handle(call: Call) -> Response:
-    accept = call.accept()
+    accept = call.accept(conversions=NO_TABLE)
     options = write_options(call.request, "CreateOptions")
     api_version, kind = "authentication.k8s.io/v1", "TokenRequest"
     obj = decode_object(call, options, api_version, kind, schema_for(api_version, kind))
