@@ -11,7 +11,7 @@ from tests.controllers.conftest import ListView, drive, emitted, of, pod, worklo
 from kubern.controllers import cronjob, job
 from kubern.controllers.indexes import Indexes, parse
 from kubern.controllers.schedule import parse as schedule
-from kubern.model.intent import Create, Delete, Patch, Requeue, Update
+from kubern.model.intent import Again, Create, Delete, Failed, Fetch, Patch, Requeue, Update
 from kubern.model.object import Object
 
 NOW = 1893456100.0
@@ -118,3 +118,19 @@ def test_a_missed_deadline_is_told() -> None:
     assert of(intents, Create)
     intents = drive(cronjob.controller().reconcile(a_cronjob(startingDeadlineSeconds=20, schedule="1 0 * * *"), ListView(jobs__batch=[]), now))
     assert not of(intents, Create)
+
+
+@pytest.mark.parametrize(("answer", "dropped", "again"), [
+    ({"metadata": {"name": "c-1", "uid": "old"}}, False, False),
+    ({"metadata": {"name": "c-1", "uid": "new"}}, True, False),                   # made again under the same name
+    (Failed(None, 404, "NotFound", "gone"), True, False),
+    (Failed(None, 503, "ServiceUnavailable", "no"), False, True),
+])
+def test_active_jobs_that_the_mirror_does_not_show_are_looked_for(answer: Any, dropped: bool, again: bool) -> None:
+    c = a_cronjob(suspend=True)
+    c["status"] = {"active": [{"kind": "Job", "namespace": "default", "name": "c-1", "uid": "old"}]}
+    intents = drive(cronjob.controller().reconcile(c, ListView(jobs__batch=[]), at("2030-01-01T00:01:05+00:00")),
+                    lambda i: answer if isinstance(i, Fetch) else getattr(i, "obj", None))
+    assert bool(of(intents, Again)) == again
+    assert (emitted(intents) == [("MissingJob", "Active job went missing: c-1")]) == dropped
+    assert bool([u for u in of(intents, Update) if not u.obj["status"].get("active")]) == dropped

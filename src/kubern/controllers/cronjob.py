@@ -110,7 +110,7 @@ class _Cron:
             if a.get("uid") in children:
                 continue
             live = yield Fetch(f"/apis/batch/v1/namespaces/{a.get('namespace') or namespace(self.cj)}/jobs/{a.get('name')}")
-            if isinstance(live, Failed) and live.code == 404:
+            if live.code == 404 if isinstance(live, Failed) else uid(live) != a.get("uid"):       # another of that name is not it
                 yield self.emit("Normal", "MissingJob", f"Active job went missing: {a.get('name')}")
                 self._drop(a.get("uid") or "")
             elif isinstance(live, Failed):
