@@ -151,3 +151,14 @@ async def test_fields_are_selected_in_the_version_that_is_asked_for(client: Clie
                                       ("v1", "spec.a=x-2", ["f2"]), ("v1", "spec.a=x", [])):
         items, _ = await client.list(ROWS[version], "default", fields=selector)
         assert [o["metadata"]["name"] for o in items] == wanted, selector
+
+async def test_another_version_becomes_the_stored_one(client: Client) -> None:
+    await client.create(foo("v1", "old", a="x-1"))
+    crd = await client.get(CRDS, "", "foos.example.com")
+    versions = [{**v, "storage": v["name"] == "v2"} for v in crd["spec"]["versions"]]
+    await client.call("PUT", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/foos.example.com", None,
+                      {**crd, "spec": {**crd["spec"], "versions": versions}})
+    await client.create(foo("v2", "new", name="y", number=2))
+    assert (await client.get(CRDS, "", "foos.example.com"))["status"]["storedVersions"] == ["v1", "v2"]
+    assert [o["spec"] for o in (await client.list(ROWS["v2"], "default"))[0]] == [{"name": "y", "number": 2}, {"name": "x", "number": 1}]
+    assert [o["spec"] for o in (await client.list(ROWS["v1"], "default"))[0]] == [{"a": "y-2"}, {"a": "x-1"}]

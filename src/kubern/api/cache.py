@@ -12,6 +12,7 @@ import asyncio
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from sys import intern
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from kubern.store.protocol import Entry, Event
 WINDOW_EVENTS_MAX = 4096        # changes a collection remembers in memory; older ones come from the store's history
 ENCODED_CHANGES_MAX = 512       # changes whose lines are kept for watches that are a little behind
 _HEAD = b'"metadata":{"resourceVersion":"%d",'
+_CLOSE = ord("}")
 ROOT = "/registry/"
 
 
@@ -31,8 +33,11 @@ def body_of(value: bytes, revision: int) -> bytes:
     return (_HEAD % revision) + value if revision else b'"metadata":{' + value
 
 
-def value_of(obj: Object) -> bytes:
-    """An object as the store keeps it: without kind, apiVersion and resourceVersion, metadata first."""
+def value_of(obj: Object, version: str = "") -> bytes:
+    """An object as the store keeps it: without kind, apiVersion and resourceVersion, metadata first.
+
+    `version`, for custom resources, goes on a line of its own behind the object: which one is stored may change with the definition.
+    """
     meta = obj["metadata"]
     if "resourceVersion" in meta:
         meta = {k: v for k, v in meta.items() if k != "resourceVersion"}
@@ -41,9 +46,10 @@ def value_of(obj: Object) -> bytes:
         if k not in ("kind", "apiVersion", "metadata"):
             out[k] = v
     try:
-        return orjson.dumps(out)[13:]     # after {"metadata":{
+        value = orjson.dumps(out)[13:]     # after {"metadata":{
     except TypeError as e:                # deeper than the encoder goes, or an integer of more than 64 bits
         raise bad_request(f"the object cannot be stored: {e}") from None
+    return value + b"\n" + version.encode() if version else value
 
 
 def object_of(body: bytes, api_version: str, kind: str) -> Object:
@@ -55,9 +61,13 @@ def object_of(body: bytes, api_version: str, kind: str) -> Object:
 class Item:
     """One object at one revision. Never changed, so a list may be read while writes go on."""
 
-    __slots__ = ("_index", "_parsed", "body", "created", "key", "name", "namespace", "revision")
+    __slots__ = ("_index", "_parsed", "body", "created", "key", "name", "namespace", "revision", "version")
 
     def __init__(self, key: str, body: bytes, revision: int, created: int) -> None:
+        self.version = ""                        # in which a custom resource was written
+        if body[-1] != _CLOSE:
+            body, _, version = body.rpartition(b"\n")
+            self.version = intern(version.decode())
         self.key, self.body, self.revision, self.created = key, body, revision, created
         self.namespace, slash, name = key.partition("/")
         if slash:
@@ -77,7 +87,8 @@ class Item:
     @property
     def value(self) -> bytes:
         """As the store holds it."""
-        return self.body[len(_HEAD) - 2 + len(str(self.revision)):]
+        value = self.body[len(_HEAD) - 2 + len(str(self.revision)):]
+        return value + b"\n" + self.version.encode() if self.version else value
 
     def parse(self) -> Object:
         """A fresh object without kind and apiVersion; the caller may change it."""

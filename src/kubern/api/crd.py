@@ -258,11 +258,12 @@ class Definitions:
             if have.get(key) == made_of:
                 continue
             stored, read = f"{row.group}/{row.storage_version}", _reader(schema, row.api_version)
-            webhook = Webhook(self.server.cache, info.conversion, row.kind) if info.conversion is not None and row.api_version != stored else None
+            webhook = Webhook(self.server.cache, info.conversion, row.kind) if info.conversion is not None else None
             served = rows.install(row, kind, schema=partial(from_openapi, schema), custom=info, stored=(stored, row.kind) if webhook else None,
                                   convert=_by_webhook(webhook, read, row.api_version) if webhook else read)
             if webhook is not None:
-                served.encode = partial(_back, webhook, stored)
+                if row.api_version != stored:
+                    served.encode = partial(_back, webhook, stored)
                 served.warm = partial(webhook.convert_all, to=row.api_version)
             if row.version == row.storage_version:
                 if key not in have or have[key][1] != schema or have[key][0].storage_version != row.version:

@@ -117,7 +117,7 @@ async def remove(call: Call, item: Item, options: DeleteOptions) -> tuple[Item |
         try:
             shown = item
             if changed and (graceful or waiting or namespace):
-                value = value_of(live)
+                value = value_of(live, item.version)
                 revision = item.revision
                 if options.dry_run:
                     shown = Item(key, body_of(value, revision), revision, item.created)

@@ -39,6 +39,7 @@ class Served:
         self.convert_before = 0                      # not 0: only what was written before this revision needs converting
         self.has_status = row.subresource("status") is not None
         self.custom = custom                         # what the CRD engine keeps with the row
+        self.marks = row.storage_version or row.version if row.custom else ""      # the version that is written behind stored objects
         self.stored_api_version, self.stored_kind = stored or (row.api_version, row.kind)
         self.head = b'{"kind":%s,"apiVersion":%s,' % (orjson.dumps(row.kind), orjson.dumps(row.api_version))
         self.item_head = self.head if row.custom else b"{"
@@ -52,8 +53,11 @@ class Served:
         return self._schema
 
     def stored(self, item: Item) -> Object:
-        """A fresh object in the storage version's shape, with kind and apiVersion."""
-        return {"kind": self.stored_kind, "apiVersion": self.stored_api_version, **item.parse()}
+        """A fresh object as it was stored, with kind and apiVersion."""
+        version = self.stored_api_version
+        if item.version and self.warm is not None:
+            version = f"{self.row.group}/{item.version}"
+        return {"kind": self.stored_kind, "apiVersion": version, **item.parse()}
 
     def kept(self, obj: Object) -> Object:
         """An object of this row as the store keeps it."""
@@ -66,7 +70,7 @@ class Served:
 
     def converts(self, item: Item) -> bool:
         """Whether this item is shown otherwise than it is stored."""
-        return self.convert is not None and not 0 < self.convert_before <= item.revision
+        return self.convert is not None and not (0 < self.convert_before <= item.revision and item.version in ("", self.row.version))
 
     def selected(self, options: ListOptions, item: Item, obj: Object) -> bool:
         """Whether selectors take an item, `obj` as stored. The fields of a custom resource are those of the version that was asked for."""
@@ -74,7 +78,7 @@ class Served:
 
     def body(self, item: Item) -> bytes:
         """The bytes after kind and apiVersion, as this row shows them."""
-        if self.convert is None or 0 < self.convert_before <= item.revision:
+        if self.convert is None or not self.converts(item):
             return item.body
         return body_of(value_of(self.shown(item)), item.revision)
 
@@ -109,7 +113,7 @@ class Form:
         head = self.list_start(meta)
         if s.warm is not None:
             items = tuple(items)
-            s.warm([s.stored(i) for i in items])
+            s.warm([s.stored(i) for i in items if s.converts(i)])
         if s.convert is None:
             joined = (b"," + s.item_head).join([i.body for i in items])
         else:

@@ -148,7 +148,7 @@ def _select(call: Call, o: ListOptions, candidates: list[Item], limit: int) -> t
     out: list[Item] = []
     served = call.served
     if served.custom is not None and served.warm is not None and o.of_fields:
-        served.warm([served.stored(i) for i in candidates])
+        served.warm([served.stored(i) for i in candidates if served.converts(i)])
     for item in candidates:
         if served.selected(o, item, item._parsed or item.parse()):
             if limit and len(out) == limit:

@@ -239,7 +239,7 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
         key = f"{meta['namespace']}/{name}" if row.namespaced else name
         if taken is not None and not options.dry_run:
             await taken.reserve()
-        value = value_of(served.kept(obj))
+        value = value_of(served.kept(obj), served.marks)
         if options.dry_run:
             if key in collection.items:
                 raise _exists(call, key, name)
@@ -376,7 +376,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             admission.obj = new
             await admission.validate()
             if _emptied(call, meta, old_meta, new):
-                value = value_of(served.kept(new))
+                value = value_of(served.kept(new), served.marks)
                 if options.dry_run:
                     return value, item.revision, False
                 try:
@@ -393,7 +393,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             if taken is not None and not options.dry_run:
                 await taken.reserve()
                 kept = served.kept(new)
-            value = value_of(kept)
+            value = value_of(kept, served.marks)
             if options.dry_run:
                 if taken is not None:
                     await taken.undo()
@@ -503,7 +503,7 @@ async def change(call: Call, build: Build, options: WriteOptions) -> int:
         if item is None:
             raise not_found(row.group, row.plural, call.attributes.name)
         new = build(call.served.stored(item))
-        value = value_of(new)
+        value = value_of(new, item.version)
         if value == item.value or options.dry_run:
             return item.revision
         try:
