@@ -119,3 +119,17 @@ def test_lazy_variables_and_bounds() -> None:
 def test_addresses_that_are_none(source: str, why: str) -> None:
     with pytest.raises(CelError, match=re.escape(why)):
         compile_(source, {}).run({})
+
+
+@pytest.mark.parametrize(("source", "why"), [
+    ("'%s and %s'.format(['a']) == ''", "ERROR: <input>:1:19: index 1 out of range"),
+    ("'%s%%'.format(['a', 'b']) == ''", "too many arguments supplied to string.format (expected 1, got 2)"),
+    ("'%d'.format(['a']) == ''", "error during formatting: decimal clause can only be used on integers, was given string"),
+    ("'%z'.format(['a']) == ''", 'could not parse formatting clause: unrecognized formatting clause "z"')])
+def test_formats_have_their_arguments(source: str, why: str) -> None:
+    with pytest.raises(CelProblem, match=re.escape(why)):
+        compile_(source, {})
+
+
+def test_what_is_formatted_may_be_of_many_types() -> None:
+    assert compile_("'%s is %d'.format(['a', 5])", {}).run({}) == "a is 5"
