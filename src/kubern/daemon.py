@@ -330,7 +330,10 @@ def why(s: Settings, what: str, namespace: str) -> int:
         return 1
     found = ask(s, lambda client: client.call("GET", f"/api/v1/namespaces/{namespace}/pods/{name}/why"))
     if not found:
-        say(f"kubern: there is no pod {name} in namespace {namespace}, or no cluster is running in {s.data_dir}")
+        if not running_pid(s.home):
+            say(f"kubern: no cluster is running in {s.data_dir}; start one with: kubern up")
+        else:
+            say(f"kubern: there is no pod {name} in namespace {namespace}; see: kubern kubectl get pods -A")
         return 1
     say(found["text"])
     return 0
@@ -540,6 +543,9 @@ def image_import(s: Settings, file: Path) -> int:
 
 
 def image_list(s: Settings) -> int:
-    for i in _library(s).images():
+    images = _library(s).images()
+    if not images:
+        say("no images here yet; make the demo's with: kubern image build, or bring some with: kubern image import FILE")
+    for i in images:
         say(f"{i.name:<50}{i.size / 1e6:8.1f} MB  {','.join(i.architectures)}  {i.digest[:19]}")
     return 0

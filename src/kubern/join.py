@@ -104,13 +104,13 @@ def token_create(s: Settings, text: str, ttl: str, description: str, print_join_
         return await client.get(CONFIG_MAP, bootstrap.PUBLIC, bootstrap.CLUSTER_INFO)
     info = ask(s, make)
     if failure or (info is None and ask(s, lambda c: c.get(SECRET, bootstrap.SYSTEM, bootstrap.SECRET_PREFIX + id_)) is None):
-        say(f"kubern: {failure[0] if failure else f'no cluster answers in {s.data_dir}'}")
+        say(f"kubern: {failure[0] if failure else f'no cluster is running in {s.data_dir}; start one with: kubern up'}")
         return 1
     if not print_join_command:
         say(token.text)
         return 0
     if info is None:
-        say("kubern: this cluster has no kube-public/cluster-info: nodes cannot join it")
+        say("kubern: this cluster takes no other machines: it has simulated nodes; start one with: kubern up --runtime none")
         return 1
     server, ca = read_info(info["data"][bootstrap.KUBECONFIG])
     say(f"kubern join {server.removeprefix('https://')} --token {token.text} --discovery-token-ca-cert-hash {bootstrap.ca_hash(ca)}")
@@ -121,7 +121,7 @@ def token_list(s: Settings) -> int:
     """Print the tokens, as `kubeadm token list` does."""
     found = ask(s, lambda client: client.list(SECRET, bootstrap.SYSTEM, fields=f"type={bootstrap.SECRET_TYPE}"))
     if found is None:
-        say(f"kubern: no cluster answers in {s.data_dir}")
+        say(f"kubern: no cluster is running in {s.data_dir}; start one with: kubern up")
         return 1
     tokens = sorted((t for t in map(bootstrap.token_of, found[0]) if t), key=lambda t: t.id)
     rows = [("TOKEN", "TTL", "EXPIRES", "USAGES", "DESCRIPTION", "EXTRA GROUPS")]
@@ -158,7 +158,7 @@ def token_delete(s: Settings, text: str) -> int:
     if ask(s, drop):
         say(f'bootstrap token "{id_}" deleted')
         return 0
-    say(f"kubern: there is no bootstrap token {id_}" if done else f"kubern: no cluster answers in {s.data_dir}")
+    say(f"kubern: there is no bootstrap token {id_}" if done else f"kubern: no cluster is running in {s.data_dir}; start one with: kubern up")
     return 1
 
 

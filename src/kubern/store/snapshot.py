@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[list[Entry], int]:
         with open(path, "rb") as f:
             return _read(f)
     except OSError as e:
-        raise BadSnapshot(str(e)) from None
+        raise BadSnapshot(f"cannot read {path}: {e.strerror}") from None
     except (orjson.JSONDecodeError, ValueError, TypeError, KeyError) as e:
         raise BadSnapshot(f"{path} is no snapshot, or not whole: {e}") from None
 
@@ -95,7 +95,7 @@ async def save(path: Path, store: str, database: Path) -> tuple[int, int]:
         try:
             entries, revision = read_file(database)
         except FileNotFoundError:
-            raise Broken(f"there is no store at {database}") from None
+            raise Broken(f"there is no store at {database}; say where the cluster lives with --data-dir") from None
     write(path, entries, revision)
     return len(entries), revision
 
