@@ -80,6 +80,11 @@ class Context:
         """Where nodes reach the API server."""
         return self.fabric.gateway if self.fabric else own_address()
 
+    @property
+    def listens(self) -> list[str]:
+        """Where the API server listens: also on the bridge of this machine's nodes, which reach no other address if one was chosen."""
+        bind = self.settings.bind
+        return [bind, self.fabric.gateway] if self.fabric and bind not in ("0.0.0.0", "::", self.fabric.gateway) else [bind]
 
     @property
     def public_address(self) -> str:
@@ -130,7 +135,7 @@ async def api(ctx: Context) -> AsyncIterator[None]:
         ctx.server = server
         await stack.enter_async_context(access.applied(allowed, server))
         context = http.ssl_context(str(p.apiserver.cert_path), str(p.apiserver.key_path), p.ca.cert + p.front_proxy_ca.cert)
-        listening = await http.serve(server.handle, s.bind, s.port, context, fast=server.fast)
+        listening = await http.serve(server.handle, ctx.listens, s.port, context, fast=server.fast)
         stack.push_async_callback(listening.close, DRAIN_S)
         write_kubeconfigs(ctx)
         ctx.tell(f"API server {KUBERNETES_VERSION} on https://{'127.0.0.1' if s.bind == '0.0.0.0' else s.bind}:{s.port}")

@@ -16,7 +16,7 @@ import ssl
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote
@@ -609,7 +609,7 @@ class Listening:
             for c in tuple(self.connections):
                 c.sweep(now)
 
-    async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+    async def start(self, host: str | Sequence[str], port: int, context: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
         options: dict[str, Any] = {}
         if context is not None:
@@ -693,8 +693,8 @@ def _accept_any_certificate(context: ssl.SSLContext) -> bool:
         return False
 
 
-async def serve(handle: Handle, host: str, port: int, context: ssl.SSLContext | None = None, *, fast: Fast | None = None) -> Listening:
-    """Listens; `fast` is Server.fast. Port 0 takes any free one, see Listening.port."""
+async def serve(handle: Handle, host: str | Sequence[str], port: int, context: ssl.SSLContext | None = None, *, fast: Fast | None = None) -> Listening:
+    """Listens on one address or several; `fast` is Server.fast. Port 0 takes any free one, see Listening.port."""
     listening = Listening(handle, fast)
     await listening.start(host, port, context)
     return listening
