@@ -134,3 +134,11 @@ def test_strategic_refused(patch_, code, message):
 
 def test_raw_form():
     assert apply_patch("merge", {"spec": {"a": 1}}, b'{"spec":{"b":2}}', schema_for("x/v1", "Nope")) == {"spec": {"a": 1, "b": 2}}
+
+
+@pytest.mark.parametrize("name", ["kind", "apiVersion"])
+def test_a_custom_object_whose_name_is_no_text(name):
+    """It is read as one without: refused later as of another kind."""
+    live = {"apiVersion": "x/v1", "kind": "Nope", "metadata": {"name": "n"}}
+    out, _ = patched("merge", live, orjson.dumps({name: ["a"]}), schema_for("x/v1", "Nope"), kind="Nope", api_version="x/v1", custom=True)
+    assert name not in out

@@ -60,6 +60,7 @@ def patched(type_: str, original: Object, patch_body: bytes, schema: Schema, *, 
             except strict.Fault as e:
                 raise _invalid(value(), str(e)) from None
     else:
+        obj = {k: v for k, v in obj.items() if k not in ("apiVersion", "kind") or isinstance(v, str)}     # what is no text names nothing
         have_version, have_kind = obj.get("apiVersion"), obj.get("kind")
         if custom and (have_version, have_kind) != (api_version, kind):      # about to be refused; another version's fields are not known
             same_group = str(have_version).rpartition("/")[0] == api_version.rpartition("/")[0]

@@ -230,3 +230,11 @@ def test_declared_names():
     check = kind_of("resource.k8s.io", "DeviceClass").name_check
     assert check("a" * 254, False) == ["must be no more than 253 bytes"]
     assert check("Bad_Name", True) == [] and check("a/", True) != []
+
+
+def test_what_an_event_keeps_can_be_shown():
+    """A refusal shows the changed struct in its internal form, whichever it is."""
+    from kubern.model.kinds import events, internal_form
+
+    for _, type_ in events._FIXED:
+        assert not type_ or internal_form.struct(type_, {})
