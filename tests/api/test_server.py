@@ -285,3 +285,30 @@ async def test_health(api: Api) -> None:
     assert await api("GET", "/readyz") == (200, b"ok")
     assert b"[+]etcd ok" in (await api("GET", "/livez?verbose="))[1]
     assert (await api("GET", "/healthz/nope"))[0] == 404
+
+
+META = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+APPS = "/apis/apps/v1/namespaces/default"
+POD = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+
+
+async def test_metadata_alone_is_without_what_stands_for_fields(api: Api) -> None:
+    spec = {"selector": {"matchLabels": {"a": "b"}}, "template": POD}
+    assert (await api("POST", f"{APPS}/deployments", {"metadata": {"name": "d"}, "spec": spec}))[0] == 201
+    _, scale = await api("GET", f"{APPS}/deployments/d/scale", accept=META)
+    assert scale["kind"] == "PartialObjectMetadata" and set(scale) == {"kind", "apiVersion", "metadata"}
+    _, made = await api("POST", f"{APPS}/daemonsets", {"metadata": {"name": "d"}, "spec": spec})
+    assert "deprecated.daemonset.template.generation" in made["metadata"]["annotations"]
+    _, alone = await api("GET", f"{APPS}/daemonsets/d", accept=META)
+    assert "annotations" not in alone["metadata"]
+
+
+async def test_a_table_of_an_older_version_is_made_of_what_is_stored(api: Api) -> None:
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}
+    hpa = {"metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "scaleTargetRef": target,
+                                               "targetCPUUtilizationPercentage": 10}}
+    status, answer = await api("POST", "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers", hpa)
+    assert status == 201, answer.get("message")
+    _, table = await api("GET", "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers/h", accept=TABLE)
+    assert table["rows"][0]["cells"][2] == "cpu: <unknown>/10%"

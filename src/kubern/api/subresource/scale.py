@@ -80,6 +80,8 @@ async def handle(call: Call) -> Response:
             include = table.check_include(call.request.param("includeObject"))
             list_meta = {"resourceVersion": scale["metadata"].get("resourceVersion", "")}
             scale = table.table(kind_of("autoscaling", KIND), [scale], list_meta, include, call.now_s, meta_version=f"meta.k8s.io/{accept.version}")
+        elif accept.convert == "PartialObjectMetadata":
+            scale = {"kind": accept.convert, "apiVersion": f"meta.k8s.io/{accept.version}", "metadata": scale["metadata"]}
         return answer(scale, accept)
     patching = method == "PATCH"
     schema = schema_for(API_VERSION, KIND)
