@@ -236,6 +236,15 @@ def test_questions(kubectl: Kubectl) -> None:
     k("get", "pods", "--all-namespaces", "--field-selector=spec.nonsense=1", fails="field label not supported")
 
 
+def test_what_simulated_nodes_cannot(kubectl: Kubectl) -> None:
+    """Nothing runs behind their pods, and they say so."""
+    k = kubectl
+    k("run", "a", "--image=x")
+    k("wait", "--for=condition=Ready", "pod/a", "--timeout=60s")
+    for command in (("logs", "a"), ("exec", "a", "--", "ls"), ("attach", "a"), ("port-forward", "a", ":80")):
+        k(*command, fails="is simulated: nothing runs behind its pods")
+
+
 def test_nodes(kubectl: Kubectl) -> None:
     """cordon, drain against a budget, taint; the node comes back as it was."""
     k = kubectl

@@ -91,12 +91,14 @@ def kubelet_of(server: Server, node_name: str) -> tuple[str, int]:
     if node is None:
         raise not_found("", "nodes", node_name)
     status = node.get("status") or {}
+    port = ((status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}).get("Port")
+    if not port and ((status.get("nodeInfo") or {}).get("containerRuntimeVersion") or "").startswith("simulated://"):
+        raise unavailable(f"node {node_name} is simulated: nothing runs behind its pods; nodes that run containers: kubern up --nodes 1")
     by_type = {a.get("type"): a.get("address") or "" for a in reversed(status.get("addresses") or ())}
     host = by_type.get("InternalIP") or by_type.get("ExternalIP") or by_type.get("Hostname") or ""
     if not host:
         raise unavailable(f"no preferred addresses found; known addresses: {sorted(str(t) for t in by_type)}")
-    port = ((status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}).get("Port") or server.settings.kubelet_port
-    return host, port
+    return host, port or server.settings.kubelet_port
 
 
 def _containers(pod: Object) -> list[str]:
