@@ -272,6 +272,8 @@ async def nodes(ctx: Context) -> AsyncIterator[None]:
         client = ctx.client(User("system:simulated-nodes", ("system:masters", "system:authenticated")), "kubelet/simulated")
         ctx.hollow = Hollow(client, shapes(s.nodes, s.node_prefix), version=KUBERNETES_VERSION)
         async with running(ctx.spawn(ctx.hollow.run(), "simulated nodes")):
+            async with asyncio.timeout(READY_TIMEOUT_S):         # looking at all of them meanwhile would take more than registering them
+                await ctx.hollow.ready.wait()
             await nodes_ready(ctx, [f"{s.node_prefix}{i}" for i in range(s.nodes)])
             ctx.tell(f"{s.nodes} simulated nodes: pods turn Running without containers")
             yield

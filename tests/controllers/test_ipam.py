@@ -32,3 +32,17 @@ def test_nothing_for_nodes_that_have_one_and_a_word_when_all_are_gone() -> None:
     assert given("10.244.0.0/16", node("a", "10.244.0.0/24")) == []
     done = given("10.244.0.0/16,fd00::/64", node("c"), node("a", "10.244.0.0/24", "fd00::/64"))
     assert [i.reason for i in done if isinstance(i, Emit)] == ["CIDRNotAvailable"]
+
+
+def test_ranges_are_kept_as_nodes_come_and_go() -> None:
+    row = ipam.controller(Context(pod_cidr="10.244.0.0/22"))
+    keep, view = row.triggers[0].keys, ListView(nodes=[])
+
+    def give(name: str) -> str:
+        return next(i.patch["spec"]["podCIDR"] for i in drive(row.reconcile(node(name), view, 0.0), lambda _: {"metadata": {}}))
+    assert [give("a"), give("b")] == ["10.244.0.0/24", "10.244.1.0/24"]       # the view has seen neither yet
+    keep(node("a"), node("a"), view)                                            # news older than what was given
+    keep(None, node("own", "10.244.2.0/24"), view)
+    assert give("c") == "10.244.3.0/24"
+    keep(node("a", "10.244.0.0/24"), None, view)
+    assert give("d") == "10.244.0.0/24"

@@ -115,6 +115,17 @@ async def test_crash_loop_and_init_containers(client: Client, hollow: Hollow) ->
     assert [next(iter(x["state"])) for x in s["initContainerStatuses"]] == ["terminated", "running"]
 
 
+async def test_one_status_a_pod_and_none_at_once_for_one_deleted_without_grace(client: Client, hollow: Hollow) -> None:
+    await client.create({**pod("a"), "metadata": {"name": "a", "namespace": "default", "finalizers": ["example.com/held"]}})
+    running = await until(client, "a", ready)
+    await asyncio.sleep(0.1)
+    assert (await client.get(PODS, "default", "a"))["metadata"]["resourceVersion"] == running["metadata"]["resourceVersion"]
+    await client.delete(PODS, "default", "a", grace_s=0)
+    await asyncio.sleep(0.1)
+    assert ready((await client.get(PODS, "default", "a"))["status"])
+    await until(client, "a", lambda s: "terminated" in s["containerStatuses"][0]["state"])       # something holds it: it ends all the same
+
+
 async def test_two_hundred_pods(client: Client, hollow: Hollow) -> None:
     await asyncio.gather(*(client.create(pod(f"p{i}", nodeName=f"fake-{i % 2}")) for i in range(200)))
     async with asyncio.timeout(20):

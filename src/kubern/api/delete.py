@@ -5,6 +5,7 @@ Upstream: registry/rest/delete.go (BeforeDelete), registry/generic/registry/stor
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from kubern.store.protocol import Conflict
 
 RACE_ATTEMPTS = 50
 PAGE_ITEMS = 10_000
+WORKERS = 16                    # objects of a collection deleted at the same time (upstream: --delete-collection-workers); they share commits
 NO_GARBAGE_COLLECTION = {("", "events")}
 
 
@@ -163,17 +165,24 @@ async def delete_collection(call: Call) -> Response:
     else:
         chosen, more = _select(call, o, candidates, limit)
     revision = call.server.cache.revision
-    for item in chosen:
-        current = collection.items.get(item.key)
-        if current is None:
-            continue
-        one = Call(call.server, call.request, call.user, call.attributes._replace(name=item.name, namespace=item.namespace), served)
-        one.warnings = call.warnings
-        try:
-            await remove(one, current, replace(options))
-        except StatusError as e:
-            if e.reason != "NotFound":
-                raise
+    todo = iter(chosen)
+
+    async def some() -> None:
+        for item in todo:
+            current = collection.items.get(item.key)
+            if current is None:
+                continue
+            one = Call(call.server, call.request, call.user, call.attributes._replace(name=item.name, namespace=item.namespace), served)
+            one.warnings = call.warnings
+            try:
+                await remove(one, current, replace(options))
+            except StatusError as e:
+                if e.reason != "NotFound":
+                    raise
+    ended = await asyncio.gather(*(some() for _ in range(min(WORKERS, len(chosen)))), return_exceptions=True)
+    failed = next((e for e in ended if isinstance(e, BaseException)), None)
+    if failed is not None:
+        raise failed
     meta = b'%d"' % revision
     if more and chosen:
         meta += b',"continue":"%b"' % _encode_continue(revision, chosen[-1].name if call.namespace else chosen[-1].key).encode()

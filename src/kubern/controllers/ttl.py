@@ -13,6 +13,7 @@ from kubern.model.view import View
 ANNOTATION = "node.alpha.kubernetes.io/ttl"
 STEPS = ((100, 0), (500, 15), (1000, 30), (2000, 60))       # up to so many nodes: seconds
 LARGEST_S = 300
+SETTLE_S = 1.0                  # a new node is changed by several at once, and seldom comes alone
 
 
 def seconds_for(count: int) -> int:
@@ -25,4 +26,5 @@ def reconcile(node: Object, view: View, now: float) -> Steps:
         yield Patch("v1", "Node", "", name(node), {"metadata": {"annotations": {ANNOTATION: wanted}}}, "strategic", ignore_missing=True)
 
 
-CONTROLLER = Controller("ttl-controller", "nodes", reconcile, component="ttl-controller")
+CONTROLLER = Controller("ttl-controller", "nodes", reconcile, component="ttl-controller",
+                        after_s=SETTLE_S)

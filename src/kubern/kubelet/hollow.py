@@ -28,10 +28,12 @@ from kubern.model.status import StatusError
 log = logging.getLogger(__name__)
 
 PODS, NODES, LEASES = by_path["", "v1", "pods"], by_path["", "v1", "nodes"], by_path["coordination.k8s.io", "v1", "leases"]
-HEARTBEAT_S, LEASE_S, WHEEL_SLOTS = 10.0, 40, 100
+HEARTBEAT_S, HEARTBEAT_LARGE_S, LEASE_S, WHEEL_SLOTS = 10.0, 20.0, 40, 100
+LARGE_NODES = 1000                    # with more than these, leases are renewed at half their time instead of a quarter
 STATUS_EVERY_S = 300.0
-WRITERS = 16
+WRITERS = 32
 RETRY_S = 1.0
+AT_ONCE_S = 1.0                       # a pod deleted without grace should be gone by then
 ROUNDS_MAX = 64                       # init containers take a round each
 ZONES = ("zone-0", "zone-1")
 
@@ -96,6 +98,7 @@ class _Pod:
     reported: dict[str, Any]
     timer: asyncio.TimerHandle | None = None
     ended: bool = False                     # the runtime part is over for good
+    written: str = ""                       # resourceVersion of the last status written, when nothing was left to do with it
     deleted: str = ""                       # resourceVersion the final delete was sent at
 
 
@@ -103,9 +106,10 @@ class Hollow:
     """Runs all simulated nodes of this process. `run()` until cancelled; `ready` is set when all nodes are registered."""
 
     def __init__(self, client: Client, nodes: Iterable[Shape], *, version: str = "v1.36.0", clock: Callable[[], float] = time.time,
-                 heartbeat_s: float = HEARTBEAT_S) -> None:
-        self.client, self.version, self.clock, self.heartbeat_s = client, version, clock, heartbeat_s
+                 heartbeat_s: float = 0.0) -> None:
+        self.client, self.version, self.clock = client, version, clock
         self.nodes = {n.name: n for n in nodes}
+        self.heartbeat_s = heartbeat_s or (HEARTBEAT_LARGE_S if len(self.nodes) > LARGE_NODES else HEARTBEAT_S)
         self.uids: dict[str, str] = {}                         # node name -> uid
         self._leases: dict[str, str] = {}                      # node name -> resourceVersion of its lease
         self.runtime = SimulatedRuntime(clock)
@@ -114,7 +118,7 @@ class Hollow:
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._busy: set[str] = set()
-        self._again: set[str] = set()
+        self._again: dict[str, str] = {}                       # busy pods to look at once more: the resourceVersion that asks for it, or ""
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -140,9 +144,12 @@ class Hollow:
     # --- nodes ---
 
     async def _register_all(self) -> None:
-        todo = list(self.nodes.values())
-        for at in range(0, len(todo), WRITERS):
-            await asyncio.gather(*(self._register(n) for n in todo[at:at + WRITERS]))
+        todo = iter(list(self.nodes.values()))
+
+        async def some() -> None:
+            for shape in todo:
+                await self._register(shape)
+        await asyncio.gather(*(some() for _ in range(WRITERS)))
         self.ready.set()
 
     async def _register(self, shape: Shape) -> None:
@@ -243,7 +250,8 @@ class Hollow:
             self.pods[uid] = one = _Pod(pod, Memory(backoff=Backoff()), status)
             self._adopt(one)
         one.pod = pod
-        self._wake(uid)
+        if pod["metadata"]["resourceVersion"] != one.written:
+            self._wake(uid, pod["metadata"]["resourceVersion"])
 
     def _adopt(self, one: _Pod) -> None:
         """After a restart of this process: what a pod's status says runs, runs."""
@@ -268,9 +276,9 @@ class Hollow:
             one.timer.cancel()
         self.runtime.forget(uid)
 
-    def _wake(self, uid: str) -> None:
+    def _wake(self, uid: str, revision: str = "") -> None:
         if uid in self._busy:
-            self._again.add(uid)
+            self._again[uid] = revision if self._again.get(uid, revision) else ""
         elif uid not in self._queued:
             self._queued.add(uid)
             self._queue.put_nowait(uid)
@@ -290,8 +298,8 @@ class Hollow:
                     asyncio.get_running_loop().call_later(RETRY_S, self._wake, uid)
             finally:
                 self._busy.discard(uid)
-                if uid in self._again:
-                    self._again.discard(uid)
+                asked = self._again.pop(uid, None)
+                if asked is not None and not (asked and uid in self.pods and asked == self.pods[uid].written):
                     self._wake(uid)
 
     async def _sync(self, uid: str) -> None:
@@ -302,6 +310,9 @@ class Hollow:
         api = pod.get("status") or {}
         meta = pod["metadata"]
         finished = api.get("phase") in ("Succeeded", "Failed")
+        if meta.get("deletionTimestamp") and not meta.get("deletionGracePeriodSeconds") and not one.ended and one.timer is None:
+            self._later(one, uid, AT_ONCE_S)          # who marked it is about to remove it; only when that did not happen it is ours to do
+            return
         if meta.get("deletionTimestamp") or finished or one.ended:
             if not one.ended:
                 self.runtime.stop_all(uid, 143)
@@ -402,6 +413,8 @@ class Hollow:
             return
         made = await self._write(pod, uid, status, diff)
         one.reported = status
+        if status["phase"] == "Running" and not terminal and all(c["ready"] for c in status.get("containerStatuses") or ()):
+            one.written = made["metadata"]["resourceVersion"]
         if status["phase"] in ("Succeeded", "Failed") and not one.ended:
             one.ended = True
             self.runtime.stop_all(uid, 143)
