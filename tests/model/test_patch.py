@@ -142,3 +142,17 @@ def test_a_custom_object_whose_name_is_no_text(name):
     live = {"apiVersion": "x/v1", "kind": "Nope", "metadata": {"name": "n"}}
     out, _ = patched("merge", live, orjson.dumps({name: ["a"]}), schema_for("x/v1", "Nope"), kind="Nope", api_version="x/v1", custom=True)
     assert name not in out
+
+
+@pytest.mark.parametrize("body", [
+    b'{"data":{"a":"1"}}', b'{ "data" : {"a":"1"}}', b'{"data":{"a":"1","a":"2"}}', b'{"data":{"a":"1"},"data":{"b":"2"}}', b'{"data":{"a":"\\":"}}',
+    b'{"metadata":{"generation":2}}', b'{"metadata":{"generation":2.0}}', b'{"metadata":{"generation":9223372036854775808}}', b'{"data":null}', b"null",
+])
+@pytest.mark.parametrize("type_", ["merge", "strategic"])
+def test_quick_and_careful_reading_agree(type_, body):
+    def outcome(body):
+        try:
+            return patch(type_, body)
+        except StatusError as e:
+            return e.code, e.message
+    assert outcome(body) == outcome(body.replace(b":", b" :", 1)), "a space before a colon makes the quick reader stand back"

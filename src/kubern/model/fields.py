@@ -262,6 +262,9 @@ def _update(managed: Managed, live: Object, new: Object, me: Manager, api_versio
     raw = fieldset.union(modified, added)
     taken = _filter(raw, reset, only)
     gone = _filter(removed, reset, only)
+    if not gone and me in managed.fields and len(managed.fields) == 1 and taken and not fieldset.difference(taken, managed.fields[me]):
+        managed.times[me] = now                  # the only manager changed what it has: as most writes do
+        return
     for m in list(managed.fields):
         fields = fieldset.difference(fieldset.difference(managed.fields[m], taken), gone)
         managed.set(m, fields, managed.versions[m])

@@ -237,4 +237,4 @@ def valid(a: Any, depth: int = 0) -> bool:
     """Whether JSON from a client is a set."""
     if not isinstance(a, dict) or depth > 64:
         return False
-    return all(k == "." or (k[1:2] == ":" and valid(v, depth + 1)) for k, v in a.items())
+    return all(k == "." or (k[1:2] == ":" and (v == {} or valid(v, depth + 1))) for k, v in a.items())

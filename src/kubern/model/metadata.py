@@ -165,10 +165,16 @@ def validate_finalizers_qualified(finalizers: list[str], field: str) -> list[Fie
             for i, f in enumerate(finalizers) if "/" not in f and f not in _STANDARD_FINALIZERS]
 
 
+_good_managers: set[tuple[Any, ...]] = set()
+
+
 def validate_managed_fields(entries: list[Any], field: str) -> list[FieldError]:
     errors: list[FieldError] = []
     for i, entry in enumerate(entries):
-        at = f"{field}[{i}]"
+        who = entry.get("operation"), entry.get("fieldsType"), entry.get("manager"), entry.get("subresource")
+        if who in _good_managers:
+            continue
+        at, before = f"{field}[{i}]", len(errors)
         operation = entry.get("operation") or ""
         if operation not in ("Apply", "Update"):
             errors.append(invalid.invalid(f"{at}.operation", operation, "must be `Apply` or `Update`"))
@@ -185,6 +191,8 @@ def validate_managed_fields(entries: list[Any], field: str) -> list[FieldError]:
             offset += len(c.encode())
         if len((entry.get("subresource") or "").encode()) > SUBRESOURCE_NAME_MAX:
             errors.append(invalid.too_long(f"{at}.subresource", SUBRESOURCE_NAME_MAX))
+        if len(errors) == before and len(_good_managers) < _MEMO_MAX:
+            _good_managers.add(who)
     return errors
 
 

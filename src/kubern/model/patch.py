@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+
 from kubern.model import decode, gojson, invalid, jsonpatch, shape, strategic, strict
 from kubern.model.gojson import Pairs
 from kubern.model.object import Object, clone
@@ -36,7 +38,7 @@ def patched(type_: str, original: Object, patch_body: bytes, schema: Schema, *, 
     obj, complaints, shown = _apply(type_, clone(original), patch_body, schema, validation, marks)
 
     def value() -> str:
-        return shown if shown is not None else text(obj, schema, marks)
+        return shown() if shown is not None else text(obj, schema, marks)
 
     if not custom and shown is None and isinstance(obj, dict):
         if not obj.get("apiVersion"):
@@ -100,7 +102,7 @@ def _invalid(value: str, why: str) -> StatusError:
     return invalid_status("", "", "", [invalid.invalid("patch", value, why)])
 
 
-def _apply(type_: str, doc: Any, body: bytes, schema: Schema, validation: str, marks: Marks) -> tuple[Any, list[str], str | None]:
+def _apply(type_: str, doc: Any, body: bytes, schema: Schema, validation: str, marks: Marks) -> tuple[Any, list[str], Callable[[], str] | None]:
     """(document, strict errors, text of the patch for messages or None)."""
     if type_ == "json":
         operations, complaints = jsonpatch.parse(body, validation)
@@ -109,20 +111,41 @@ def _apply(type_: str, doc: Any, body: bytes, schema: Schema, validation: str, m
         except jsonpatch.Refused:
             raise StatusError(422, "Invalid", GENERIC, {}) from None
     if type_ == "merge":
-        tree = _tree(body, "error decoding patch: ")
-        patch = gojson.plain(tree)
+        patch, complaints = _read(body, "error decoding patch: ")
         if patch is None:
             raise bad_request("Invalid JSON Patch")
-        return _merge(doc, patch, marks), _duplicates(tree), None
-    tree = _tree(body, "")
-    patch = gojson.plain(tree) or {}
-    shown = go_map(patch)
+        return _merge(doc, patch, marks), complaints, None
+    patch, complaints = _read(body, "")
     try:
-        return strategic.merge(doc, patch, schema), _duplicates(tree), shown
+        return strategic.merge(doc, patch or {}, schema), complaints, lambda: go_map(_read(body, "")[0] or {})    # the merge used it up
     except strategic.BadFormat as e:
         raise bad_request(str(e)) from None
     except RecursionError:
         raise bad_request("exceeded max depth") from None
+
+
+def _read(body: bytes, prefix: str) -> tuple[Any, list[str]]:
+    """The patch body as an object, or None for null, and the strict errors of its keys."""
+    try:
+        quick = orjson.loads(body)
+        if quick.__class__ is dict and shape.key_count(body) == _keys(quick):
+            return quick, []
+    except (ValueError, RecursionError):         # RecursionError: deeper than we walk; gojson says so
+        pass
+    tree = _tree(body, prefix)
+    return gojson.plain(tree), _duplicates(tree)
+
+
+def _keys(value: Any) -> int:
+    """How many keys a document has, for comparison with its text. Raises ValueError where the fast parser may have rounded a number."""
+    c = value.__class__
+    if c is dict:
+        return len(value) + sum(map(_keys, value.values()))
+    if c is list:
+        return sum(map(_keys, value))
+    if c is float:
+        raise ValueError
+    return 0
 
 
 def _tree(body: bytes, prefix: str) -> Any:
