@@ -7,6 +7,7 @@ Target and gives a dict: how many, how long, per second, latencies in ms. Not th
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import ssl
 import time
@@ -28,8 +29,9 @@ class Target:
     key: str = ""
     token: str = ""
 
+    @functools.cache                     # noqa: B019  (a handful of targets, and making one for each of thousands of connections takes minutes)
     def context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         if self.cert:
             context.load_cert_chain(self.cert, self.key)
@@ -176,7 +178,7 @@ def ask(target: Target, method: str, path: str, body: Any = None, content_type: 
         return status, data
 
 
-async def _watchers(target: Target, path: str, watchers: int, events: int, make: Requests) -> dict[str, Any]:
+async def _watchers(target: Target, path: str, watchers: int, events: int, make: Requests, opened: Callable[[], Any]) -> dict[str, Any]:
     _, answer = await (first := await connect(target)).ask(target.request("GET", path + "?limit=1"))
     revision = orjson.loads(answer)["metadata"]["resourceVersion"]
     delivered, wanted, done = 0, watchers * events, asyncio.Event()
@@ -195,6 +197,7 @@ async def _watchers(target: Target, path: str, watchers: int, events: int, make:
         await c._answer
         open_.append(c)
     requests = iter([make(i) for i in range(events)])
+    opened()
     at = time.perf_counter()
     writers = asyncio.create_task(_clients(target, requests, 8, (201,)))
     try:
@@ -210,11 +213,11 @@ async def _watchers(target: Target, path: str, watchers: int, events: int, make:
             "per_s": round(delivered / seconds, 1)}
 
 
-def watch_fan_out(target: Target, path: str, watchers: int, events: int, make: Requests) -> dict[str, Any]:
-    """Deliveries a second while eight clients create objects under so many watchers."""
+def watch_fan_out(target: Target, path: str, watchers: int, events: int, make: Requests, opened: Callable[[], Any] = lambda: None) -> dict[str, Any]:
+    """Deliveries a second while eight clients create objects under so many watchers; `opened` is called when all of them watch."""
     import uvloop
 
-    return uvloop.run(_watchers(target, path, watchers, events, make))
+    return uvloop.run(_watchers(target, path, watchers, events, make, opened))
 
 
 async def _until(target: Target, path: str, enough: int, sign: bytes, start: Callable[[], Any], timeout_s: float) -> tuple[float, int]:
