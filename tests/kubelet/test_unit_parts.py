@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ def test_a_record_of_another_process_is_not_alive(tmp_path: Path) -> None:
     node.save_unit(tmp_path, node.Unit(config, os.getpid(), node._start_time(os.getpid()), 0))
     [unit] = node.list_units(tmp_path)
     assert unit.alive() and unit.index == 0
+    (tmp_path / "nodes" / "new").mkdir(exist_ok=True)
     assert node._index(tmp_path / "nodes", "new") == 1
 
 
@@ -151,3 +153,12 @@ def test_access_of_the_network_roles_writes_nothing_but_dns() -> None:
     writes = [r for o in network.access() for r in o.get("rules") or () if set(r["verbs"]) - {"get", "list", "watch"}]
     assert all(set(r["resources"]) <= {"services", "endpointslices"} for r in writes)
     assert [o["metadata"].get("namespace") for o in network.access() if o["kind"] == "Role"] == ["kube-system"]
+
+
+def test_units_made_at_once_get_addresses_of_their_own(tmp_path: Path) -> None:
+    names = [f"n{i}" for i in range(16)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    with ThreadPoolExecutor(16) as pool:
+        assert sorted(pool.map(lambda name: node._index(tmp_path, name), names)) == list(range(16))
+    assert node._index(tmp_path, "n3") == node._index(tmp_path, "n3")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -226,12 +227,21 @@ def _own_netns(pid: int) -> bool:
 
 
 def _index(nodes: Path, name: str) -> int:
-    """The number on a unit's own record (it keeps its address after a crash), else the lowest that no record has."""
+    """The number on a unit's own record (it keeps its address after a crash), else the lowest that no record has, recorded at once:
+    several units may be made at a time, by threads and by commands."""
     used: dict[str, int] = {}
-    for record in nodes.glob("*/unit.json"):
-        with contextlib.suppress(ValueError, KeyError, OSError):
-            used[record.parent.name] = json.loads(record.read_text())["index"]
-    return used[name] if name in used else next(i for i in range(len(used) + 1) if i not in used.values())
+    folder = os.open(nodes, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        for record in nodes.glob("*/unit.json"):
+            with contextlib.suppress(ValueError, KeyError, OSError):
+                used[record.parent.name] = json.loads(record.read_text())["index"]
+        if name not in used:
+            used[name] = next(i for i in range(len(used) + 1) if i not in used.values())
+            (nodes / name / "unit.json").write_text(json.dumps({"index": used[name]}))
+        return used[name]
+    finally:
+        os.close(folder)
 
 
 # ---- the record -------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ const anything = k8s.KubernetesObjectApi.makeApiClient(kc);
 const until = async (ask, what) => {
   for (const end = Date.now() + 60_000; Date.now() < end; await new Promise((r) => setTimeout(r, 50))) {
     const found = await ask();
-    if (found) return found;
+    if (Array.isArray(found) ? found.length : found) return found;
   }
   throw new Error(`${what}: not within 60 s`);
 };
