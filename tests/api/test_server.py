@@ -118,6 +118,20 @@ async def test_an_expired_page_offers_an_inconsistent_rest(api: Api) -> None:
     assert [i["metadata"]["name"] for i in rest["items"]] == ["b", "c"]
 
 
+async def test_a_page_expires_even_where_nothing_changed(api: Api) -> None:
+    for name in "abc":
+        await api.map(name)
+    _, page = await api("GET", f"{NS}/configmaps?limit=1")
+    await api("POST", f"{NS}/secrets", {"metadata": {"name": "later"}})
+    again = f"{NS}/configmaps?limit=1&continue={page['metadata']['continue']}"
+    assert (await api("GET", again))[1]["metadata"]["resourceVersion"] == page["metadata"]["resourceVersion"]
+    await api.server.store.compact(api.server.store.revision)
+    status, why = await api("GET", again)
+    assert status == 410
+    _, rest = await api("GET", f"{NS}/configmaps?limit=1&continue={why['metadata']['continue']}")
+    assert [i["metadata"]["name"] for i in rest["items"]] == ["b"] and rest["metadata"]["resourceVersion"] != page["metadata"]["resourceVersion"]
+
+
 async def test_selectors(api: Api) -> None:
     await api.map("a", labels={"x": "1"})
     await api.map("b", labels={"x": "2"})

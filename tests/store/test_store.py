@@ -169,6 +169,7 @@ async def test_compaction(store: Any) -> None:
     await store.delete("/b")           # 5
     await store.put("/a", b"4")        # 6
     await store.compact(base + 5)
+    assert store.compacted == base + 5
     with pytest.raises(Compacted) as e:
         await store.get("/a", revision=base + 4)
     assert e.value.revision == base + 5

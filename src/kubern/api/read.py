@@ -112,7 +112,7 @@ async def list_(call: Call, *, forced_watch: bool = False, name: str = "") -> Re
             limit = 0
     if wanted > cache.revision:
         raise too_large(wanted, cache.revision)
-    if exact and collection.changed > wanted:
+    if exact and (collection.changed > wanted or wanted < call.server.store.compacted):
         return await _list_past(call, form, o, namespace, wanted, start, limit)
     revision = wanted if exact else cache.revision
     if not limit and not start and o.everything:

@@ -62,6 +62,10 @@ class EncryptedStore:
     def revision(self) -> int:
         return self._inner.revision
 
+    @property
+    def compacted(self) -> int:
+        return self._inner.compacted
+
     async def configure(self, encryption: Encryption) -> None:
         """Goes on with other keys. Raises CannotOpen, Unavailable where they do not open all that is there; then everything stays as it was."""
         entries, _ = await self._inner.list(ROOT)

@@ -91,6 +91,7 @@ class EtcdStore:
         self._feed = Feed()
         self._offset = 0                                   # ours minus etcd's
         self._revision = 0
+        self._forgotten = 0                                # before this revision, as far as we had it compacted
         self._newest_event = 0                             # revision of the newest event of our keys, the mark's included
         self._broken: Exception | None = None
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -182,6 +183,10 @@ class EtcdStore:
     @property
     def revision(self) -> int:
         return self._revision
+
+    @property
+    def compacted(self) -> int:
+        return self._forgotten
 
     async def get(self, key: str, *, revision: int = 0) -> Entry | None:
         r = await self._call("Range", message("RangeRequest")(key=self._key(key), revision=self._readable(revision)))
@@ -415,6 +420,7 @@ class EtcdStore:
             await self._call("Compact", message("CompactionRequest")(revision=self._theirs(revision)))
         except Compacted:
             pass
+        self._forgotten = max(self._forgotten, revision)
 
     async def keep(self, window_s: float, every_s: float = 30.0) -> None:
         await keep(self, window_s, every_s)

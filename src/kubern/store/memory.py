@@ -29,6 +29,10 @@ class MemoryStore:
     def revision(self) -> int:
         return self._revision
 
+    @property
+    def compacted(self) -> int:
+        return self._compacted
+
     def _at(self, key: str, revision: int) -> Entry | None:
         versions = self._versions.get(key)
         if not versions:

@@ -87,6 +87,11 @@ class Store(Protocol):
         """The newest acknowledged (delivered) revision."""
         ...
 
+    @property
+    def compacted(self) -> int:
+        """History before this revision is forgotten, as far as this driver knows; reading there raises Compacted."""
+        ...
+
     async def get(self, key: str, *, revision: int = 0) -> Entry | None:
         """Newest acknowledged state, or that at an older revision. Raises Compacted, Future."""
         ...

@@ -147,6 +147,10 @@ class SqliteStore:
     def revision(self) -> int:
         return self._revision
 
+    @property
+    def compacted(self) -> int:
+        return self._compacted
+
     # ---- reading
 
     def _check(self, revision: int) -> None:
