@@ -62,7 +62,9 @@ def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
     for _ in range(2):
         with log.open("wb") as f:
             process = subprocess.Popen([sys.executable, "-c", WRITER, str(path), "0"], stdout=f)
-        time.sleep(1.2)
+        end = time.monotonic() + 30
+        while log.read_bytes().count(b"\n") <= 200 and time.monotonic() < end:
+            time.sleep(0.02)
         process.kill()
         process.wait()
         out = log.read_bytes()
