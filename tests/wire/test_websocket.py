@@ -60,7 +60,7 @@ async def test_close_is_answered_once() -> None:
 
 @pytest.mark.parametrize("data", [
     frame(BINARY, b"not masked"), b"\xc2\x80\0\0\0\0", b"\x82\xff" + b"\x7f" + b"\xff" * 7, frame(CONTINUATION, b"x", client=True),
-])
+], ids=["not masked", "reserved bits", "endless", "continues nothing"])       # masks are random, names of tests must not be
 async def test_broken_frames_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         await WebSocket(Script(data)).receive()
