@@ -10,7 +10,6 @@ from typing import Any
 import orjson
 import pytest
 import yaml
-from outside import Outside, outside, until
 
 from kubern.api.access import Files, applied, read
 from kubern.api.authn import TokenError
@@ -22,6 +21,7 @@ from kubern.api.remote import Remote
 from kubern.api.settings import ApiSettings
 from kubern.model.request import Request, Response, User
 from kubern.store.memory import MemoryStore
+from tests.api.outside import Outside, outside, until
 
 JANE = User("jane", ("devs", "system:authenticated"), extra={"k": ("v",)})
 

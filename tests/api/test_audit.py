@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 import pytest
-from outside import outside, until
 
 from kubern.api.audit import LEVELS, Audit, BadPolicy, Log, Policy, parse
 from kubern.api.audit.webhook import Batching, WebhookSink
@@ -22,6 +21,7 @@ from kubern.api.remote import Remote
 from kubern.api.settings import ApiSettings
 from kubern.model.request import Request, User
 from kubern.store.memory import MemoryStore
+from tests.api.outside import outside, until
 
 NS = "/api/v1/namespaces/default"
 BOB = User("bob", ("devs", "system:authenticated"))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from test_authn import issued
 
 from kubern import pki
 from kubern.api import http
 from kubern.client.http import HttpSender
 from kubern.model.request import Request, Response
+from tests.api.test_authn import issued
 
 
 async def test_intermediates_arrive(tmp_path: Path) -> None:

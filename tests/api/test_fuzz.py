@@ -23,7 +23,6 @@ from collections.abc import AsyncIterator
 
 import orjson
 import pytest
-from requests_made import ROWS, SPECS, Mill, wire
 
 from kubern.api import http
 from kubern.api.forms import Served
@@ -32,6 +31,7 @@ from kubern.api.settings import ApiSettings
 from kubern.model.request import Request, Response
 from kubern.model.schema import schema_for
 from kubern.store.memory import MemoryStore
+from tests.api.requests_made import ROWS, SPECS, Mill, wire
 
 REQUESTS = int(os.environ.get("KUBERN_FUZZ_REQUESTS", "0"))
 SECONDS = float(os.environ.get("KUBERN_FUZZ_SECONDS", "86400" if REQUESTS else "8"))

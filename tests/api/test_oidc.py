@@ -14,7 +14,6 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from outside import Outside, outside, until
 
 from kubern.api.access import Files, applied, read
 from kubern.api.authn import TokenError
@@ -26,6 +25,7 @@ from kubern.api.settings import ApiSettings
 from kubern.model.request import Request
 from kubern.model.status import StatusError
 from kubern.store.memory import MemoryStore
+from tests.api.outside import Outside, outside, until
 
 PLAIN = {"username": {"claim": "sub", "prefix": "oidc:"}}
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from requests_made import ROWS, Mill, wire
 
 from kubern import pki
 from kubern.api import http
@@ -22,6 +21,7 @@ from kubern.api.settings import ApiSettings
 from kubern.model.request import Request, Response
 from kubern.model.schema import schema_for
 from kubern.store.memory import MemoryStore
+from tests.api.requests_made import ROWS, Mill, wire
 
 GET = b"GET /api/v1/namespaces/d HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /api/v1/namespaces HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

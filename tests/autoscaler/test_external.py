@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.autoscaler.test_run import FAST, NODE, POD, names, pod, reasons, until
 
 from kubern.autoscaler.external import SERVICE, Config, External, messages, parse_config
 from kubern.autoscaler.groups import BadGroup, external, parse_group, parse_groups, parse_timings
@@ -16,6 +15,7 @@ from kubern.autoscaler.run import Autoscaler
 from kubern.client.client import Client
 from kubern.model.protobuf import definition_for, message
 from kubern.scheduler.grow import Option, Size, expander
+from tests.autoscaler.test_run import FAST, NODE, POD, names, pod, reasons, until
 
 
 class Cloud:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tools
+
+from tests.clients import tools
 
 CHART = str(Path(__file__).with_name("chart"))
 WAIT = ("--wait", "--timeout", "60s")

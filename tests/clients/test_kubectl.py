@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tools
+
+from tests.clients import tools
 
 APP = """
 apiVersion: v1

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import uuid
 
-import tools
+from tests.clients import tools
 
 
 def test_client_node(kubeconfig: str) -> None:

@@ -22,9 +22,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
-from tests.cluster.faults import Faults
-from tests.cluster.virtual import Broken, VirtualLoop
-from tests.cluster.watchdog import KEPT, KEPT_MIN, QUOTA, SCALED_MAX, SCALED_MIN, Watchdog
 
 from kubern.api import write
 from kubern.api.handle import Server
@@ -41,6 +38,9 @@ from kubern.model.rows import BUILT_IN
 from kubern.model.status import StatusError
 from kubern.scheduler.run import Scheduler
 from kubern.store.memory import MemoryStore
+from tests.cluster.faults import Faults
+from tests.cluster.virtual import Broken, VirtualLoop
+from tests.cluster.watchdog import KEPT, KEPT_MIN, QUOTA, SCALED_MAX, SCALED_MIN, Watchdog
 
 MASTERS = ("system:masters", "system:authenticated")
 ADMIN = User("admin", MASTERS)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ADMIN, pod
 
 from kubern import pki
 from kubern.api.handle import Server
@@ -24,6 +23,7 @@ from kubern.client.loop import run_controllers
 from kubern.controllers import autoscaler
 from kubern.model.rows import BUILT_IN
 from kubern.store.memory import MemoryStore
+from tests.controllers.conftest import ADMIN, pod
 
 GROUPS = {"metrics.k8s.io": "v1beta1", "custom.metrics.k8s.io": "v1beta2", "external.metrics.k8s.io": "v1beta1"}
 NOW = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

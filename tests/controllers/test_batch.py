@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ListView, drive, emitted, of, pod, workload
 
 from kubern.controllers import cronjob, job
 from kubern.controllers.indexes import Indexes, parse
 from kubern.controllers.schedule import parse as schedule
 from kubern.model.intent import Again, Create, Delete, Failed, Fetch, Patch, Requeue, Update
 from kubern.model.object import Object
+from tests.controllers.conftest import ListView, drive, emitted, of, pod, workload
 
 NOW = 1893456100.0
 

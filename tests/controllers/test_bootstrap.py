@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ListView, drive, of
 
 from kubern.controllers import bootstrap as controllers
 from kubern.controllers.context import Context
@@ -16,6 +15,7 @@ from kubern.model import bootstrap
 from kubern.model.bootstrap import Token
 from kubern.model.intent import Delete, Requeue, Update
 from kubern.model.rows import BUILT_IN
+from tests.controllers.conftest import ListView, drive, of
 
 NOW = 1893456000.0
 

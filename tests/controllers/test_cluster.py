@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.controllers.conftest import ListView, drive, emitted, of, pod
-
 from kubern.controllers import garbage, namespace, nodes, quota, serviceaccount, tainteviction, volumes
 from kubern.controllers.context import Context
 from kubern.model.intent import Delete, Patch
 from kubern.model.rows import BUILT_IN
 from kubern.model.status import StatusError
+from tests.controllers.conftest import ListView, drive, emitted, of, pod
 
 NOW = 1893456100.0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import workload
 
 from kubern.controllers import deployment, replicaset, rollout
 from kubern.controllers.amount import scaled
+from tests.controllers.conftest import workload
 
 
 @pytest.mark.parametrize(("value", "total", "up", "result"), [(3, 10, True, 3), ("25%", 10, True, 3), ("25%", 10, False, 2), ("0%", 5, True, 0)])

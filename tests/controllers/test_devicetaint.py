@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ListView, drive, emitted, of
 
 from kubern.controllers import devicetaint
 from kubern.model.intent import Delete, Patch, Requeue
+from tests.controllers.conftest import ListView, drive, emitted, of
 
 CONTROLLER = devicetaint.controller()
 NOW = 1893456100.0                              # 2030-01-01T00:01:40Z

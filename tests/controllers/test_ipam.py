@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.controllers.conftest import ListView, drive
-
 from kubern.controllers import ipam
 from kubern.controllers.context import Context
 from kubern.model.intent import Emit, Patch
+from tests.controllers.conftest import ListView, drive
 
 
 def node(name: str, *cidrs: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ListView, drive, emitted, of
 
 from kubern.controllers import loadbalancer
 from kubern.controllers.context import Context
@@ -13,6 +12,7 @@ from kubern.kubelet import vips
 from kubern.model import pool
 from kubern.model.intent import Again, Patch
 from kubern.model.rows import BUILT_IN
+from tests.controllers.conftest import ListView, drive, emitted, of
 
 ROW = loadbalancer.controller(Context(load_balancer_pool="10.0.0.1-10.0.0.2"))
 F = loadbalancer.FINALIZER

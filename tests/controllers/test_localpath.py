@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ListView, drive, emitted, of
 
 from kubern.controllers import localpath
 from kubern.controllers.context import Context
 from kubern.kubelet import localvolumes
 from kubern.model.intent import Again, Create, Delete, Failed, Fetch, Update
+from tests.controllers.conftest import ListView, drive, emitted, of
 
 CLAIMS = localpath.claims(Context(real_nodes=True))
 VOLUMES = localpath.volumes(Context(real_nodes=True))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.controllers.conftest import ListView, drive, of
-
 from kubern.controllers import namespace
 from kubern.model.intent import Again, Failed, Fetch, Update
+from tests.controllers.conftest import ListView, drive, of
 
 NOW = 1893456100.0
 DELETED = "2030-01-01T00:01:00Z"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.controllers.conftest import ListView, drive, emitted, of, pod, refuse, workload
-
 from kubern.controllers import replicaset
 from kubern.model.intent import Create, Delete, Fetch, Patch, Update
+from tests.controllers.conftest import ListView, drive, emitted, of, pod, refuse, workload
 
 NOW = 1893456100.0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ListView, drive, emitted, of, pod
 
 from kubern.controllers import endpoints, endpointslice, ttl
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.object import Object
+from tests.controllers.conftest import ListView, drive, emitted, of, pod
 
 NOW = 1893456100.0
 NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": "z"}}}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.controllers.conftest import ListView, drive, of, pod, workload
-
 from kubern.controllers import daemonset, history, statefulset
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.object import Object
+from tests.controllers.conftest import ListView, drive, of, pod, workload
 
 NOW = 1893456100.0
 

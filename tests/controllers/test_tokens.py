@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ListView, drive
 
 from kubern.controllers import tokens
 from kubern.model.intent import Delete, Fetch, Patch
+from tests.controllers.conftest import ListView, drive
 
 NOW = 1893456100.0                              # 2030-01-01T00:01:40Z
 

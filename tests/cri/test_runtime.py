@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import itertools
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -18,28 +16,19 @@ import pytest
 
 from kubern.kubelet.runtime import CREATED, EXITED, RUNNING, Container, Runtime, RuntimeFailure
 from kubern.kubelet.simulated import SimulatedRuntime, act
+from tests.real.cluster import Cluster, missing
 
 _names = itertools.count()
 REAL = [pytest.mark.real, pytest.mark.slow]
 
 
-def _cluster() -> Any:
-    spec = importlib.util.spec_from_file_location("kubern_tests_cluster", Path(__file__).parents[1] / "real/cluster.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def socket() -> Iterator[str]:
     """containerd of a node whose agent is held, so that it does not tidy our pods away."""
-    module = _cluster()
-    why = module.missing()
+    why = missing()
     if why:
         pytest.skip(why)
-    cluster = module.Cluster(Path(tempfile.mkdtemp(prefix="kt")), "--nodes", "1")
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="kt")), "--nodes", "1")
     try:
         cluster.up()
         record = json.loads((cluster.home / "nodes/node-0/unit.json").read_text())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +9,7 @@ import pytest
 from kubern.kubelet.backoff import Backoff, go_duration
 from kubern.kubelet.plan import CreateSandbox, Kill, Memory, Remove, Resize, Start, StopPod, Wait, grace_period, kill_order, plan
 from kubern.kubelet.runtime import CREATED, UNKNOWN, Container
-
-_spec = importlib.util.spec_from_file_location("pods_made", Path(__file__).with_name("pods_made.py"))
-assert _spec and _spec.loader
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-c, pod, sandbox, run, end, seen = made.c, made.pod, made.sandbox, made.run, made.end, made.seen
+from tests.kubelet.pods_made import c, end, pod, pods, run, sandbox, seen
 
 PROBE = {"tcpSocket": {"port": 1}}
 SIDECAR = {"restartPolicy": "Always"}
@@ -47,12 +40,12 @@ CASES: list[tuple[str, Any, Any, list[Any]]] = [
     ("sandbox died of a finished Never pod", pod(**NEVER), seen(sandbox(ready=False), end("a")), []),
     ("sandbox died, OnFailure and done", pod(**ON_FAILURE), seen(sandbox(ready=False), end("a")), []),
     ("sandbox died, OnFailure, one of two done", pod(c("a"), c("b"), **ON_FAILURE), seen(sandbox(ready=False), end("a"), end("b", 1)),
-     [StopPod(True), CreateSandbox(1, True), Start("container", "b", 1, "u_n_p_b_" + made.pods.container_hash(c("b")), 100.0)]),
+     [StopPod(True), CreateSandbox(1, True), Start("container", "b", 1, "u_n_p_b_" + pods.container_hash(c("b")), 100.0)]),
     ("sandbox without address", pod(), seen(sandbox(ips=())), [StopPod(True), CreateSandbox(1, True), Start("container", "a", 0)]),
     ("done for good", pod(**NEVER), seen(sandbox(), end("a")), [StopPod(False)]),
     ("one of two done", pod(c("a"), c("b"), **NEVER), seen(sandbox(), end("a"), run("b")), []),
     ("OnFailure, failed", pod(**ON_FAILURE), seen(sandbox(), end("a", 3)),
-     [Start("container", "a", 1, "u_n_p_a_" + made.pods.container_hash(c("a")), 100.0)]),
+     [Start("container", "a", 1, "u_n_p_a_" + pods.container_hash(c("a")), 100.0)]),
     ("image changed", pod(c("a", image="new")), seen(sandbox(), run("a")),
      [Kill("a0", "a", "Container a definition changed, will be restarted"), Start("container", "a", 1)]),
     ("unknown state is killed first", pod(), seen(sandbox(), state("a", UNKNOWN)),
@@ -64,7 +57,7 @@ CASES: list[tuple[str, Any, Any, list[Any]]] = [
     ("container policy over the pod's", pod(c("a", restartPolicy="Never"), c("b")), seen(sandbox(), end("a", 1), run("b")), []),
     ("rule restarts one code", pod(c("a", restartPolicy="Never", restartPolicyRules=[
         {"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]), c("b")), seen(sandbox(), end("a", 42), run("b")),
-     [Start("container", "a", 1, "u_n_p_a_" + made.pods.container_hash(c("a")), 100.0)]),
+     [Start("container", "a", 1, "u_n_p_a_" + pods.container_hash(c("a")), 100.0)]),
 ]
 
 

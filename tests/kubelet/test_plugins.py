@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,7 @@ from kubern.kubelet.simulated import SimulatedRuntime
 from kubern.model.request import User
 from kubern.model.resources import by_path
 from kubern.store.memory import MemoryStore
-
-sys.path.insert(0, str(Path(__file__).parent))
-from drivers import DevicePlugin, DraDriver, registrar
+from tests.kubelet.drivers import DevicePlugin, DraDriver, registrar
 
 GPU = "example.com/gpu"
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kubern.kubelet.status import Facts, changed, ended_status, pod_resources, pod_status
-
-_spec = importlib.util.spec_from_file_location("pods_made", Path(__file__).with_name("pods_made.py"))
-assert _spec and _spec.loader
-made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(made)
-c, pod, sandbox, run, end, seen = made.c, made.pod, made.sandbox, made.run, made.end, made.seen
+from tests.kubelet.pods_made import c, end, pod, run, sandbox, seen
 
 NOW = "1970-01-01T00:16:40Z"
 SIDECAR = {"restartPolicy": "Always"}

@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 import pytest
-import vectors
 
 from kubern.api.cache import ROOT, value_of
 from kubern.api.forms import Served
@@ -27,6 +26,7 @@ from kubern.model.schema import META
 from kubern.store.memory import MemoryStore
 from kubern.store.protocol import Store
 from kubern.store.sqlite import SqliteStore
+from tests.laws import vectors
 
 pytestmark = pytest.mark.skipif(not vectors.names(), reason=vectors.WHY_NOT)
 PROTOBUF = "application/vnd.kubernetes.protobuf"

@@ -1,17 +1,12 @@
-"""Run in a network namespace of its own: changes applied one by one must leave the same tables as the whole written at once. Prints what differs."""
+"""Run in a network namespace of its own (python -m tests.proxy.in_kernel): changes applied one by one must leave the same tables as the whole
+written at once. Prints what differs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
-from proxy_objects import endpoint, service, slice_
-from test_policy import NAMESPACES, PODS, policy
 
 from kubern.proxy import netlink, nft
 from kubern.proxy.endpoints import Node
@@ -19,6 +14,8 @@ from kubern.proxy.policy import SKELETON, TABLE, TYPES, render_policies
 from kubern.proxy.render import Settings
 from kubern.proxy.ruleset import Ruleset
 from kubern.proxy.run import Proxy
+from tests.proxy.proxy_objects import endpoint, service, slice_
+from tests.proxy.test_policy import NAMESPACES, PODS, policy
 
 S = Settings(Node("n1"), ("10.244.0.0/16", "fd00:244::/56"), ("10.96.0.0/16", "fd00::/112"))
 

@@ -1,6 +1,5 @@
-from proxy_objects import endpoint, slice_
-
 from kubern.proxy.endpoints import Endpoint, Node, choose, collect, topology
+from tests.proxy.proxy_objects import endpoint, slice_
 
 PORT = {"name": "http", "port": 80, "protocol": "TCP"}
 HERE = Node("n1", "z1")

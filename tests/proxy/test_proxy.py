@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from proxy_objects import endpoint, service, slice_
 
 from kubern.proxy.conntrack import Flow, stale
 from kubern.proxy.endpoints import Node
@@ -15,6 +14,7 @@ from kubern.proxy.policy import SKELETON
 from kubern.proxy.render import Settings, skeleton
 from kubern.proxy.run import Proxy
 from kubern.proxy.trace import trace
+from tests.proxy.proxy_objects import endpoint, service, slice_
 
 S = Settings(Node("n1", addresses=("172.30.0.11",)))
 
@@ -119,10 +119,9 @@ def test_nft_takes_what_is_rendered() -> None:
     steps.append(p.pending())
     steps = [s for s in steps if isinstance(s, str)]
     assert len(steps) == 2
-    from test_policy import NAMESPACES, PODS, policy
-
     from kubern.proxy.policy import TABLE, render_policies
     from kubern.proxy.ruleset import Ruleset
+    from tests.proxy.test_policy import NAMESPACES, PODS, policy
 
     rules = Ruleset()
     spec = {"policyTypes": ["Ingress", "Egress"], "ingress": [{"from": [{"podSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.9.0.0/16"]}}],
@@ -140,7 +139,7 @@ def test_nft_takes_what_is_rendered() -> None:
 @pytest.mark.skipif(not shutil.which("nft") or subprocess.run(["unshare", "-rn", "nft", "list", "ruleset"], capture_output=True).returncode != 0,
                     reason="needs nft and user namespaces")
 def test_what_is_handed_to_the_kernel_is_what_nft_would_have_written() -> None:
-    done = subprocess.run(["unshare", "-rn", sys.executable, str(Path(__file__).with_name("in_kernel.py"))], capture_output=True, text=True)
+    done = subprocess.run(["unshare", "-rn", sys.executable, "-m", "tests.proxy.in_kernel"], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [r["what"] for r in rows] == ["services", "policies"]

@@ -1,10 +1,9 @@
 from typing import Any
 
-from proxy_objects import endpoint, service, slice_
-
 from kubern.proxy.endpoints import Node
 from kubern.proxy.render import LOCAL, MASQUERADE, Settings, render_service, skeleton
 from kubern.proxy.ruleset import EMPTY, Part, Ruleset
+from tests.proxy.proxy_objects import endpoint, service, slice_
 
 S = Settings(Node("n1", "z1", ("172.30.0.11",)))
 LB = [{"ip": "203.0.113.5", "ipMode": "VIP"}]

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.real import csi_driver as driver
+from tests.real.csi_sidecars import Sidecars
+
 pytestmark = pytest.mark.real
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"kubern_tests_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-driver = load("csi_driver")
 NAME = driver.NAME
 
 
@@ -90,7 +81,7 @@ def world(cluster: Any) -> Iterator[World]:
     try:
         w.apply(*objects())
         socket = f"{cluster.home}/nodes/node-0/kubelet/plugins/{NAME}/csi.sock"
-        with load("csi_sidecars").Sidecars(str(cluster.home / "admin.kubeconfig"), socket, driver):
+        with Sidecars(str(cluster.home / "admin.kubeconfig"), socket, driver):
             cluster.until(lambda: [len(n["spec"]["drivers"] or ()) for n in cluster.get("csinodes")["items"]] == [1, 1], "registration")
             yield w
     finally:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import pytest
+
+from tests.real.cluster import Neighbour
 
 pytestmark = pytest.mark.real
 
@@ -101,7 +102,7 @@ def test_node_ports_and_load_balancers(web: Any) -> None:
         web.until(lambda a=address: {outside(a, port) for _ in range(6)} == names(web), f"node port on {address}")
     web.until(lambda: outside(v6, 80) in names(web), "the load balancer's address")
     assert ":" not in v4
-    neighbour = sys.modules["kubern_tests_cluster"].Neighbour(web.home, 202)
+    neighbour = Neighbour(web.home, 202)
     try:                                                          # a machine on the segment finds it by neighbour discovery alone
         web.until(lambda: neighbour.get(f"http://[{v6}]/") in names(web), "an answer by neighbour discovery")
     finally:

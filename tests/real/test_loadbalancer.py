@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from typing import Any
 
 import pytest
 
-cluster_module = sys.modules["kubern_tests_cluster"]
+from tests.real.cluster import Neighbour
+
 pytestmark = pytest.mark.real
 
 
@@ -88,7 +88,7 @@ def test_source_ranges(web: Any) -> None:
 
 @pytest.fixture
 def neighbour(web: Any) -> Any:
-    made = cluster_module.Neighbour(web.home, 201)
+    made = Neighbour(web.home, 201)
     yield made
     made.close()
 

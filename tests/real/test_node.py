@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.kubelet.drivers import DevicePlugin, DraDriver
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -162,15 +163,12 @@ class Background:
 
 @pytest.fixture
 def background() -> Iterator[Background]:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "kubelet"))
     b = Background()
     yield b
     b.close()
 
 
 def test_device_plugin(c: Any, background: Background) -> None:
-    from drivers import DevicePlugin
-
     plugin = DevicePlugin(c.home / "nodes/node-0/kubelet", "example.com/thing", ["t0", "t1"])
     background.do(plugin.start())
     background.do(plugin.register())
@@ -190,8 +188,6 @@ def test_device_plugin(c: Any, background: Background) -> None:
 
 
 def test_resource_claims(c: Any, background: Background) -> None:
-    from drivers import DraDriver
-
     driver = DraDriver(c.home / "nodes/node-0/kubelet", "d.example.com", "example.com/dra=one")
     spec = Path("/var/run/cdi/kubern-test.json")
     made_folder = not spec.parent.exists()

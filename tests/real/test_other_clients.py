@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pty
 import select
 import shutil
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.clients import tools
 
 pytestmark = pytest.mark.real
 
@@ -32,20 +31,10 @@ spec:
 """
 
 
-def load_tools() -> ModuleType:
-    """The programs of tests/clients."""
-    spec = importlib.util.spec_from_file_location("kubern_tests_tools", Path(__file__).parents[1] / "clients" / "tools.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def old(cluster: Any) -> Callable[..., Any]:
     """Runs or starts kubectl 1.28 against a pod that is ready."""
-    program = load_tools().program("kubectl", "old")
+    program = tools.program("kubectl", "old")
     cluster.apply(POD)
     cluster.wait("pod/old")
 
@@ -107,7 +96,6 @@ def test_port_forward(old: Callable[..., Any]) -> None:
 
 def test_node(cluster: Any) -> None:
     """The official client for Node, with exec and logs."""
-    tools = load_tools()
     home = tools.node_modules()
     shutil.copy(tools.NODE / "client.mjs", home)
     command = [tools.node(), "client.mjs", cluster.env["KUBECONFIG"], "node-real", "containers"]

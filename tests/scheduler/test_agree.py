@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
 
@@ -13,11 +11,7 @@ from kubern.scheduler.plain import Plain
 from kubern.scheduler.pod import pod_info
 from kubern.scheduler.profile import Args, Profile, Strategy
 from kubern.scheduler.table import NodeTable
-
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
-assert _spec and _spec.loader
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
+from tests.scheduler import reference
 
 APPS, ZONES, IMAGES = ("a", "b", "c"), ("x", "y", "z"), ("small", "large")
 SPACES = {"d": {"team": "red"}, "e": {"team": "blue"}}

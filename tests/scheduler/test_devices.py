@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ListView
 
 from kubern.scheduler import extended
 from kubern.scheduler.allocate import allocate, preference
@@ -17,6 +16,7 @@ from kubern.scheduler.devices import BadClaim, Inventory, Used
 from kubern.scheduler.pick import Decision, Extra, Rejection, best, feasible
 from kubern.scheduler.pod import pod_info
 from kubern.scheduler.table import NodeTable
+from tests.controllers.conftest import ListView
 
 CLASS = {"metadata": {"name": "gpu"}, "spec": {"selectors": [{"cel": {"expression": 'device.driver == "d"'}}], "config": [{"opaque": {"driver": "d"}}]}}
 Doc = dict[str, Any]

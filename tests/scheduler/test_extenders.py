@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from tests.controllers.conftest import ADMIN
 
 from kubern.api.handle import Server
 from kubern.api.settings import ApiSettings
@@ -21,6 +20,7 @@ from kubern.model.resources import by_kind
 from kubern.scheduler.configuration import parse
 from kubern.scheduler.run import Scheduler
 from kubern.store.memory import MemoryStore
+from tests.controllers.conftest import ADMIN
 
 POD = by_kind["v1", "Pod"]
 
