@@ -349,7 +349,7 @@ class Server:
             return None
         served, a, series = target
         try:
-            if self.settings.authorization and not self.authorizer.authorize(a._replace(user=user)).allowed:
+            if self.settings.authorization and not self.authorizer.authorize(a if user is a.user else a._replace(user=user)).allowed:
                 return None
         except Unanswered:
             return None
@@ -482,7 +482,7 @@ class Server:
             if flow.level is not None:
                 flow.leave(width)
         if request.method == "GET" and not request.query and not a.subresource and a.verb in ("get", "list") and not call.warnings \
-                and served.row.storage not in VIRTUAL_READS:
+                and request.path not in self._targets and served.row.storage not in VIRTUAL_READS:
             self._remember(request.path, served, a)
         return response
 
