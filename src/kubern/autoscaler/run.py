@@ -70,9 +70,7 @@ class Autoscaler:
         self.object: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": status.NAME, "namespace": status.NAMESPACE}}
         self._infos: dict[str, tuple[str, PodInfo]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._volume_filters = (("VolumeRestrictions", volumes.volume_restrictions(mirrors)), ("NodeVolumeLimits", volumes.volume_limits(mirrors)),
-                                ("VolumeBinding", volumes.volume_binding(mirrors, {})), ("VolumeZone", volumes.volume_zone(mirrors)))
-        self._volume_prefilters = (("VolumeRestrictions", volumes.restrictions_prefilter(mirrors)), ("VolumeBinding", volumes.prefilter(mirrors)))
+        self._volume_filters, self._volume_prefilters = volumes.filters(mirrors, {}), volumes.prefilters(mirrors)
         self._allocating: dict[str, Any] = {}
         self._like: dict[str, str] = {}                              # group -> a node of it that is there
         self._view = Imagined(mirrors, self._slices_of)

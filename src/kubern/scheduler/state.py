@@ -12,7 +12,7 @@ from typing import Any
 from kubern.client.mirror import Mirrors
 from kubern.model.object import Object, controller_of, deleting, meta
 from kubern.scheduler import claims, volumes
-from kubern.scheduler.pick import Extra, Filter
+from kubern.scheduler.pick import Extra
 from kubern.scheduler.plugins.resources import fits_at
 from kubern.scheduler.pod import PodInfo, Spread, default_spreads, listed_spreads, pod_info
 from kubern.scheduler.profile import ARGS, DEFAULT, Configuration
@@ -37,10 +37,7 @@ class State:
         self.promised: dict[str, str] = {}                                  # volume -> uid of the claim it was given to
         self.allocating: dict[str, Any] = {}                                # uid of a claim -> its allocation, on the way to the API
         self.wake = asyncio.Event()
-        self.volume_filters: tuple[tuple[str, Filter], ...] = (
-            ("VolumeRestrictions", volumes.volume_restrictions(mirrors)), ("NodeVolumeLimits", volumes.volume_limits(mirrors)),
-            ("VolumeBinding", volumes.volume_binding(mirrors, self.promised)), ("VolumeZone", volumes.volume_zone(mirrors)))
-        self.volume_prefilters = (("VolumeRestrictions", volumes.restrictions_prefilter(mirrors)), ("VolumeBinding", volumes.prefilter(mirrors)))
+        self.volume_filters, self.volume_prefilters = volumes.filters(mirrors, self.promised), volumes.prefilters(mirrors)
         self.devices = claims.DynamicResources(mirrors, self.allocating, clock)
 
     def follow(self) -> None:

@@ -319,3 +319,15 @@ def volume_zone(view: View) -> Callable[[PodInfo, NodeTable], Iterator[Verdict]]
                 if bad.any():
                     yield Verdict(bad, "node(s) had no available volume zone", True)
     return run
+
+
+# ---- the table
+
+def filters(view: View, assumed: Mapping[str, str]) -> tuple[tuple[str, Callable[[PodInfo, NodeTable], Iterator[Verdict]]], ...]:
+    """The plugins in their order, for pods with volumes."""
+    return (("VolumeRestrictions", volume_restrictions(view)), ("NodeVolumeLimits", volume_limits(view)),
+            ("VolumeBinding", volume_binding(view, assumed)), ("VolumeZone", volume_zone(view)))
+
+
+def prefilters(view: View) -> tuple[tuple[str, Callable[[PodInfo, NodeTable], Restrict | Reject | None]], ...]:
+    return ("VolumeRestrictions", restrictions_prefilter(view)), ("VolumeBinding", prefilter(view))
