@@ -25,6 +25,7 @@ from kubern.model.intent import Emit
 from kubern.model.object import Object, condition, deleting, meta
 from kubern.model.resources import by_kind
 from kubern.model.status import StatusError
+from kubern.model.time import seconds_of
 from kubern.scheduler import claims, volumes
 from kubern.scheduler.grow import Expander, Group, Growth, Size, daemon_pods, expander, grow, is_daemon, template_node
 from kubern.scheduler.pick import Extra
@@ -241,7 +242,7 @@ class Autoscaler:
         return expander(names, priorities, _random.randrange)
 
     def _old_enough(self, pod: Object, now: float) -> bool:
-        return not self.timings.new_pod_scale_up_delay_s or now - _seconds(meta(pod).get("creationTimestamp") or "") >= self.timings.new_pod_scale_up_delay_s
+        return not self.timings.new_pod_scale_up_delay_s or now - seconds_of(meta(pod).get("creationTimestamp")) >= self.timings.new_pod_scale_up_delay_s
 
     # --- up -----------------------------------------------------------------------------------------------------------
 
@@ -523,15 +524,6 @@ def _priorities(text: str) -> dict[int, list[str]]:
         log.warning("%s: %s", PRIORITIES, e)
         return {}
     return out
-
-
-def _seconds(timestamp: str) -> float:
-    from datetime import datetime
-
-    try:
-        return datetime.fromisoformat(timestamp).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def _go_duration(seconds: float) -> str:

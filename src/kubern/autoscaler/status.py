@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubern.model.object import Object
+from kubern.model.time import micro
 
 NAME, NAMESPACE = "cluster-autoscaler-status", "kube-system"
 UPDATED = "cluster-autoscaler.kubernetes.io/last-updated"
@@ -46,10 +47,6 @@ class Transitions:
         return old[1]
 
 
-def _rfc3339(now_s: float) -> str:
-    return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 def _counts(g: GroupState) -> dict[str, Any]:
     return {"registered": {"total": g.total, "ready": g.ready, "notStarted": g.not_started, "beingDeleted": g.being_deleted,
                            "unready": {"total": g.unready, "resourceUnready": 0}},
@@ -74,7 +71,7 @@ def _conditions(g: GroupState, seen: Transitions, now: str, cluster: bool) -> di
 
 def report(groups: Iterable[GroupState], whole: GroupState, seen: Transitions, now_s: float) -> Mapping[str, Any]:
     """The document."""
-    now = _rfc3339(now_s)
+    now = micro(now_s)
     return {"time": _go_time(now_s), "autoscalerStatus": "Running", "clusterWide": _conditions(whole, seen, now, True),
             "nodeGroups": [{"name": g.name, **_conditions(g, seen, now, False)} for g in groups]}
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, datetime
 from typing import Any
 
 from kubern.client.client import Client, path_of
 from kubern.model.object import Object, meta, name
 from kubern.model.resources import by_kind
 from kubern.model.status import StatusError
+from kubern.model.time import rfc3339
 from kubern.scheduler import claims, volumes
 from kubern.scheduler.claims import Reserved
 from kubern.scheduler.devices import BadClaim, conditions_of
@@ -29,10 +29,6 @@ log = logging.getLogger(__name__)
 LOOK_FIRST_S, LOOK_LAST_S = 0.1, 10.0
 DEVICES_EVERY_S = 5.0
 POD = by_kind[("v1", "Pod")]
-
-
-def timestamp(now_s: float) -> str:
-    return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Binder:
@@ -150,7 +146,7 @@ class Binder:
             await self.client.patch(row, p.namespace, m["name"], {"metadata": {"uid": m["uid"], "finalizers": claims.finalizers(claim)}})
         status = dict(claim.get("status") or {})
         if allocation is not None:
-            status["allocation"] = {**allocation, "allocationTimestamp": timestamp(self.state.clock())}
+            status["allocation"] = {**allocation, "allocationTimestamp": rfc3339(self.state.clock())}
         if not claims.reserved_for(claim, p.uid):
             status["reservedFor"] = [*(status.get("reservedFor") or ()), claims.reservation(p)]
         return await self.client.patch(row, p.namespace, m["name"], {"metadata": {"uid": m["uid"]}, "status": status}, subresource="status")

@@ -9,12 +9,12 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from kubern.client.client import Client
 from kubern.model.object import Object, meta
 from kubern.model.resources import by_kind
 from kubern.model.status import StatusError
+from kubern.model.time import micro
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,6 @@ PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.3)  # how telling waits for a quieter moment
 SERIES_MAX, SERIES_S = 4096, 360.0
 ROW = by_kind[("events.k8s.io/v1", "Event")]
 CONTROLLER = "default-scheduler"
-
-
-def micro_time(now_s: float) -> str:
-    return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 async def quiet() -> None:
@@ -80,7 +76,7 @@ class Speaker:
             name, count, _ = before
             self._series[key] = (name, count + 1, at_s)
             try:
-                await self.client.patch(ROW, namespace, name, {"series": {"count": count + 1, "lastObservedTime": micro_time(at_s)}})
+                await self.client.patch(ROW, namespace, name, {"series": {"count": count + 1, "lastObservedTime": micro(at_s)}})
                 return
             except StatusError as e:
                 if e.code != 404:
@@ -92,7 +88,7 @@ class Speaker:
             self._series.popitem(last=False)
         speaker = _spoken_for(related) or _spoken_for(regarding) or CONTROLLER
         event: Object = {
-            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": name, "namespace": namespace}, "eventTime": micro_time(at_s),
+            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": name, "namespace": namespace}, "eventTime": micro(at_s),
             "reportingController": speaker,
             "reportingInstance": self.instance.replace(CONTROLLER, speaker, 1), "action": action, "reason": reason, "type": type_,
             "note": note[:1024], "regarding": _reference(regarding)}

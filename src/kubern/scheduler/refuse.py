@@ -13,8 +13,9 @@ from typing import Any
 from kubern.client.client import Client
 from kubern.model.object import Object, deleting, meta, name, notes
 from kubern.model.status import StatusError
+from kubern.model.time import rfc3339
 from kubern.scheduler import claims, extended
-from kubern.scheduler.bind import POD, timestamp
+from kubern.scheduler.bind import POD
 from kubern.scheduler.events import Speaker, quiet
 from kubern.scheduler.extenders import Extender, ExtenderFailed
 from kubern.scheduler.pick import Extra, Rejection
@@ -155,7 +156,7 @@ class Refusals:
         if (old.get("status"), old.get("reason"), old.get("message")) != ("False", reason, text):
             at = old.get("lastTransitionTime") if old.get("status") == "False" else None
             condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": text, "lastProbeTime": None,
-                         "lastTransitionTime": at or timestamp(self.state.clock())}
+                         "lastTransitionTime": at or rfc3339(self.state.clock())}
             if meta(p.pod).get("generation"):
                 condition["observedGeneration"] = meta(p.pod)["generation"]
             patch["conditions"] = [condition]
@@ -177,7 +178,7 @@ class Refusals:
                 continue
             condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
                          "message": f"{p.spec.get('schedulerName', DEFAULT)}: preempting to accommodate a higher priority pod", "lastProbeTime": None,
-                         "lastTransitionTime": timestamp(self.state.clock())}
+                         "lastTransitionTime": rfc3339(self.state.clock())}
             if meta(v.pod).get("generation"):
                 condition["observedGeneration"] = meta(v.pod)["generation"]
             try:
