@@ -3,6 +3,7 @@ from __future__ import annotations
 import uuid
 
 from kubern.model import metadata as m
+from kubern.model.time import rfc3339
 
 
 def test_names_labels_and_finalizers_are_checked_in_upstreams_order() -> None:
@@ -37,11 +38,11 @@ def test_grace_only_shrinks_and_never_into_the_past() -> None:
     now = 1_700_000_000.0
     meta = {"generation": 1}
     m.mark_graceful(meta, 30, now)
-    assert meta == {"generation": 2, "deletionTimestamp": m.timestamp(now + 30), "deletionGracePeriodSeconds": 30}
+    assert meta == {"generation": 2, "deletionTimestamp": rfc3339(now + 30), "deletionGracePeriodSeconds": 30}
     m.shorten_grace(meta, 10, now)
-    assert meta["deletionTimestamp"] == m.timestamp(now + 10)
+    assert meta["deletionTimestamp"] == rfc3339(now + 10)
     m.shorten_grace(meta, 5, now + 60)
-    assert meta["deletionTimestamp"] == m.timestamp(now + 60) and meta["deletionGracePeriodSeconds"] == 1
+    assert meta["deletionTimestamp"] == rfc3339(now + 60) and meta["deletionGracePeriodSeconds"] == 1
 
 
 def test_generated_names_fit_and_uids_are_version_4() -> None:

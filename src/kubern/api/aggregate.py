@@ -25,11 +25,11 @@ from kubern.api.cache import Change
 from kubern.api.subresource import connect
 from kubern.api.subresource.connect import Backend
 from kubern.model.invalid import quote
-from kubern.model.metadata import timestamp
 from kubern.model.object import Object, condition
 from kubern.model.request import Request, Response, User
 from kubern.model.resource import Resource, Subresource
 from kubern.model.status import StatusError
+from kubern.model.time import rfc3339
 
 if TYPE_CHECKING:
     from kubern.api.handle import Server
@@ -271,7 +271,7 @@ class Aggregator:
         old = condition(service, "Available")
         if old is not None and (old.get("status"), old.get("reason"), old.get("message")) == verdict:
             return
-        at = old["lastTransitionTime"] if old is not None and old.get("status") == status else timestamp(self.server.clock())
+        at = old["lastTransitionTime"] if old is not None and old.get("status") == status else rfc3339(self.server.clock())
         new = {"type": "Available", "status": status, "lastTransitionTime": at, "reason": reason, "message": message}
         others = [c for c in (service.get("status") or {}).get("conditions") or () if c.get("type") != "Available"]
         served = self.server.rows.of_kind(f"{GROUP}/v1", "APIService")

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import logging
 import socket
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kubern.api import aggregate, allocate, flow_status
@@ -23,6 +22,7 @@ from kubern.model.metadata import parse_timestamp
 from kubern.model.object import Object
 from kubern.model.request import User
 from kubern.model.status import StatusError
+from kubern.model.time import micro
 
 if TYPE_CHECKING:
     from kubern.api.handle import Server
@@ -208,7 +208,7 @@ async def _identity(server: Server) -> None:
     host = socket.gethostname()
     name = "apiserver-" + base64.b32encode(hashlib.sha256(host.encode()).digest())[:26].decode().lower()
     while True:
-        now = datetime.fromtimestamp(server.clock(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now = micro(server.clock())
         item = server.cache.collection("coordination.k8s.io", "leases").get(f"kube-system/{name}")
         holder = f"{name}_{server.identity}"
         lease: Object = {

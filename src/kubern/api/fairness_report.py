@@ -7,10 +7,10 @@ whole level, since they do not belong to a queue here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 
 from kubern.api.fairness import WAITS, Fairness, Level
 from kubern.api.metrics import family
+from kubern.model.time import micro
 
 PREFIX = "/debug/api_priority_and_fairness/"
 
@@ -75,5 +75,4 @@ def _requests(f: Fairness) -> Iterable[Sequence[object]]:
     for v in _by_name(f):
         for i, q in sorted(v.active.items()):
             for n, w in enumerate(q.waiting):
-                arrived = datetime.fromtimestamp(w.since_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-                yield v.name, w.schema, i, n, w.flow.partition("/")[2], arrived, w.width, 0, "0s", "0001-01-01T00:00:00Z"
+                yield v.name, w.schema, i, n, w.flow.partition("/")[2], micro(w.since_s), w.width, 0, "0s", "0001-01-01T00:00:00Z"

@@ -10,9 +10,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from kubern.api.cache import Change
-from kubern.model.metadata import timestamp
 from kubern.model.object import Object
 from kubern.model.status import StatusError
+from kubern.model.time import rfc3339
 
 if TYPE_CHECKING:
     from kubern.api.handle import Server
@@ -49,7 +49,7 @@ async def run(server: Server) -> None:
     while True:
         await changed.wait()
         changed.clear()
-        now = timestamp(server.clock())
+        now = rfc3339(server.clock())
         for key, item in list(schemas.items.items()):
             schema = item.peek()
             level = ((schema.get("spec") or {}).get("priorityLevelConfiguration") or {}).get("name") or ""

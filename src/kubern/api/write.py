@@ -24,10 +24,10 @@ from kubern.model import invalid as field_error
 from kubern.model import metadata
 from kubern.model.invalid import FieldError, quote
 from kubern.model.kinds.kind import Kind
-from kubern.model.metadata import timestamp
 from kubern.model.object import Object, clone
 from kubern.model.request import Response
 from kubern.model.status import MODIFIED, StatusError, already_exists, bad_request, conflict, forbidden, invalid, not_found
+from kubern.model.time import rfc3339
 from kubern.store.protocol import Conflict
 
 GENERATED_NAME_ATTEMPTS = 8
@@ -123,7 +123,7 @@ def _fields_update(call: Call, live: Object | None, new: Object, options: WriteO
     from kubern.model import fields
 
     served = call.served
-    entries = fields.update(live, new, options.manager, served.row.api_version, timestamp(call.now_s), subresource,
+    entries = fields.update(live, new, options.manager, served.row.api_version, rfc3339(call.now_s), subresource,
                             schema=served.schema, has_status=served.has_status)
     if entries:
         new["metadata"]["managedFields"] = entries
@@ -214,7 +214,7 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
     meta = obj["metadata"]
     if served.custom is not None and served.custom.terminating:
         raise forbidden(row.group, row.plural, meta.get("name") or "", "create not allowed while custom resource definition is terminating")
-    meta["creationTimestamp"] = timestamp(call.now_s)
+    meta["creationTimestamp"] = rfc3339(call.now_s)
     meta["uid"] = metadata.uid(_random.getrandbits(128))
     if generated:
         meta["name"] = metadata.generate_name(meta["generateName"], random.randrange)
@@ -614,7 +614,7 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
         raise bad_request("metadata must be an object")
 
     def build(live: Object | None) -> Object:
-        new = fields.apply(live, applied, options.manager, options.force, row.api_version, timestamp(call.now_s), a.subresource, served.schema,
+        new = fields.apply(live, applied, options.manager, options.force, row.api_version, rfc3339(call.now_s), a.subresource, served.schema,
                            has_status=served.has_status, kind=row.kind)
         meta = new.setdefault("metadata", {})
         _same_identity(call, new)

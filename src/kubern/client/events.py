@@ -11,7 +11,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from kubern.client.client import Client
@@ -19,6 +18,7 @@ from kubern.model.intent import Emit
 from kubern.model.object import Object
 from kubern.model.resource import Resource
 from kubern.model.status import StatusError
+from kubern.model.time import rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,6 @@ class _Written:
 class _Bucket:
     tokens: float
     at_s: float
-
-
-def timestamp(seconds: float) -> str:
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def reference(obj: Object) -> Object:
@@ -123,7 +119,7 @@ class Recorder:
         if len(similar.messages) >= SIMILAR_MAX:
             similar.messages.pop()
             key, message = similar_key, f"(combined from similar events): {message}"
-        now = timestamp(at_s)
+        now = rfc3339(at_s)
         written = self._written.get(key)
         if written is not None:
             written.count += 1

@@ -11,22 +11,18 @@ import random
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from kubern.client.client import Client
 from kubern.model.object import Object
 from kubern.model.resource import Resource
 from kubern.model.status import StatusError
+from kubern.model.time import micro
 
 log = logging.getLogger(__name__)
 
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 DURATION_S, RENEW_DEADLINE_S, RETRY_S = 15.0, 10.0, 2.0
-
-
-def micro_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class _Election:
@@ -59,9 +55,9 @@ class _Election:
 
     def _lease(self, old: Object, transitions: int, acquired: float | None, now: float) -> Object:
         spec = {**(old.get("spec") or {}), "holderIdentity": self.identity, "leaseDurationSeconds": int(DURATION_S),
-                "renewTime": micro_time(now), "leaseTransitions": transitions}
+                "renewTime": micro(now), "leaseTransitions": transitions}
         if acquired is not None:
-            spec["acquireTime"] = micro_time(acquired)
+            spec["acquireTime"] = micro(acquired)
         meta = old.get("metadata") or {"name": self.name, "namespace": self.namespace}
         return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": spec}
 
@@ -69,7 +65,7 @@ class _Election:
         lease = await self.client.get(LEASES, self.namespace, self.name)
         if (lease.get("spec") or {}).get("holderIdentity") != self.identity:
             return
-        now = micro_time(self.clock())
+        now = micro(self.clock())
         spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": now, "acquireTime": now}
         await self.client.update({**lease, "spec": spec})
 

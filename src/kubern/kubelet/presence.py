@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kubern.client.lease import micro_time
 from kubern.client.watch import follow
 from kubern.kubelet import evict, registration, shutdown
 from kubern.kubelet.cgroups import Cgroups
@@ -24,6 +23,7 @@ from kubern.model import quantity
 from kubern.model.object import Object
 from kubern.model.resources import by_path
 from kubern.model.status import StatusError
+from kubern.model.time import micro
 
 if TYPE_CHECKING:
     from kubern.kubelet.run import Kubelet
@@ -223,7 +223,7 @@ class Presence:
         client = self.kubelet.client
         assert client is not None and self.node_object is not None
         s = self.kubelet.settings
-        spec = {"holderIdentity": s.name, "leaseDurationSeconds": max(1, round(s.lease_s)), "renewTime": micro_time(self.kubelet.clock())}
+        spec = {"holderIdentity": s.name, "leaseDurationSeconds": max(1, round(s.lease_s)), "renewTime": micro(self.kubelet.clock())}
         if self._lease is None:
             owner = {"apiVersion": "v1", "kind": "Node", "name": s.name, "uid": self.node_object["metadata"]["uid"]}
             try:

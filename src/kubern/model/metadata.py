@@ -7,12 +7,12 @@ Upstream: apimachinery pkg/api/validation/objectmeta.go, apis/meta/v1/validation
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from datetime import datetime
 from typing import Any
 
 from kubern.model import invalid, names
 from kubern.model.invalid import FieldError, quote
+from kubern.model.time import rfc3339
 
 Meta = dict[str, Any]
 NameCheck = Callable[[str, bool], list[str]]     # (name, is it a generateName prefix) -> what is wrong
@@ -33,16 +33,6 @@ _OWNER_FIELDS = ("apiVersion", "kind", "name", "uid", "controller", "blockOwnerD
 def _in_order(reference: Meta) -> invalid.Struct:
     """An owner reference as upstream prints it."""
     return invalid.Struct((k, reference[k]) for k in _OWNER_FIELDS if k in reference)
-
-
-def timestamp(now_s: float) -> str:
-    """RFC 3339 in whole seconds, as metadata holds times."""
-    return _timestamp(int(now_s))
-
-
-@lru_cache(maxsize=64)
-def _timestamp(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def uid(bits: int) -> str:
@@ -322,13 +312,13 @@ def mark_deleting(meta: Meta, now_s: float) -> None:
     if not meta.get("deletionTimestamp") and (meta.get("generation") or 0) > 0:
         meta["generation"] += 1
     if not meta.get("deletionTimestamp") or parse_timestamp(meta["deletionTimestamp"]) > now_s:
-        meta["deletionTimestamp"] = timestamp(now_s)
+        meta["deletionTimestamp"] = rfc3339(now_s)
     meta["deletionGracePeriodSeconds"] = 0
 
 
 def mark_graceful(meta: Meta, grace_s: int, now_s: float) -> None:
     """The first graceful deletion."""
-    meta["deletionTimestamp"] = timestamp(now_s + grace_s)
+    meta["deletionTimestamp"] = rfc3339(now_s + grace_s)
     meta["deletionGracePeriodSeconds"] = grace_s
     if (meta.get("generation") or 0) > 0:
         meta["generation"] += 1
@@ -336,12 +326,11 @@ def mark_graceful(meta: Meta, grace_s: int, now_s: float) -> None:
 
 def shorten_grace(meta: Meta, grace_s: int, now_s: float) -> None:
     """A later delete with a shorter grace period moves the deletion forward, never into the past."""
-    when = datetime.fromisoformat(meta["deletionTimestamp"].replace("Z", "+00:00"))
-    when += timedelta(seconds=grace_s - meta["deletionGracePeriodSeconds"])
-    if when.timestamp() < now_s:
-        when = datetime.fromtimestamp(int(now_s), UTC)
+    when_s = parse_timestamp(meta["deletionTimestamp"]) + grace_s - meta["deletionGracePeriodSeconds"]
+    if when_s < now_s:
+        when_s = now_s
         if grace_s:
             grace_s = 1
-    meta["deletionTimestamp"] = when.strftime("%Y-%m-%dT%H:%M:%SZ")
+    meta["deletionTimestamp"] = rfc3339(when_s)
     meta["deletionGracePeriodSeconds"] = grace_s
 

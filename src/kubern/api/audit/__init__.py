@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import orjson
@@ -20,6 +19,7 @@ from kubern.api.authz.attributes import Attributes
 from kubern.api.watch import Watch
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, Stream, User
+from kubern.model.time import micro
 
 __all__ = ["LEVELS", "Audit", "BadPolicy", "Log", "Policy", "parse", "read"]
 
@@ -27,10 +27,6 @@ AGENT_MAX = 1024                       # upstream cuts user agents there
 JSON_TYPES = ("application/json", "application/merge-patch+json", "application/json-patch+json", "application/strategic-merge-patch+json")
 PROTOBUF = "application/vnd.kubernetes.protobuf"
 YAML_TYPES = ("application/yaml", "application/apply-patch+yaml")
-
-
-def _stamp(now_s: float) -> str:
-    return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _user(user: User) -> Object:
@@ -86,7 +82,7 @@ class Record:
 
     def stage(self, name: str, now_s: float, more: Object | None = None, weight: int = 1024) -> None:
         if name not in self._decided.omit_stages:
-            self._audit.put({**self._event, "stage": name, **(more or {}), "stageTimestamp": _stamp(now_s)}, weight)
+            self._audit.put({**self._event, "stage": name, **(more or {}), "stageTimestamp": micro(now_s)}, weight)
 
     def impersonates(self, user: User, mode: str) -> None:
         """Who it is asked as, from here on; `mode`: the right by which, where it is a constrained one."""
@@ -215,7 +211,7 @@ class Audit:
 
             uri += "?" + urlencode([(k, v) for k, values in request.query.items() for v in values])
         event: Object = {"kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": LEVELS[decided.level], "auditID": audit_id, "requestURI": uri,
-                         "verb": a.verb, "requestReceivedTimestamp": _stamp(now_s)}
+                         "verb": a.verb, "requestReceivedTimestamp": micro(now_s)}
         event["user"] = _user(who) if who is not None else {}
         event["sourceIPs"] = _addresses(request)
         agent = request.headers.get("user-agent", "")

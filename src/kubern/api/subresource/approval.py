@@ -10,9 +10,9 @@ from collections.abc import Callable
 from kubern.api import read, write
 from kubern.api.call import Call
 from kubern.model.kinds import certificates
-from kubern.model.metadata import timestamp
 from kubern.model.object import Object
 from kubern.model.request import Response
+from kubern.model.time import rfc3339
 
 Prepare = Callable[[Object, Object], None]
 
@@ -28,7 +28,7 @@ def stamped(call: Call, prepare: Prepare) -> Prepare:
 
     def run(new: Object, old: Object) -> None:
         prepare(new, old)
-        certificates.stamp(new, old, timestamp(call.now_s))
+        certificates.stamp(new, old, rfc3339(call.now_s))
 
     return run
 

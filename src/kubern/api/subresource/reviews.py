@@ -7,7 +7,6 @@ Upstream: pkg/registry/{authentication,authorization}, pkg/registry/core/service
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,10 +17,10 @@ from kubern.api.authz.node import identity
 from kubern.api.authz.unanswered import settled
 from kubern.model import invalid as field
 from kubern.model.invalid import FieldError, quote
-from kubern.model.metadata import timestamp
 from kubern.model.object import Object, group_version
 from kubern.model.request import ANONYMOUS, User
 from kubern.model.status import StatusError, bad_request, conflict, invalid, not_found
+from kubern.model.time import rfc3339
 
 AUTHENTICATION, AUTHORIZATION = "authentication.k8s.io", "authorization.k8s.io"
 TOKEN_SECONDS, TOKEN_SECONDS_MIN, TOKEN_SECONDS_MAX = 3600, 600, 1 << 32
@@ -72,7 +71,7 @@ async def token_review(server: Any, request: Any, obj: Object) -> Object:
 
 
 async def self_subject_review(server: Any, request: Any, obj: Object) -> Object:
-    return {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "metadata": {"creationTimestamp": timestamp(server.clock())},
+    return {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "metadata": {"creationTimestamp": rfc3339(server.clock())},
             "status": {"userInfo": _shown_user(_user(request))}}
 
 
@@ -255,11 +254,10 @@ async def token(server: Any, request: Any, obj: Object) -> Object:
     if authn.keys is None:
         raise StatusError(404, "NotFound", "the server could not find the requested resource", {})
     text = authn.keys.sign(claims(account, audiences, lifetime, now, **bound, warn_after_s=warn))
-    expires = dt.datetime.fromtimestamp(int(now) + seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"kind": "TokenRequest", "apiVersion": f"{AUTHENTICATION}/v1",
-            "metadata": {**metadata, "name": name, "namespace": namespace, "uid": uid, "creationTimestamp": timestamp(now)},
+            "metadata": {**metadata, "name": name, "namespace": namespace, "uid": uid, "creationTimestamp": rfc3339(now)},
             "spec": {"audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": ref},
-            "status": {"token": text, "expirationTimestamp": expires}}
+            "status": {"token": text, "expirationTimestamp": rfc3339(now + seconds)}}
 
 
 def _bad_duration(seconds: int, why: str) -> StatusError:

@@ -15,13 +15,13 @@ from kubern.api.options import write_options
 from kubern.api.read import find
 from kubern.model import fields, invalid, table
 from kubern.model.kinds import kind_of
-from kubern.model.metadata import timestamp
 from kubern.model.object import Object
 from kubern.model.request import Response
 from kubern.model.schema import schema_for
 from kubern.model.selector import from_label_selector, from_set
 from kubern.model.status import MODIFIED, bad_request, conflict
 from kubern.model.status import invalid as invalid_status
+from kubern.model.time import rfc3339
 
 API_VERSION, KIND = "autoscaling/v1", "Scale"
 
@@ -118,7 +118,7 @@ async def handle(call: Call) -> Response:
             applied, warnings = fields.parse_applied(call.request.body, row, schema, options.validation)
             for w in warnings:
                 call.warn(w)
-            after = fields.apply(tracked, applied, options.manager, options.force, API_VERSION, timestamp(call.now_s), "scale", schema,
+            after = fields.apply(tracked, applied, options.manager, options.force, API_VERSION, rfc3339(call.now_s), "scale", schema,
                                  reset={}, kind=KIND)
             if not (applied.get("metadata") or {}).get("resourceVersion"):
                 after["metadata"].pop("resourceVersion", None)
@@ -143,7 +143,7 @@ async def handle(call: Call) -> Response:
             raise invalid_status("autoscaling", KIND, call.attributes.name,
                                  [invalid.invalid("spec.replicas", replicas, "must be greater than or equal to 0")])
         entries = after["metadata"].get("managedFields") if type_ == "apply" else fields.update(
-            tracked, {**before, "spec": {"replicas": replicas} if replicas else {}}, options.manager, API_VERSION, timestamp(call.now_s), "scale",
+            tracked, {**before, "spec": {"replicas": replicas} if replicas else {}}, options.manager, API_VERSION, rfc3339(call.now_s), "scale",
             schema=schema, reset={}) or owned
         entries = fields.from_scale(live["metadata"].get("managedFields"), entries, where, row.api_version)
         meta = {k: v for k, v in live["metadata"].items() if k != "managedFields"}
