@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kubern.model.invalid import FieldError, quote
+from kubern.model.invalid import FieldError, aggregate, quote
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +99,9 @@ def _checked(value: Any, shape: Any, at: str, problems: list[str]) -> Any:
 
 def refuse(what: str, errors: Iterable[FieldError]) -> None:
     """Raises BadFile if there are any errors, as upstream's aggregate reads; `what` stands before them."""
-    texts = list(dict.fromkeys(e.text() for e in errors))
+    texts = [e.text() for e in errors]
     if texts:
-        raise BadFile(f"{what}{texts[0] if len(texts) == 1 else '[' + ', '.join(texts) + ']'}")
+        raise BadFile(what + aggregate(texts))
 
 
 def read(path: str | Path) -> Any:

@@ -133,3 +133,9 @@ def too_many(field: str, actual: int, max_items: int) -> FieldError:
 
 def internal(field: str, detail: str) -> FieldError:
     return FieldError("InternalError", field, None, detail)
+
+
+def aggregate(texts: Iterable[str]) -> str:
+    """Several errors in one text, as Go's Aggregate prints them: one bare, more in brackets, each once."""
+    once = list(dict.fromkeys(texts))
+    return once[0] if len(once) == 1 else "[" + ", ".join(once) + "]"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from kubern.model.invalid import quote, render
+from kubern.model.invalid import aggregate, quote, render
 from kubern.model.names import is_label_value, is_qualified_name
 from kubern.model.object import Object
 from kubern.model.status import StatusError, bad_request
@@ -114,7 +114,7 @@ def requirement(key: str, op: str, values: tuple[str, ...]) -> Requirement:
         if why := is_label_value(v):
             errors.append(f"values[{i}][{key}]: Invalid value: {quote(v)}: {'; '.join(why)}")
     if errors:
-        raise ValueError(errors[0] if len(errors) == 1 else "[" + ", ".join(errors) + "]")
+        raise ValueError(aggregate(errors))
     return Requirement(key, op, values)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kubern.model.invalid import FieldError
+from kubern.model.invalid import FieldError, aggregate
 from kubern.model.object import Object
 
 
@@ -69,11 +69,9 @@ def forbidden(group: str, resource: str, name: str, why: str) -> StatusError:
 
 def invalid(group: str, kind: str, name: str, errors: Sequence[FieldError]) -> StatusError:
     """422 with one cause a field error; the message joins them as upstream's NewInvalid does."""
-    texts = list(dict.fromkeys(e.text() for e in errors))
-    why = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
     causes = [{"reason": e.type, "message": e.body(), "field": e.field} for e in errors]
     qualified_kind = f"{kind}.{group}" if group else kind
-    message = f'{qualified_kind} "{name}" is invalid' + (f": {why}" if errors else "")
+    message = f'{qualified_kind} "{name}" is invalid' + (f": {aggregate(e.text() for e in errors)}" if errors else "")
     return StatusError(422, "Invalid", message, _details(group, kind, name, causes=causes or None))
 
 

@@ -148,12 +148,6 @@ class Plugin:
     validate: Step | None = None
 
 
-def joined(errors: list[str]) -> str:
-    """Several reasons in one text, as Go's Aggregate prints them."""
-    texts = list(dict.fromkeys(errors))
-    return texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
-
-
 def spec_of(obj: Object | None) -> dict[str, Any]:
     """The spec of an object, made where it is missing (validation will say what it lacks)."""
     assert obj is not None

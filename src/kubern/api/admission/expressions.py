@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kubern.api.admission import match
-from kubern.api.admission.attributes import Attributes, joined
+from kubern.api.admission.attributes import Attributes
 from kubern.api.authz.attributes import Attributes as Asked
 from kubern.model.cel import CelError, CelProblem, Lazy, Program, compile_for_admission
 from kubern.model.cel.kubernetes import Check
+from kubern.model.invalid import aggregate
 from kubern.model.object import Object
 from kubern.model.request import User
 from kubern.model.resource import Resource
@@ -119,7 +120,7 @@ class Conditions:
             except Failed as e:
                 errors.append(str(e))
         if errors:
-            raise Failed(joined(errors))
+            raise Failed(aggregate(errors))
         return True
 
 

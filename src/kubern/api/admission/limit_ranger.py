@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from kubern.api.admission.attributes import CREATE, UPDATE, Attributes, Plugin, joined, spec_of
+from kubern.api.admission.attributes import CREATE, UPDATE, Attributes, Plugin, spec_of
+from kubern.model.invalid import aggregate
 from kubern.model.kinds.pod_resources import is_pod_level, sum_containers
 from kubern.model.object import Object
 from kubern.model.quantity import parse
@@ -77,7 +78,7 @@ async def validate(a: Attributes) -> None:
             for limit in (limit_range.get("spec") or {}).get("limits") or ():
                 problems += _pod(limit, spec)
         if problems:
-            raise a.refuse(joined(problems))
+            raise a.refuse(aggregate(problems))
 
 
 def _pod(limit: dict[str, Any], spec: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from kubern.api.authn.certificates import Certificates, proxied
 from kubern.api.authn.tokens import ISSUER, Get, Keys, TokenError, Verified, check, check_bootstrap
 from kubern.api.authz import Authorizer, from_request
 from kubern.api.authz.unanswered import settled
+from kubern.model.invalid import aggregate
 from kubern.model.object import Object
 from kubern.model.request import ANONYMOUS, Request, User
 from kubern.model.status import StatusError
@@ -144,7 +145,7 @@ class Authenticator:
                     problems.append(str(e))
         if verified is None:
             if problems:
-                raise TokenError(joined(problems))
+                raise TokenError(aggregate(problems))
             return None
         if ours:
             self._remember(digest, verified, now)
@@ -167,12 +168,6 @@ class Authenticator:
         self._tokens[digest] = (until, verified)
         for uid in verified.uids:
             self._bound.setdefault(uid, set()).add(digest)
-
-
-def joined(errors: Sequence[str]) -> str:
-    """Go's Aggregate of errors."""
-    texts = list(dict.fromkeys(errors))
-    return texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
 
 
 def bearer(request: Request) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kubern.api.authz import MASTERS, Attributes, Authorizer
 from kubern.api.authz.rbac import GROUP, Rule, compact, describe, uncovered
-from kubern.model.invalid import quote
+from kubern.model.invalid import aggregate, quote
 from kubern.model.object import Object
 from kubern.model.request import User
 from kubern.model.status import forbidden, not_found
@@ -67,8 +67,7 @@ def _confirm(user: User, plural: str, namespace: str, name: str, rules: Iterable
     lines = "\n".join(sorted({describe(r) for r in compact(missing)}))
     why = f"user {quote(user.name)} (groups={groups}) is attempting to grant RBAC permissions not currently held:\n{lines}"
     if errors:
-        text = "[" + ", ".join(dict.fromkeys(errors)) + "]" if len(set(errors)) > 1 else errors[0]
-        why += f"; resolution errors: [{text}]"
+        why += f"; resolution errors: [{aggregate(errors)}]"
     raise forbidden(GROUP, plural, name, why)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from kubern.api.authz.attributes import NO_OPINION, Attributes, Decision
-from kubern.model.invalid import quote
+from kubern.model.invalid import aggregate, quote
 from kubern.model.object import Object
 from kubern.model.request import User
 
@@ -92,12 +92,6 @@ def _describe_subject(subject: dict[str, Any], namespace: str) -> str:
     if kind == "ServiceAccount":
         name = f"{name}/{subject.get('namespace') or namespace}"
     return f"{kind} {quote(name)}"
-
-
-def _join(errors: Iterable[str]) -> str:
-    """Go's Aggregate: one error bare, several in brackets, each once."""
-    texts = list(dict.fromkeys(errors))
-    return texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
 
 
 class Rbac:
@@ -214,7 +208,7 @@ class Rbac:
                 errors.append(source.error)
             elif any(allows(r, a) for r in source.rules):
                 return Decision(True, f"RBAC: allowed by {source.text}")
-        return Decision(False, f"RBAC: {_join(errors)}") if errors else NO_OPINION
+        return Decision(False, f"RBAC: {aggregate(errors)}") if errors else NO_OPINION
 
     def rules_for(self, user: User, namespace: str) -> tuple[list[Rule], list[str]]:
         """Every rule that applies to the user in the namespace, and the errors of resolving bindings."""

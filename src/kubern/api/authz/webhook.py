@@ -23,6 +23,7 @@ from kubern.api.remote import Remote, status_of
 from kubern.model.cel import CelError, CelProblem, Program, compile_
 from kubern.model.cel.types import Object as ObjectType
 from kubern.model.cel.types import name as type_name
+from kubern.model.invalid import aggregate
 from kubern.model.object import Object
 from kubern.model.selector import parse_fields, parse_labels
 from kubern.model.status import StatusError
@@ -194,5 +195,5 @@ def _meets(conditions: Sequence[Program], spec: Object) -> bool:
         except CelError as e:
             errors.append(f"cel evaluation error: expression '{program.source}' resulted in error: {e}")
     if errors:
-        raise CelError(errors[0] if len(errors) == 1 else "[" + ", ".join(errors) + "]")
+        raise CelError(aggregate(errors))
     return True

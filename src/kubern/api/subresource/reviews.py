@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from kubern.api.authn import joined
 from kubern.api.authn.tokens import EXTENDED_S, WARN_ONLY_S, TokenError, claims
 from kubern.api.authz import Attributes, from_request
 from kubern.api.authz.node import identity
 from kubern.api.authz.unanswered import settled
 from kubern.model import invalid as field
-from kubern.model.invalid import FieldError, quote
+from kubern.model.invalid import FieldError, aggregate, quote
 from kubern.model.object import Object, group_version
 from kubern.model.request import ANONYMOUS, User
 from kubern.model.status import StatusError, bad_request, conflict, invalid, not_found
@@ -57,7 +56,7 @@ async def token_review(server: Any, request: Any, obj: Object) -> Object:
     try:
         verified = await authn.verify(token, audiences)
     except TokenError as e:
-        verified, status["error"] = None, joined((invalid_token, str(e)))
+        verified, status["error"] = None, aggregate((invalid_token, str(e)))
     else:
         if verified is None:
             status["error"] = invalid_token
@@ -205,7 +204,7 @@ async def self_subject_rules_review(server: Any, request: Any, obj: Object) -> O
         errors = [*errors, "webhook authorizer does not support user rule resolution"]
     status: dict[str, Any] = {"resourceRules": resources, "nonResourceRules": paths, "incomplete": is_node or server.authorizer.asks_outside}
     if errors:
-        status["evaluationError"] = joined(errors)
+        status["evaluationError"] = aggregate(errors)
     return {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "metadata": {}, "spec": {}, "status": status}
 
 
