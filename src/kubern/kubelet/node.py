@@ -133,11 +133,11 @@ def create_unit(s: UnitSettings, wait: bool = True) -> Unit:
         configuration.read(str(d / "kubelet.yaml") for d in (s.home, data))
     except configuration.BadConfiguration as e:
         raise CannotRun(f"the kubelet's configuration of node {s.name} cannot be used: {e}") from None
-    f = None if s.host else fabric.ensure(cluster, s.home / "fabric.json", s.pod_cidr, s.service_cidr)
-    index = old.index if old else _index(nodes, s.name)
     run = run_dir(cluster, s.name)
     if len(f"{run}/containerd.sock.ttrpc") > SOCKET_PATH_MAX:
         raise CannotRun(f"the node's name {s.name} is too long for the path of a unix socket")
+    f = None if s.host else fabric.ensure(cluster, s.home / "fabric.json", s.pod_cidr, s.service_cidr)
+    index = old.index if old else _index(nodes, s.name)
     if not resumes:
         shutil.rmtree(run, ignore_errors=True)
     for d in ("cni", "certs.d/_default", "tmp", "state"):
@@ -454,8 +454,3 @@ def adopt(home: Path) -> tuple[list[Unit], list[Unit]]:
     """(running, dead) units on record: what a control plane that starts finds."""
     units = list_units(home)
     return [u for u in units if u.alive()], [u for u in units if not u.alive()]
-
-
-def with_server(s: UnitSettings, f: fabric.Fabric, port: int, registry_port: int) -> UnitSettings:
-    """Settings whose addresses are the fabric's."""
-    return replace(s, server=f"https://{f.gateway}:{port}", registry=f"http://{f.gateway}:{registry_port}")
