@@ -27,6 +27,7 @@ import orjson
 from kubern.client.client import Client
 from kubern.kubelet import plugins, proto
 from kubern.kubelet.projection import Missing
+from kubern.kubelet.record import write_whole
 from kubern.kubelet.volumes import own
 from kubern.model.invalid import quote
 from kubern.model.object import Object
@@ -281,7 +282,7 @@ class Drivers:
             try:
                 if v.staging:
                     await self._stage(v, driver, attached)
-                await asyncio.to_thread(write_record, self._record_folder(v), record)
+                await asyncio.to_thread(write_whole, f"{self._record_folder(v)}/{DATA}", orjson.dumps(record))
                 await self.publish_again(v, driver, spec, attached)
             except grpc.aio.AioRpcError as e:
                 raise Missing(proto.go_error(e)) from None
@@ -438,12 +439,6 @@ def _clear(path: str) -> None:
     """What a driver left of a path that is empty."""
     with contextlib.suppress(OSError):
         (os.rmdir if os.path.isdir(path) else os.unlink)(path)
-
-
-def write_record(folder: str, record: Mapping[str, Any]) -> None:
-    os.makedirs(folder, exist_ok=True)
-    with open(f"{folder}/{DATA}", "wb") as f:
-        f.write(orjson.dumps(record))
 
 
 def read_records(pod_dir: str) -> list[dict[str, Any]]:
