@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kubern.kubelet import container as config
@@ -137,8 +138,9 @@ class Room:
             for w in alive:
                 used[w.uid] = await asyncio.to_thread(k.cgroups.processes, config.cgroup_parent(k.actor.node, w.pod)) if k.cgroups else 0
         else:
+            layers = await self._layers()
             for w in alive:
-                containers[w.uid], volumes = await self._disk_of(w)
+                containers[w.uid], volumes = await self._disk_of(w, layers)
                 used[w.uid] = sum(containers[w.uid].values()) + sum(volumes.values())
         order = evict.rank(resource, [(w.pod, used.get(w.uid, 0)) for w in alive])
         if not order:
@@ -152,30 +154,35 @@ class Room:
 
     # --- pods beyond their own limits ---
 
-    async def _disk_of(self, w: Worker, volumes_too: bool = True) -> tuple[dict[str, int], dict[str, int]]:
+    async def _layers(self) -> dict[str, int]:
+        """Container -> bytes of its layer: of all at once, so asked once for all pods that are measured."""
+        return {u.id: u.fs_used for u in await self.kubelet.runtime.usage()}
+
+    async def _disk_of(self, w: Worker, layers: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes by container (its layer and logs) and by emptyDir volume on disk."""
         k = self.kubelet
-        layers = {u.id: u.fs_used for u in await k.runtime.usage()}
         logs = config.log_directory(k.actor.node, w.pod)
         containers: dict[str, int] = {}
         for c in k.observer.seen(w.uid).containers:
             if c.name not in containers:
                 containers[c.name] = layers.get(c.id, 0) + await asyncio.to_thread(size, f"{logs}/{c.name}")
         volumes: dict[str, int] = {}
-        for v in k.volumes.ready.get(w.uid, {}).values() if volumes_too else ():
+        for v in k.volumes.ready.get(w.uid, {}).values():
             if v.source == "emptyDir" and not _in_memory(w.pod, v.name):
                 volumes[v.name] = await asyncio.to_thread(size, v.path)
         return containers, volumes
 
     async def _storage(self) -> Worker | None:
         """Pods beyond their own limits of local storage; only those that have such limits are measured."""
+        layers: dict[str, int] | None = None
         for w in list(self.kubelet.workers.values()):
             spec = w.pod["spec"]
             sized = any((v.get("emptyDir") or {}).get("sizeLimit") for v in spec.get("volumes") or ())
             limited = any("ephemeral-storage" in ((c.get("resources") or {}).get("limits") or {}) for c in spec.get("containers") or ())
             if w.terminated or w.failed or not (sized or limited):
                 continue
-            containers, volumes = await self._disk_of(w)
+            layers = await self._layers() if layers is None else layers
+            containers, volumes = await self._disk_of(w, layers)
             message = evict.over_limit(w.pod, volumes, containers if limited else {})
             if message:
                 self._end(w, message, HARD_GRACE_S)
