@@ -224,10 +224,7 @@ class Kubelet:
             self.spawn(self._refresh_volumes(w))
 
     async def _refresh_volumes(self, w: Worker) -> None:
-        try:
-            await self.volumes.refresh(w.pod, w.values(self.observer.seen(w.uid)))
-        except (StatusError, OSError) as e:
-            log.info("volumes of %s: %s", pods.describe(w.pod), e)
+        await self._refresh_volumes_quietly(w)
         w.notify()
 
     def spawn(self, work: Any) -> None:
