@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,12 @@ class User:
     groups: tuple[str, ...] = ()
     uid: str = ""
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def user_info(user: User) -> dict[str, Any]:
+    """authentication.k8s.io UserInfo, as reviews, expressions and audit show it: in upstream's order, empty fields left out."""
+    fields = {"username": user.name, "uid": user.uid, "groups": list(user.groups), "extra": {k: list(v) for k, v in sorted(user.extra.items())}}
+    return {k: v for k, v in fields.items() if v}
 
 
 ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from kubern.api.admission.attributes import CREATE, UPDATE, Attributes
 from kubern.model.convert import from_storage
 from kubern.model.object import Object
+from kubern.model.request import user_info
 from kubern.model.resource import Resource
 from kubern.model.selector import Selector, from_label_selector
 from kubern.model.status import internal, not_found
@@ -178,19 +179,12 @@ def namespace_of(a: Attributes) -> Object | None:
     return namespace
 
 
-def user_info(a: Attributes) -> dict[str, Any]:
-    """The user of a request, as reviews and expressions show it."""
-    out: dict[str, Any] = {"username": a.user.name, "uid": a.user.uid, "groups": list(a.user.groups),
-                           "extra": {k: list(v) for k, v in a.user.extra.items()}}
-    return {k: v for k, v in out.items() if v}
-
-
 def request_of(a: Attributes, row: Resource) -> dict[str, Any]:
     """The common part of an AdmissionRequest. Empty texts are left out, as upstream's `omitempty` has it."""
     asked = a.resource
     out: dict[str, Any] = {"kind": kind_of(row, a.subresource), "resource": _resource(row), "subResource": a.subresource,
                            "requestKind": kind_of(asked, a.subresource), "requestResource": _resource(asked), "requestSubResource": a.subresource,
-                           "name": a.name, "namespace": a.namespace, "operation": a.operation, "userInfo": user_info(a)}
+                           "name": a.name, "namespace": a.namespace, "operation": a.operation, "userInfo": user_info(a.user)}
     out = {k: v for k, v in out.items() if v or k == "userInfo"}
     out["dryRun"] = a.dry_run
     out["options"] = dict(a.options) or None

@@ -18,7 +18,7 @@ from kubern.api.audit.policy import COMPLETE, LEVELS, RECEIVED, STARTED, BadPoli
 from kubern.api.authz.attributes import Attributes
 from kubern.api.watch import Watch
 from kubern.model.object import Object
-from kubern.model.request import Request, Response, Stream, User
+from kubern.model.request import Request, Response, Stream, User, user_info
 from kubern.model.time import micro
 
 __all__ = ["LEVELS", "Audit", "BadPolicy", "Log", "Policy", "parse", "read"]
@@ -27,17 +27,6 @@ AGENT_MAX = 1024                       # upstream cuts user agents there
 JSON_TYPES = ("application/json", "application/merge-patch+json", "application/json-patch+json", "application/strategic-merge-patch+json")
 PROTOBUF = "application/vnd.kubernetes.protobuf"
 YAML_TYPES = ("application/yaml", "application/apply-patch+yaml")
-
-
-def _user(user: User) -> Object:
-    out: Object = {"username": user.name}
-    if user.uid:
-        out["uid"] = user.uid
-    if user.groups:
-        out["groups"] = list(user.groups)
-    if user.extra:
-        out["extra"] = {k: list(v) for k, v in user.extra.items()}
-    return out
 
 
 def _without_managed_fields(obj: Any) -> Any:
@@ -86,7 +75,7 @@ class Record:
 
     def impersonates(self, user: User, mode: str) -> None:
         """Who it is asked as, from here on; `mode`: the right by which, where it is a constrained one."""
-        self._event = {**self._event, "impersonatedUser": _user(user)}
+        self._event = {**self._event, "impersonatedUser": user_info(user)}
         if mode:
             self._event["authenticationMetadata"] = {"impersonationConstraint": f"impersonate:{mode}"}
 
@@ -212,7 +201,7 @@ class Audit:
             uri += "?" + urlencode([(k, v) for k, values in request.query.items() for v in values])
         event: Object = {"kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": LEVELS[decided.level], "auditID": audit_id, "requestURI": uri,
                          "verb": a.verb, "requestReceivedTimestamp": micro(now_s)}
-        event["user"] = _user(who) if who is not None else {}
+        event["user"] = user_info(who) if who is not None else {}
         event["sourceIPs"] = _addresses(request)
         agent = request.headers.get("user-agent", "")
         if agent:

@@ -17,7 +17,7 @@ from kubern.api.authz.unanswered import settled
 from kubern.model import invalid as field
 from kubern.model.invalid import FieldError, aggregate, quote
 from kubern.model.object import Object, group_version
-from kubern.model.request import ANONYMOUS, User
+from kubern.model.request import ANONYMOUS, User, user_info
 from kubern.model.status import StatusError, bad_request, conflict, invalid, not_found
 from kubern.model.time import rfc3339
 
@@ -35,12 +35,6 @@ def _attributes(request: Any) -> Attributes:
     """Those of the request itself."""
     found: Attributes | None = getattr(request, "attributes", None)
     return found if found is not None else from_request(request)
-
-
-def _shown_user(user: User) -> dict[str, Any]:
-    """UserInfo, fields in the order upstream writes them: people see it raw."""
-    fields = {"username": user.name, "uid": user.uid, "groups": list(user.groups), "extra": {k: list(v) for k, v in sorted(user.extra.items())}}
-    return {k: v for k, v in fields.items() if v}
 
 
 # -- who is it?
@@ -63,7 +57,7 @@ async def token_review(server: Any, request: Any, obj: Object) -> Object:
     status["user"] = {}
     if verified is not None:
         status["authenticated"] = True
-        status["user"] = _shown_user(verified.user)
+        status["user"] = user_info(verified.user)
         if verified.audiences:
             status["audiences"] = list(verified.audiences)
     return {**obj, "status": status}
@@ -71,7 +65,7 @@ async def token_review(server: Any, request: Any, obj: Object) -> Object:
 
 async def self_subject_review(server: Any, request: Any, obj: Object) -> Object:
     return {"kind": obj["kind"], "apiVersion": obj["apiVersion"], "metadata": {"creationTimestamp": rfc3339(server.clock())},
-            "status": {"userInfo": _shown_user(_user(request))}}
+            "status": {"userInfo": user_info(_user(request))}}
 
 
 # -- what may they do?
