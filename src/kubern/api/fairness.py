@@ -17,7 +17,7 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-from kubern.api.authz.attributes import Attributes
+from kubern.api.authz.attributes import Attributes, path_matches
 from kubern.api.cache import Cache, Change
 from kubern.api.metrics import Histogram
 from kubern.api.refusals import Refusals
@@ -377,6 +377,4 @@ def _resource(rule: Object, a: Attributes) -> bool:
 
 
 def _path(rule: Object, a: Attributes) -> bool:
-    if not _in(a.verb, rule.get("verbs")):
-        return False
-    return any(p == "*" or p == a.path or (p.endswith("*") and a.path.startswith(p[:-1])) for p in rule.get("nonResourceURLs") or ())
+    return _in(a.verb, rule.get("verbs")) and any(path_matches(p, a.path) for p in rule.get("nonResourceURLs") or ())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kubern.api.authz.attributes import Attributes
+from kubern.api.authz.attributes import Attributes, path_matches
 from kubern.model.request import User
 
 LEVELS = ("None", "Metadata", "Request", "RequestResponse")
@@ -65,7 +65,7 @@ def _matches(rule: Rule, user: User | None, a: Attributes) -> bool:
             g in ("*", a.group) and (not names or a.name in names) and (not wanted or any(_covers(w, a.resource, a.subresource) for w in wanted))
             for g, wanted, names in rule.resources)
     if rule.paths:
-        return not a.is_resource and any(p == "*" or p == a.path or (p.endswith("*") and a.path.startswith(p.rstrip("*"))) for p in rule.paths)
+        return not a.is_resource and any(path_matches(p, a.path) for p in rule.paths)
     return True
 
 

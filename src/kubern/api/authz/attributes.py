@@ -100,6 +100,11 @@ def from_request(request: Request, user: User | None = None) -> Attributes:
     return Attributes(who, verb, group, version, resource, subresource, namespace, name, path, True, fields, labels)
 
 
+def path_matches(pattern: str, path: str) -> bool:
+    """Whether a rule's non-resource URL, which may end in "*", is meant for a path."""
+    return pattern in ("*", path) or (pattern.endswith("*") and path.startswith(pattern.rstrip("*")))
+
+
 def refusal(a: Attributes) -> str:
     """`User "x" cannot get resource "y" in API group "z" in the namespace "n"`."""
     if not a.is_resource:

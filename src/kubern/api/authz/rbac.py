@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from kubern.api.authz.attributes import NO_OPINION, Attributes, Decision
+from kubern.api.authz.attributes import NO_OPINION, Attributes, Decision, path_matches
 from kubern.model.invalid import aggregate, quote
 from kubern.model.object import Object
 from kubern.model.request import User
@@ -45,16 +45,12 @@ def compile_rule(rule: Rule) -> _Compiled:
                      "*" in verbs, "*" in groups, "*" in resources)
 
 
-def _url_matches(pattern: str, path: str) -> bool:
-    return pattern in ("*", path) or (pattern.endswith("*") and path.startswith(pattern.rstrip("*")))
-
-
 def allows(rule: _Compiled, a: Attributes) -> bool:
     """Whether one rule allows what is asked."""
     if not (rule.any_verb or a.verb in rule.verbs):
         return False
     if not a.is_resource:
-        return any(_url_matches(u, a.path) for u in rule.urls)
+        return any(path_matches(u, a.path) for u in rule.urls)
     if not (rule.any_group or a.group in rule.groups):
         return False
     if not rule.any_resource:
@@ -244,7 +240,7 @@ def _covers_one(owner: Rule, part: Rule) -> bool:
     if "*" not in verbs and not set(part["verbs"]) <= set(verbs):
         return False
     if "nonResourceURLs" in part:
-        return all(any(_url_matches(u, url) for u in owner.get("nonResourceURLs") or ()) for url in part["nonResourceURLs"])
+        return all(any(path_matches(u, url) for u in owner.get("nonResourceURLs") or ()) for url in part["nonResourceURLs"])
     groups, resources = owner.get("apiGroups") or (), owner.get("resources") or ()
     if "*" not in groups and not set(part["apiGroups"]) <= set(groups):
         return False
