@@ -443,7 +443,7 @@ class Server:
                     record.refused(response)
                     record = None
             if record is not None:
-                (record.finish if response.upgrade is None else record.upgraded)(response, annotations)
+                record.finish(response, annotations)
         if a is not None:
             series = self.metrics.series(a, response.status, "All" if "dryRun" in request.query else "", call is not None)
             series.add(time.perf_counter() - started, response.size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -80,15 +80,41 @@ class Record:
             self._event["authenticationMetadata"] = {"impersonationConstraint": f"impersonate:{mode}"}
 
     def finish(self, response: Response, annotations: Object) -> None:
-        """The last stage; for a stream the last but one: the last comes at its end."""
-        audit, request = self._audit, self._request
+        """The last stage; for what goes on, a stream or another protocol, the last but one: the last comes at its end."""
         if annotations:
             self._event = {**self._event, "annotations": annotations}
+        clock, body, run = self._audit.clock, response.body, response.upgrade
+        if run is not None:
+            more, weight = {"responseStatus": {"metadata": {}, "code": 101}}, 1024
+        else:
+            more, weight = self._told(response)
+            if isinstance(body, (bytes, list)):
+                self.stage(COMPLETE, clock(), more, weight)
+                return
+        self.stage(STARTED, clock(), more, weight)
+
+        def complete() -> None:
+            self.stage(COMPLETE, clock(), more, weight)
+        if run is not None:
+            response.upgrade = _upgraded(run, complete)
+        elif isinstance(body, Watch):
+            ended = body.on_end
+
+            def end(watch: Watch) -> None:
+                if ended is not None:
+                    ended(watch)
+                complete()
+            body.on_end = end
+        else:
+            response.body = _then(body, complete)
+
+    def _told(self, response: Response) -> tuple[Object, int]:
+        """What the level lets be told of the request's object and the answer, and about how many bytes that is."""
+        request, level, without = self._request, self._decided.level, self._decided.omit_managed_fields
         more: Object = {"responseStatus": {"metadata": {}, "code": response.status}}
         weight = 1024
-        level = self._decided.level
         if request.body and (level >= 2 or request.method in ("POST", "PUT")):
-            content = _body(request.body, request.headers.get("content-type", ""), self._decided.omit_managed_fields)
+            content = _body(request.body, request.headers.get("content-type", ""), without)
             if "objectRef" in self._event and isinstance(content, dict) and request.method in ("POST", "PUT"):
                 meta = content.get("metadata")
                 said = meta if isinstance(meta, dict) else {}
@@ -106,26 +132,11 @@ class Record:
                     shown = orjson.loads(raw)
                     more["responseStatus"] = {k: v for k, v in shown.items() if k not in ("kind", "apiVersion")}
             if level >= 3 and raw:
-                obj = shown or _body(raw, response.header("Content-Type"), self._decided.omit_managed_fields)
+                obj = shown or _body(raw, response.header("Content-Type"), without)
                 if isinstance(obj, dict) and "kind" in obj:
                     more["responseObject"] = obj
                     weight += len(raw)
-            self.stage(COMPLETE, audit.clock(), more, weight)
-            return
-        self.stage(STARTED, audit.clock(), more, weight)
-
-        def complete() -> None:
-            self.stage(COMPLETE, audit.clock(), more, weight)
-        if isinstance(body, Watch):
-            ended = body.on_end
-
-            def end(watch: Watch) -> None:
-                if ended is not None:
-                    ended(watch)
-                complete()
-            body.on_end = end
-        else:
-            response.body = _then(body, complete)
+        return more, weight
 
     def refused(self, response: Response) -> None:
         """The only stage of a request whose credentials are none."""
@@ -135,21 +146,14 @@ class Record:
         why = f"Authentication failed, attempted: {', '.join(tried)}" if tried else "Authentication failed, no credentials provided"
         self.stage(STARTED, self._audit.clock(), {"responseStatus": {"metadata": {}, "message": why, "code": response.status}})
 
-    def upgraded(self, response: Response, annotations: Object) -> None:
-        """The same for a connection that goes on as another protocol."""
-        if annotations:
-            self._event = {**self._event, "annotations": annotations}
-        more: Object = {"responseStatus": {"metadata": {}, "code": 101}}
-        self.stage(STARTED, self._audit.clock(), more)
-        run = response.upgrade
-        assert run is not None
 
-        async def and_complete(stream: Stream) -> None:
-            try:
-                await run(stream)
-            finally:
-                self.stage(COMPLETE, self._audit.clock(), more)
-        response.upgrade = and_complete
+def _upgraded(run: Callable[[Stream], Awaitable[None]], done: Callable[[], None]) -> Callable[[Stream], Awaitable[None]]:
+    async def and_done(stream: Stream) -> None:
+        try:
+            await run(stream)
+        finally:
+            done()
+    return and_done
 
 
 async def _then(chunks: Any, done: Callable[[], None]) -> AsyncIterator[bytes]:
