@@ -13,32 +13,9 @@ from typing import Any
 import pytest
 
 from kubern import pki
+from tests.real.speaker import curl, speakers, steady
 
 pytestmark = pytest.mark.real
-
-APP = """
-apiVersion: v1
-kind: Pod
-metadata: {{name: {0}, labels: {{app: {0}}}}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: c
-    image: nginx
-    command:
-    - sh
-    - -c
-    - |
-      echo 'server {{ listen 80; location / {{ add_header X-Old old; add_header X-Keep keep;
-        return 200 "{0} $request_uri host=$host set=$http_x_set add=$http_x_add gone=$http_x_gone\\n"; }} }}' > /etc/nginx/conf.d/default.conf
-      exec nginx -g 'daemon off;'
-    readinessProbe: {{httpGet: {{port: 80}}, periodSeconds: 1}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: {0}}}
-spec: {{selector: {{app: {0}}}, ports: [{{name: http, port: 80}}]}}
-"""
 
 
 def gateway(name: str, listeners: list[dict[str, Any]], **spec: Any) -> dict[str, Any]:
@@ -83,22 +60,22 @@ def address(cluster: Any, name: str = "main") -> str:
 
 def ask(cluster: Any, path: str, host: str = "any.example.com", *flags: str, port: int = 80, scheme: str = "http", to: str = "main") -> str:
     """Body and code."""
-    return subprocess.run(["curl", "-s", "-m", "5", "-w", "%{http_code}", "--resolve", f"{host}:{port}:{address(cluster, to)}", *flags,
-                           f"{scheme}://{host}:{port}{path}"], capture_output=True, text=True, check=False).stdout
+    return curl(address(cluster, to), host, path, *flags, port=port, scheme=scheme)
 
 
 @pytest.fixture(scope="module")
 def web(cluster: Any) -> Any:
     cluster.kubectl("apply", "-f", "-", stdin=subprocess.run([sys.executable, "-m", "kubern", "manifest", "gateway-api"], capture_output=True, text=True,
                                                              check=True).stdout)
-    cluster.apply(APP.format("one") + "---" + APP.format("two"))
+    cluster.apply(speakers("one", "two", says="host=$host set=$http_x_set add=$http_x_add gone=$http_x_gone",
+                           before="add_header X-Old old; add_header X-Keep keep;"))
     cluster.until(lambda: cluster.kubectl("get", "gatewayclass", "kubern", check=False), "the class")
     apply(cluster, gateway("main", [listener("http", 80)]),
           route("first", [rule("one"), rule("two", path="/two"), rule("two", path="/exact", kind="Exact")], ("foo.example.com",)))
     cluster.wait("pod/one")
     cluster.wait("pod/two")
     cluster.wait("gateway/main", "condition=Programmed")
-    cluster.until(lambda: all(ask(cluster, p, "foo.example.com").startswith(w) for _ in range(6) for p, w in (("/", "one"), ("/two", "two"))), "first answers")
+    steady(cluster, lambda: all(ask(cluster, p, "foo.example.com").startswith(w) for p, w in (("/", "one"), ("/two", "two"))), "first answers")
     return cluster
 
 
@@ -120,7 +97,7 @@ def test_methods_headers_and_parameters(web: Any) -> None:
         rule("two", path="/", queryParams=[{"name": "animal", "value": "blue whale"}]),
         rule("two", path="/v/[0-9]+", kind="RegularExpression"), rule("two", path="/deep", headers=[{"name": "Version", "value": "^t.*$", "type":
                                                                                                      "RegularExpression"}])], ("match.example.com",)))
-    web.until(lambda: ask(web, "/", "match.example.com").startswith("one"), "the route")
+    steady(web, lambda: ask(web, "/", "match.example.com").startswith("one"), "the route")
 
     def who(path: str, *flags: str) -> str:
         return ask(web, path, "match.example.com", *flags)[:3]
@@ -136,7 +113,7 @@ def test_headers_change_on_the_way(web: Any) -> None:
     response = {"set": [{"name": "X-Old", "value": "new"}], "add": [{"name": "X-New", "value": "more"}], "remove": ["X-Keep"]}
     apply(web, route("headers", [rule("one", filters=({"type": "RequestHeaderModifier", "requestHeaderModifier": request},
                                                       {"type": "ResponseHeaderModifier", "responseHeaderModifier": response}))], ("headers.example.com",)))
-    web.until(lambda: ask(web, "/", "headers.example.com").startswith("one"), "the route")
+    steady(web, lambda: ask(web, "/", "headers.example.com").startswith("one"), "the route")
     got = ask(web, "/", "headers.example.com", "-i", "-H", "X-Set: old", "-H", "X-Add: have", "-H", "X-Gone: gone")
     assert 'set=new "$value" add=have,more gone=\n' in got, got
     assert "X-Old: new" in got and "X-Old: old" not in got and "X-New: more" in got and "X-Keep" not in got
@@ -158,7 +135,7 @@ def test_redirects_and_rewrites(web: Any) -> None:
         rule("one", path="/old", filters=(rewrite(hostname="inner.example.com", path=prefix),)),
         rule("one", path="/strip", filters=(rewrite(path={"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}),)),
         rule("one", path="/all", filters=(rewrite(path=full),))], ("moves.example.com",)))
-    web.until(lambda: ask(web, "/old", "moves.example.com").startswith("one"), "the route")
+    steady(web, lambda: ask(web, "/old", "moves.example.com").startswith("one"), "the route")
 
     def goes(path: str) -> str:
         return ask(web, path, "moves.example.com", "-o", "/dev/null", "-w", "%{http_code} %{redirect_url}")
@@ -175,7 +152,7 @@ def test_weights_and_mirrors(web: Any) -> None:
                                  rule(("one", 1), ("nosuch", 1), path="/half")], ("weights.example.com",)),
           route("mirror", [rule("one", filters=({"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "two", "port": 80}}},))],
                 ("mirror.example.com",)))
-    web.until(lambda: ask(web, "/", "weights.example.com").endswith("200") and ask(web, "/", "mirror.example.com").endswith("200"), "the routes")
+    steady(web, lambda: ask(web, "/", "weights.example.com").endswith("200") and ask(web, "/", "mirror.example.com").endswith("200"), "the routes")
     nginx = web.get("pods", "-n", "kube-system", "-l", "gateway.networking.k8s.io/gateway-name=main")["items"]
     assert len(nginx) == 2 and all(p["status"]["phase"] == "Running" for p in nginx)
     seen = Counter(ask(web, "/", "weights.example.com")[:3] for _ in range(40))
@@ -201,7 +178,7 @@ def test_tls_from_secrets_also_of_other_namespaces(web: Any, tmp_path: Path) -> 
     apply(web, {"apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant", "metadata": {"name": "g", "namespace": "keys"}, "spec": {
         "from": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "default"}], "to": [{"group": "", "kind": "Secret"}]}})
     trust = ("--cacert", str(ca.cert_path))
-    web.until(lambda: ask(web, "/s", "tls.example.com", *trust, port=443, scheme="https").startswith("one /s"), "an answer over TLS")
+    steady(web, lambda: ask(web, "/s", "tls.example.com", *trust, port=443, scheme="https").startswith("one /s"), "an answer over TLS")
     assert said(web, "gateway/main:https", "Programmed")[0] == "True"
     assert ask(web, "/s", "tls.example.com").endswith("404")                                # bound to the other listener
     assert ask(web, "/", "foo.example.com", "-k", port=443, scheme="https").endswith("000")  # no listener for that name
@@ -224,10 +201,10 @@ def test_who_may_attach_and_refer(web: Any) -> None:
     assert said(web, "gateway/second:odd", "Accepted") == ("False", "UnsupportedProtocol")
     assert said(web, "gateway/second", "Accepted") == ("True", "ListenersNotValid")
     web.wait("gateway/second", "condition=Programmed")
-    web.until(lambda: ask(web, "/", "a.b.wild.example.com", port=8081, to="second").endswith("500"), "500 without a grant")
+    steady(web, lambda: ask(web, "/", "a.b.wild.example.com", port=8081, to="second").endswith("500"), "500 without a grant")
     apply(web, {"apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant", "metadata": {"name": "g"}, "spec": {
         "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "other"}], "to": [{"group": "", "kind": "Service", "name": "one"}]}})
-    web.until(lambda: ask(web, "/", "a.b.wild.example.com", port=8081, to="second").startswith("one"), "an answer with one")
+    steady(web, lambda: ask(web, "/", "a.b.wild.example.com", port=8081, to="second").startswith("one"), "an answer with one")
 
 
 def route_in(space: str, name: str, rules: list[dict[str, Any]], hosts: tuple[str, ...], **ref: Any) -> dict[str, Any]:

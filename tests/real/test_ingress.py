@@ -13,32 +13,9 @@ from typing import Any
 import pytest
 
 from kubern import pki
+from tests.real.speaker import curl, speakers, steady
 
 pytestmark = pytest.mark.real
-
-APP = """
-apiVersion: v1
-kind: Pod
-metadata: {{name: {0}, labels: {{app: {0}}}}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: c
-    image: nginx
-    command:
-    - sh
-    - -c
-    - |
-      echo 'server {{ listen 80; location / {{ return 200 "{0} $request_uri $http_x_forwarded_proto $http_x_real_ip $host\\n"; }} }}' \
-        > /etc/nginx/conf.d/default.conf
-      exec nginx -g 'daemon off;'
-    readinessProbe: {{httpGet: {{port: 80}}, periodSeconds: 1}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: {0}}}
-spec: {{selector: {{app: {0}}}, ports: [{{name: http, port: 80}}]}}
-"""
 
 
 def backend(name: str) -> dict[str, Any]:
@@ -58,14 +35,12 @@ def ingress(name: str, rules: list[Any], notes: dict[str, str] | None = None, **
 
 @pytest.fixture(scope="module")
 def web(cluster: Any) -> Any:
-    cluster.apply(APP.format("one") + "---" + APP.format("two"))
+    cluster.apply(speakers("one", "two", says="$http_x_forwarded_proto $http_x_real_ip $host"))
     cluster.apply(ingress("first", [rule("foo.example.com", one="Prefix /", two="Prefix /two"), rule("*.wild.example.com", two="Exact /exact")]))
     cluster.wait("pod/one")
     cluster.wait("pod/two")
     cluster.until(lambda: address(cluster, "first"), "an address for the Ingress")
-    # both proxies have to know both backends: several answers in a row, each from either of them
-    cluster.until(lambda: all(ask(cluster, "foo.example.com", path).startswith(who) for _ in range(6) for path, who in (("/", "one"), ("/two", "two"))),
-                  "the first answers")
+    steady(cluster, lambda: all(ask(cluster, "foo.example.com", path).startswith(who) for path, who in (("/", "one"), ("/two", "two"))), "the first answers")
     return cluster
 
 
@@ -76,10 +51,7 @@ def address(cluster: Any, name: str) -> str:
 
 def ask(cluster: Any, host: str, path: str, *flags: str, scheme: str = "http") -> str:
     """The answer's body and code."""
-    port = 443 if scheme == "https" else 80
-    done = subprocess.run(["curl", "-s", "-m", "5", "-w", "%{http_code}", "--resolve", f"{host}:{port}:{address(cluster, 'first')}", *flags,
-                           f"{scheme}://{host}{path}"], capture_output=True, text=True, check=False)
-    return done.stdout
+    return curl(address(cluster, "first"), host, path, *flags, port=443 if scheme == "https" else 80, scheme=scheme)
 
 
 def test_hosts_and_paths(web: Any) -> None:
@@ -99,10 +71,10 @@ def test_the_source_and_the_host_arrive(web: Any) -> None:
 
 def test_default_backend_and_missing_ones(web: Any) -> None:
     web.apply(ingress("rest", [rule("bar.example.com", nosuch="Prefix /")], defaultBackend=backend("two")))
-    web.until(lambda: ask(web, "else.example.com", "/x").startswith("two /x"), "the default backend")
+    steady(web, lambda: ask(web, "else.example.com", "/x").startswith("two /x"), "the default backend")
     assert ask(web, "bar.example.com", "/").endswith("503")
     web.kubectl("delete", "ingress", "rest")
-    web.until(lambda: ask(web, "else.example.com", "/x").endswith("404"), "no default backend")
+    steady(web, lambda: ask(web, "else.example.com", "/x").endswith("404"), "no default backend")
 
 
 def test_tls(web: Any, tmp_path: Path) -> None:
@@ -114,7 +86,7 @@ def test_tls(web: Any, tmp_path: Path) -> None:
     tls = [{"hosts": ["tls.example.com"], "secretName": "cert"}]
     web.apply(ingress("tls", [rule("tls.example.com", one="Prefix /")], {"kubern.dev/ssl-redirect": "true"}, tls=tls))
     trust = ("--cacert", str(ca.cert_path))
-    web.until(lambda: ask(web, "tls.example.com", "/s", *trust, scheme="https").startswith("one /s https"), "an answer over TLS")
+    steady(web, lambda: ask(web, "tls.example.com", "/s", *trust, scheme="https").startswith("one /s https"), "an answer over TLS")
     assert ask(web, "tls.example.com", "/s").endswith("308")
     assert ask(web, "foo.example.com", "/", "-k", scheme="https").endswith("000")          # no certificate: no handshake
     web.apply(ingress("tls", [rule("tls.example.com", one="Prefix /")], tls=[{"hosts": ["tls.example.com"], "secretName": "cert2"}]))
@@ -156,7 +128,7 @@ def test_other_classes_and_bad_paths_are_left_out(web: Any) -> None:
     web.apply(json.dumps({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "evil"}, "spec": {"rules": [
         {"host": "evil.example.com", "http": {"paths": [{"path": "/\"; } } evil", "pathType": "ImplementationSpecific", "backend": backend("one")},
                                                         {"path": "/fine", "pathType": "Prefix", "backend": backend("one")}]}}]}}))
-    web.until(lambda: ask(web, "evil.example.com", "/fine").startswith("one"), "what is right of it")
+    steady(web, lambda: ask(web, "evil.example.com", "/fine").startswith("one"), "what is right of it")
     assert ask(web, "theirs.example.com", "/").endswith("404")
     reasons = web.get("events", "--field-selector", "involvedObject.name=evil")["items"]
     assert any(e["reason"] == "Rejected" for e in reasons)
