@@ -70,7 +70,7 @@ class Domains:
 
 
 class NodeTable:
-    """Owns the arrays. `version` changes with every node; `pod_version` with every pod placed or removed."""
+    """Owns the arrays. `version` changes with every node."""
 
     def __init__(self, capacity: int = 64) -> None:
         self.capacity, self.size, self.count = capacity, 0, 0
@@ -94,14 +94,13 @@ class NodeTable:
         self.images: dict[str, dict[int, int]] = {}                # image name -> {slot: size in bytes}
         self.namespaces: dict[str, Mapping[str, str]] = {}        # name -> labels
         self.placed: dict[tuple[str, str], PodInfo] = {}
-        self.version = self.pod_version = 0
+        self.version = 0
         self.touches, self.touched = 0, list[int]()               # how often a pod came or went, and the slots of the newest times
         self.masks: dict[Any, tuple[int, Any]] = {}               # what plugins remember of nodes, by their key, for one version
         # counters of pods in a set (by PodSet.sig), of pods carrying a term (by kind and Term.sig), and match results by label signature
         self._counters: dict[str, tuple[PodSet, Counter]] = {}
         self.carried: dict[str, dict[str, tuple[Term, Counter]]] = {"anti": {}, "affinity": {}, "preferred": {}, "anti_preferred": {}}
         self._matches: dict[tuple[str, tuple[Any, ...]], bool] = {}
-        self._namespace_version = 0
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 
@@ -237,7 +236,6 @@ class NodeTable:
             self.ports[slot] = {port for q in self.pods[slot].values() for port in q.ports}
 
     def _count(self, p: PodInfo, slot: int, sign: int) -> None:
-        self.pod_version += 1
         self.touches += 1
         self.touched.append(slot)
         if len(self.touched) > TOUCHED_MAX:
