@@ -133,11 +133,6 @@ def external(text: str) -> str:
     return files[0] if files else ""
 
 
-def as_text(groups: Iterable[Any]) -> str:
-    """Groups as given on the command line or in a file, as one setting."""
-    return json.dumps(list(groups), separators=(",", ":")) if groups else ""
-
-
 def parse_timings(text: str) -> Timings:
     """Raises BadGroup."""
     out = Timings()

@@ -303,7 +303,7 @@ class Autoscaler:
             elif now - at > self.timings.max_node_provision_time_s:
                 del self.requested[name]
                 self._failed(group, f"Nodes added to group {group} failed to register within {_go_duration(now - at)}", "ScaleUpTimedOut")
-                self._delete(name, None, now)
+                self._delete(name, None)
 
     # --- down ---------------------------------------------------------------------------------------------------------
 
@@ -318,9 +318,9 @@ class Autoscaler:
             if now - self.unneeded[u.node] < long or len(self.deleting) >= DELETIONS_MAX or (u.pods and drains >= DRAINS_MAX):
                 continue
             drains += bool(u.pods)
-            self._delete(u.node, u, now)
+            self._delete(u.node, u)
 
-    def _delete(self, name: str, why: Unneeded | None, now: float) -> None:
+    def _delete(self, name: str, why: Unneeded | None) -> None:
         if name not in self.deleting:
             task = self._spawn(self._remove(name, why), f"delete {name}")
             self.deleting[name] = (task, bool(why and why.pods))
