@@ -51,12 +51,3 @@ def same_name(old: Object | None, new: Object | None, view: View) -> Iterable[Ke
         if obj is not None:
             return (key(obj),)
     return ()
-
-
-def everything_in_namespace(resource: str) -> Keys:
-    """All objects of `resource` in the namespace that changed."""
-    def keys(old: Object | None, new: Object | None, view: View) -> Iterable[Key]:
-        obj = new or old
-        assert obj is not None
-        return [key(x) for x in view.list(resource, meta(obj)["name"])]
-    return keys

@@ -18,7 +18,6 @@ TTL_S = 5
 VERSION = "1.1.0"
 CACHE_MAX = 20_000
 CNAMES_MAX = 8
-OUTSIDE: Owner = ("", "")
 
 
 @dataclass(slots=True)

@@ -435,7 +435,7 @@ class Actor:
         for s in seen.sandboxes:
             await self.runtime.stop_sandbox(s.id)
 
-    async def remove_pod(self, uid: str, seen: Observed) -> None:
+    async def remove_pod(self, seen: Observed) -> None:
         """Removes the pod's containers and sandboxes from the runtime. Raises RuntimeFailure."""
         for c in seen.containers:
             try:

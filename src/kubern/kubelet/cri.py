@@ -47,8 +47,7 @@ PULL_TIMEOUT_S = 600.0
 STOP_EXTRA_S = 30.0
 NODE_NETWORK = 2
 
-POD_NAME, POD_NAMESPACE, POD_UID = "io.kubernetes.pod.name", "io.kubernetes.pod.namespace", "io.kubernetes.pod.uid"
-CONTAINER_NAME = "io.kubernetes.container.name"
+POD_UID = "io.kubernetes.pod.uid"
 TERMINATION_PATH, TERMINATION_POLICY = "io.kubernetes.container.terminationMessagePath", "io.kubernetes.container.terminationMessagePolicy"
 HASH, RESTARTS = "io.kubernetes.container.hash", "io.kubernetes.container.restartCount"
 

@@ -37,7 +37,6 @@ class Observer:
         self._tasks: set[asyncio.Task[None]] = set()
         self.evented = False
         self.relisted = asyncio.Event()
-        self.relists = 0
         self.healthy_at = 0.0
 
     def seen(self, uid: str) -> Observed:
@@ -94,7 +93,6 @@ class Observer:
         for uid in [*by_pod, *(u for u in self._seen if u not in by_pod)]:
             if self._differs(uid, *by_pod.get(uid, ([], []))):
                 await self.look(uid)
-        self.relists += 1
         now = asyncio.get_running_loop().time()
         if self.healthy_at:
             self.measures.interval.observe(now - self.healthy_at)

@@ -395,7 +395,7 @@ class Kubelet:
         while True:
             try:
                 seen = await self.observer.look(uid)
-                await self.actor.remove_pod(uid, seen)
+                await self.actor.remove_pod(seen)
                 await self.observer.look(uid)
                 break
             except RuntimeFailure as e:
@@ -462,7 +462,7 @@ class Kubelet:
         try:
             if seen.running:
                 await self.actor.stop_pod(pod, seen, ORPHAN_GRACE_S)
-            await self.actor.remove_pod(uid, await self.observer.look(uid))
+            await self.actor.remove_pod(await self.observer.look(uid))
             if s:
                 await self.actor.remove_logs(pod)
             await self.volumes.tear_down(uid)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -384,7 +383,7 @@ class Worker:
     async def _terminate_finished(self, seen: Observed) -> None:
         """All containers ended for good: stop the sandbox, clean up, report. The task goes on until the object is deleted."""
         await self._stop(seen)
-        await self._clean(True)
+        await self._clean()
         while not (self.gone or self.pod["metadata"].get("deletionTimestamp")):
             self.wake.clear()
             self.kubelet.report(self)
@@ -400,7 +399,7 @@ class Worker:
                     self.generate(k.observer.seen(self.uid))
                     k.report(self)
                 await self._stop(k.observer.seen(self.uid))
-                await self._clean(False)
+                await self._clean()
             except (RuntimeFailure, OSError) as e:
                 k.tell(self.pod, "", "Warning", "FailedKillPod", f"error killing pod: {e}")
                 await asyncio.sleep(CLEAN_RETRY_S)
@@ -449,7 +448,7 @@ class Worker:
             return max(1, int(asked))
         return self.grace_s
 
-    async def _clean(self, finished: bool) -> None:
+    async def _clean(self) -> None:
         """Volumes and cgroups go, the status is the last one."""
         k = self.kubelet
         seen = k.observer.seen(self.uid)
@@ -488,6 +487,3 @@ class Worker:
         """A newer form of the object."""
         self.pod = pod
         self.notify()
-
-
-Report = Callable[[Worker], None]

@@ -26,7 +26,6 @@ from kubern.proxy.ruleset import Element, Name, Part
 
 TABLE = "kubern-policy"
 FAMILY = "inet"
-NAMESPACE_NAME = "kubernetes.io/metadata.name"
 _ENDED = ("Succeeded", "Failed")
 
 SKELETON = f"""table inet {TABLE}

@@ -22,7 +22,7 @@ RETRY_S = 1.0
 
 
 class PolicyRole:
-    def __init__(self, mirrors: Mirrors, node: str, families: tuple[int, ...] = (4, 6)) -> None:
+    def __init__(self, mirrors: Mirrors, node: str) -> None:
         self.mirrors, self.node = mirrors, node
         self.rules = Ruleset()
         self.pods: dict[Key, PodFacts] = {}

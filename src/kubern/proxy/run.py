@@ -204,7 +204,7 @@ async def run(mirrors: Mirrors, node: str, pod_cidrs: tuple[str, ...], service_c
     await mirrors.synced((SERVICES, SLICES, NODES))
     await health.own(lambda: not proxy.whole)
     async with asyncio.TaskGroup() as group:
-        group.create_task(PolicyRole(mirrors, node, families).run(), name="network policy")
+        group.create_task(PolicyRole(mirrors, node).run(), name="network policy")
         delay = 0.0
         try:
             while True:
