@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +14,7 @@ from kubern.autoscaler.run import Autoscaler
 from kubern.client.client import Client
 from kubern.model.protobuf import definition_for, message
 from kubern.scheduler.grow import Option, Size, expander
-from tests.autoscaler.test_run import FAST, NODE, POD, names, pod, reasons, until
+from tests.autoscaler.test_run import FAST, NODE, POD, api, names, pod, reasons, scaling, until
 
 
 class Cloud:
@@ -85,33 +84,13 @@ async def served(cloud: Cloud) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def cluster(cloud: Cloud, timings: str = FAST) -> AsyncIterator[tuple[Client, Autoscaler]]:
-    import time
-
-    from kubern.api.handle import Server
-    from kubern.client.mirror import Mirrors
-    from kubern.model.request import User
-    from kubern.scheduler.run import Scheduler
-    from kubern.store.memory import MemoryStore
-
-    server = Server(MemoryStore())
-    await server.start()
-    client = cloud.client = Client(server.handle, User("admin", ("system:masters", "system:authenticated")))
-    await client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "work"}})
-    await client.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "work"}})
-    async with served(cloud) as address:
-        mine, theirs, provider = Mirrors(client), Mirrors(client), External(Config(address))
-        scaler = Autoscaler(client, mine, provider, (), parse_timings(timings), time.time)
-        tasks = [asyncio.create_task(w) for w in (Scheduler(client, theirs, time.time).run(), scaler.run())]
+    async with api() as cloud.client, served(cloud) as address:
+        provider = External(Config(address))
         try:
-            yield client, scaler
+            async with scaling(cloud.client, provider, [], timings) as scaler:
+                yield cloud.client, scaler
         finally:
-            for t in tasks:
-                t.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await provider.close()
-            await mine.close()
-            await theirs.close()
-            await server.stop()
 
 
 async def test_a_cloud_grows_and_shrinks() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 from kubern.api.handle import Server
 from kubern.autoscaler.groups import parse_group, parse_timings
-from kubern.autoscaler.providers import Named, Simulated
+from kubern.autoscaler.providers import Named, Provider, Simulated
 from kubern.autoscaler.run import Autoscaler
 from kubern.client.client import Client
 from kubern.client.loop import run_controllers
@@ -30,29 +30,43 @@ FAST = "scan-interval=50ms,scale-down-unneeded-time=200ms,scale-down-delay-after
 
 
 @asynccontextmanager
-async def cluster(group: str, timings: str = FAST, provider: Callable[[Hollow], Any] = Simulated) -> AsyncIterator[tuple[Client, Autoscaler]]:
+async def api() -> AsyncIterator[Client]:
+    """A server with the namespace the pods live in."""
     server = Server(MemoryStore())
     await server.start()
-    admin = User("admin", ("system:masters", "system:authenticated"))
-    client = Client(server.handle, admin)
+    client = Client(server.handle, User("admin", ("system:masters", "system:authenticated")))
     await client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "work"}})
     await client.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": "work"}})
-    hollow = Hollow(client, [])
-    rows = [r for r in controllers(Context()) if any(r.name.startswith(n) for n in ROWS)]
-    mine, theirs = Mirrors(client), Mirrors(client)
-    groups = [parse_group(group)]
-    scaler = Autoscaler(client, mine, Named(groups, provider(hollow)), groups, parse_timings(timings), time.time)
-    tasks = [asyncio.create_task(w) for w in (
-        hollow.run(), run_controllers(rows, lambda user, agent="": Client(server.handle, admin)), Scheduler(client, theirs, time.time).run(), scaler.run())]
     try:
-        yield client, scaler
+        yield client
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def scaling(client: Client, provider: Provider, groups: list[Group], timings: str, *beside: Coroutine[Any, Any, None]) -> AsyncIterator[Autoscaler]:
+    """An autoscaler, a scheduler and what runs beside them."""
+    mine, theirs = Mirrors(client), Mirrors(client)
+    scaler = Autoscaler(client, mine, provider, groups, parse_timings(timings), time.time)
+    tasks = [asyncio.create_task(w) for w in (*beside, Scheduler(client, theirs, time.time).run(), scaler.run())]
+    try:
+        yield scaler
     finally:
         for t in tasks:
             t.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await mine.close()
         await theirs.close()
-        await server.stop()
+
+
+@asynccontextmanager
+async def cluster(group: str, timings: str = FAST, provider: Callable[[Hollow], Any] = Simulated) -> AsyncIterator[tuple[Client, Autoscaler]]:
+    async with api() as client:
+        hollow, groups = Hollow(client, []), [parse_group(group)]
+        rows = [r for r in controllers(Context()) if any(r.name.startswith(n) for n in ROWS)]
+        node_controllers = run_controllers(rows, lambda user, agent="": client)
+        async with scaling(client, Named(groups, provider(hollow)), groups, timings, hollow.run(), node_controllers) as scaler:
+            yield client, scaler
 
 
 def pod(name: str, cpu: str) -> dict[str, Any]:
