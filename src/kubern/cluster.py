@@ -403,14 +403,15 @@ async def audited(s: Settings) -> AsyncIterator[Audit | None]:
     from kubern.api import audit
     from kubern.api.audit.log import FORMATS
     from kubern.api.audit.webhook import Batching, WebhookSink
-    from kubern.api.configfile import BadFile, seconds
+    from kubern.api.configfile import BadFile
     from kubern.api.remote import Remote
+    from kubern.model.time import duration_s
 
     policy = audit.read(s.audit_policy_file)
     if s.audit_log_format not in FORMATS:
         raise BadFile(f"audit-log-format must be one of {', '.join(FORMATS)}, not {s.audit_log_format!r}")
     try:
-        wait_s, pause_s = seconds(s.audit_webhook_batch_max_wait), seconds(s.audit_webhook_initial_backoff)
+        wait_s, pause_s = duration_s(s.audit_webhook_batch_max_wait), duration_s(s.audit_webhook_initial_backoff)
     except ValueError as e:
         raise BadFile(f"audit-webhook: {e}") from None
     log = webhook = None

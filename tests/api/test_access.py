@@ -15,7 +15,7 @@ from kubern.api.access import Files, applied, read
 from kubern.api.authn import TokenError
 from kubern.api.authn.webhook import TokenWebhook
 from kubern.api.authz.configuration import parse
-from kubern.api.configfile import BadFile, seconds
+from kubern.api.configfile import BadFile
 from kubern.api.handle import MASTERS, Server
 from kubern.api.remote import Remote
 from kubern.api.settings import ApiSettings
@@ -216,13 +216,6 @@ def test_configurations_that_are_wrong(rows: Any, why: str) -> None:
     with pytest.raises(BadFile) as e:
         parse(configuration(*rows))
     assert why in str(e.value)
-
-
-def test_durations() -> None:
-    assert [seconds(t) for t in ("1m30s", "0", "1.5h", "250ms", "-1s")] == [90.0, 0.0, 5400.0, 0.25, -1.0]
-    for bad in ("", "5", "1x", "s", "1s1"):
-        with pytest.raises(ValueError, match="invalid duration"):
-            seconds(bad)
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from kubern.api import configfile
 from kubern.api.authn import configuration as authn
 from kubern.api.authz import configuration as authz
 from kubern.api.configfile import BadFile
+from kubern.model.time import duration_s
 
 if TYPE_CHECKING:
     from kubern.api.handle import Server
@@ -50,7 +51,7 @@ class Access:
 def read(files: Files) -> Access:
     """Raises BadFile."""
     try:
-        kept_s = configfile.seconds(files.authentication_token_webhook_cache_ttl)
+        kept_s = duration_s(files.authentication_token_webhook_cache_ttl)
     except ValueError as e:
         raise BadFile(f"authentication-token-webhook-cache-ttl: {e}") from None
     authorizers = _read(files.authorization_config, authz.parse) if files.authorization_config else authz.DEFAULT

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kubern.model.invalid import FieldError, aggregate, quote
+from kubern.model.time import duration_s
 
 log = logging.getLogger(__name__)
 
@@ -34,25 +34,6 @@ class BadFile(ValueError):
 
 class Duration(float):
     """Seconds; in a file Go's text, "1m30s"."""
-
-
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def seconds(text: str) -> float:
-    """Go's duration in seconds. Raises ValueError."""
-    sign, rest = (-1, text[1:]) if text[:1] == "-" else (1, text.removeprefix("+"))
-    if rest == "0":
-        return 0.0
-    total, at = 0.0, 0
-    for m in _PART.finditer(rest):
-        if m.start() != at:
-            break
-        total, at = total + float(m[1]) * _UNITS_S[m[2]], m.end()
-    if not rest or at != len(rest):
-        raise ValueError(f"time: invalid duration {quote(text)}")
-    return sign * total
 
 
 _WORDS = {str: "string", bool: "bool", int: "int32", dict: "object", list: "array"}
@@ -87,7 +68,7 @@ def _checked(value: Any, shape: Any, at: str, problems: list[str]) -> Any:
         return [_checked(v, shape[0], f"{at}[{i}]", problems) for i, v in enumerate(value)]
     if shape is Duration:
         try:
-            return seconds(value if isinstance(value, str) else "")
+            return duration_s(value if isinstance(value, str) else "")
         except ValueError as e:
             problems.append(f"{at}: {e}")
             return 0.0

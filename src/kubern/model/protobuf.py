@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 import struct
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -21,6 +20,7 @@ import orjson
 from kubern.model import wire
 from kubern.model.object import Object
 from kubern.model.schema import META, definition_of
+from kubern.model.time import duration_ns, duration_text
 
 MAGIC = b"k8s\0"
 DEPTH_MAX = 200
@@ -246,7 +246,7 @@ def _special_bytes(f: _Field, value: Any) -> bytes | bytearray:
     elif kind == "raw":
         _put(out, b"\x0a", orjson.dumps(value))
     elif kind == "duration":
-        out += b"\x08" + varint_bytes(_duration_ns(value))
+        out += b"\x08" + varint_bytes(duration_ns(value))
     elif kind == "wrapped":
         for item in value:
             _put(out, b"\x0a", str(item).encode())
@@ -267,30 +267,6 @@ def _time(value: str) -> bytes:
     delta = t - _EPOCH
     seconds, nanos = delta.days * 86400 + delta.seconds, delta.microseconds * 1000
     return b"\x08" + varint_bytes(seconds) + b"\x10" + varint_bytes(nanos)
-
-
-_UNITS = {"ns": 1, "us": 1000, "µs": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-
-
-def _duration_ns(text: str) -> int:
-    total = 0
-    for number, unit in re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", text):
-        total += round(float(number) * _UNITS[unit])
-    return -total if text.startswith("-") else total
-
-
-def _duration_text(ns: int) -> str:
-    if not ns:
-        return "0s"
-    sign, ns = ("-", -ns) if ns < 0 else ("", ns)
-    if ns < 10**9:
-        for unit, size in (("ms", 10**6), ("µs", 1000), ("ns", 1)):
-            if ns >= size:
-                return f"{sign}{ns / size:g}{unit}"
-    hours, rest = divmod(ns, 3600 * 10**9)
-    minutes, rest = divmod(rest, 60 * 10**9)
-    seconds = f"{rest / 10**9:.9f}".rstrip("0").rstrip(".")
-    return sign + (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{seconds}s"
 
 
 # ---------------------------------------------------------------- reading
@@ -465,7 +441,7 @@ def _special_value(kind: str, data: bytes, depth: int) -> Any:
         except orjson.JSONDecodeError:
             raise ProtobufFault("couldn't get version/kind; json parse error: invalid raw extension") from None
     if kind == "duration":
-        return _duration_text(next((_signed(v, "l") for n, _, v in parts if n == 1), 0))
+        return duration_text(next((_signed(v, "l") for n, _, v in parts if n == 1), 0))
     if kind == "wrapped":
         return [v.decode() for n, _, v in parts if n == 1]
     inner = _APIEXT + "JSONSchemaProps"

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, Object, Type
+from kubern.model.time import duration_ns
 
 NS = 1_000_000_000
 INT_MAX, UINT_MAX = (1 << 63) - 1, (1 << 64) - 1
@@ -172,8 +173,6 @@ def checked_uint(n: int) -> UInt:
 
 
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)")
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
-_UNITS = {"ns": 1, "us": 1000, "µs": 1000, "μs": 1000, "ms": 1_000_000, "s": NS, "m": 60 * NS, "h": 3600 * NS}
 
 
 def timestamp(text: str) -> Timestamp:
@@ -190,20 +189,13 @@ def timestamp(text: str) -> Timestamp:
 
 def duration(text: str) -> Duration:
     """Go's ParseDuration."""
-    body = text[1:] if text[:1] in "+-" and len(text) > 1 else text
-    total, at = 0, 0
-    if body == "0":
-        return Duration(0)
-    for m in _DURATION.finditer(body):
-        if m.start() != at:
-            break
-        at = m.end()
-        whole, _, fraction = m[1].partition(".")
-        unit = _UNITS[m[2]]
-        total += int(whole or "0") * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
-    if not body or at != len(body) or total > INT_MAX:
-        raise CelError("type conversion error from 'string' to 'google.protobuf.Duration'")
-    return Duration(-total if text.startswith("-") else total)
+    try:
+        ns = duration_ns(text)
+        if abs(ns) > INT_MAX:
+            raise ValueError
+    except ValueError:
+        raise CelError("type conversion error from 'string' to 'google.protobuf.Duration'") from None
+    return Duration(ns)
 
 
 def show_double(value: float) -> str:
