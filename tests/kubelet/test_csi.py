@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,13 @@ from kubern.api.handle import Server
 from kubern.client.client import Client
 from kubern.kubelet.csi import CSI_NODES, EXPAND, Drivers, Published, attachment_name, classes, kubelet_owns, read_records
 from kubern.kubelet.csi_upkeep import CLAIMS, Upkeep
+from kubern.kubelet.plugins import watch
 from kubern.kubelet.projection import Missing
 from kubern.model.intent import Emit
 from kubern.model.request import User
 from kubern.model.resources import by_path
 from kubern.store.memory import MemoryStore
+from tests.kubelet.drivers import registrar
 
 POD = {"metadata": {"name": "p", "namespace": "default", "uid": "u1"}, "spec": {"serviceAccountName": "sa"}}
 PV = {"metadata": {"name": "pv"}, "spec": {"accessModes": ["ReadWriteMany"], "mountOptions": ["noatime"]}}
@@ -33,7 +34,7 @@ class Driver:
 
     def __init__(self, home: Path) -> None:
         self.home, self.calls = home, []  # type: ignore[var-annotated]
-        self.told: Any = None
+        self.told: list[Any] = []
         self.failure: Any = None
 
     async def start(self) -> None:
@@ -44,12 +45,9 @@ class Driver:
         for name in ("NodeStageVolume", "NodeUnstageVolume", "NodePublishVolume", "NodeUnpublishVolume"):
             answers[name] = (f"{name}Request", c["Empty"]())
         self.server = self._serve("csi.v1.Node", answers, f"unix://{self.home}/csi.sock")
-        registrar = {"GetInfo": ("InfoRequest", c["PluginInfo"](type="CSIPlugin", name="d.example.com", endpoint=f"{self.home}/csi.sock")),
-                     "NotifyRegistrationStatus": ("RegistrationStatus", c["Empty"]())}
-        os.makedirs(self.home / "plugins_registry")
-        self.registrar = self._serve("pluginregistration.Registration", registrar, f"unix://{self.home}/plugins_registry/d-reg.sock")
         await self.server.start()
-        await self.registrar.start()
+        self.registrar = await registrar(f"{self.home}/plugins_registry/d-reg.sock", "CSIPlugin", "d.example.com", f"{self.home}/csi.sock",
+                                         ["1.0.0"], self.told)
 
     def _serve(self, service: str, answers: dict[str, tuple[str, Any]], address: str) -> grpc.aio.Server:
         server = grpc.aio.server()
@@ -59,8 +57,6 @@ class Driver:
                 self.calls.append((name, request))
                 if self.failure is not None and name == "NodeExpandVolume":
                     await context.abort(self.failure, "no")
-                if name == "NotifyRegistrationStatus":
-                    self.told = request
                 return answer
             return grpc.unary_unary_rpc_method_handler(run, classes()[takes].FromString, lambda m: m.SerializeToString())
         rows = {name: handler(name, takes, answer) for name, (takes, answer) in answers.items()}
@@ -84,9 +80,9 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[Driver, Drivers, Client]]
     await client.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}})
     driver, drivers = Driver(tmp_path), Drivers(client, "n1", str(tmp_path))
     await driver.start()
-    task = asyncio.create_task(drivers.run())
+    task = asyncio.create_task(watch(str(tmp_path), {"CSIPlugin": drivers}))
     async with asyncio.timeout(5):
-        while driver.told is None:  # noqa: ASYNC110
+        while not driver.told:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     yield driver, drivers, client
     task.cancel()
@@ -97,7 +93,7 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[Driver, Drivers, Client]]
 
 async def test_a_driver_registers(world: tuple[Driver, Drivers, Client]) -> None:
     driver, drivers, client = world
-    assert driver.told.plugin_registered and set(drivers.known) == {"d.example.com"}
+    assert driver.told == [(True, "")] and set(drivers.known) == {"d.example.com"}
     node = await client.get(CSI_NODES, "", "n1")
     assert node["spec"]["drivers"] == [{"name": "d.example.com", "nodeID": "N", "topologyKeys": ["zone"], "allocatable": {"count": 5}}]
     labels = (await client.get(by_path["", "v1", "nodes"], "", "n1"))["metadata"]["labels"]

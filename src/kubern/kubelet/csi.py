@@ -25,7 +25,7 @@ from typing import Any
 import orjson
 
 from kubern.client.client import Client
-from kubern.kubelet import plugins, proto
+from kubern.kubelet import proto
 from kubern.kubelet.projection import Missing
 from kubern.kubelet.record import write_whole
 from kubern.kubelet.volumes import own
@@ -49,7 +49,7 @@ PERSISTENT, EPHEMERAL = "Persistent", "Ephemeral"
 
 # as proto.py reads them
 MESSAGES: proto.Messages = {
-    **plugins.MESSAGES,
+    "Empty": (),
     "NodeGetInfoResponse": (("node_id", 1, "string"), ("max_volumes_per_node", 2, "int64"), ("accessible_topology", 3, "Topology")),
     "Topology": (("segments", 1, "map"),), "NodeGetCapabilitiesResponse": (("capabilities", 1, "NodeServiceCapability*"),),
     "NodeServiceCapability": (("rpc", 1, "Rpc"),), "Rpc": (("type", 1, "int32"),),
@@ -161,10 +161,6 @@ class Drivers:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     # --- registration ---
-
-    async def run(self) -> None:
-        """Looks for drivers alone, for ever."""
-        await plugins.watch(self.root, {"CSIPlugin": self})
 
     async def register(self, name: str, socket: str, versions: list[str]) -> None:
         driver = await self.ask(name, socket)
