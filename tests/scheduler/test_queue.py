@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from kubern.scheduler.pod import pod_info
-from kubern.scheduler.queue import Queue
+from kubern.scheduler.queue import Queue, Queued
 
 
-def info(name: str) -> object:
-    return pod_info({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": name}, "spec": {"containers": []}})
+def taken() -> tuple[Queue, Queued]:
+    """A queue whose only pod is being decided."""
+    queue = Queue()
+    queue.add(pod_info({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "default", "uid": "a"}, "spec": {"containers": []}}), 0.0)
+    first = queue.pop(0.0)
+    assert first is not None
+    return queue, first
 
 
 def test_an_error_is_waited_out() -> None:
-    queue = Queue()
-    queue.add(info("a"), 0.0)                                # type: ignore[arg-type]
-    first = queue.pop(0.0)
-    assert first is not None
+    queue, first = taken()
     queue.retry(first, 0.0)
     assert queue.pop(0.5) is None and queue.next_s() == 1.0
     assert queue.pop(1.0) is first and queue.next_s() is None
 
 
 def test_a_refused_pod_is_taken_early_when_nothing_else_waits() -> None:
-    queue = Queue()
-    queue.add(info("a"), 0.0)                                # type: ignore[arg-type]
-    first = queue.pop(0.0)
-    assert first is not None
+    queue, first = taken()
     queue.park(first, {"NodeResourcesFit"}, 0.0)
     assert queue.pop(0.1) is None
     queue.event("pod-removed", 0.1)
@@ -32,10 +31,7 @@ def test_a_refused_pod_is_taken_early_when_nothing_else_waits() -> None:
 
 
 def test_what_went_meanwhile_is_not_waited_for() -> None:
-    queue = Queue()
-    queue.add(info("a"), 0.0)                                # type: ignore[arg-type]
-    first = queue.pop(0.0)
-    assert first is not None
+    queue, first = taken()
     queue.retry(first, 0.0)
     queue.remove(first.info.key)
     assert queue.next_s() is None and queue.pop(5.0) is None
