@@ -12,21 +12,14 @@ from typing import Any
 
 import orjson
 
+from kubern.model.protobuf import varint_bytes
+
 Write = Callable[[int, Any], bytes]
 Table = dict[str, tuple[int, Write]]
 
 
-def _varint(n: int) -> bytes:
-    out = bytearray()
-    while n > 0x7F:
-        out.append(n & 0x7F | 0x80)
-        n >>= 7
-    out.append(n)
-    return bytes(out)
-
-
 def _piece(number: int, data: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
+    return varint_bytes(number << 3 | 2) + varint_bytes(len(data)) + data
 
 
 def _text(number: int, value: Any) -> bytes:
@@ -38,15 +31,15 @@ def _texts(number: int, value: Any) -> bytes:
 
 
 def _flag(number: int, value: Any) -> bytes:
-    return _varint(number << 3) + b"\1" if value else b""
+    return varint_bytes(number << 3) + b"\1" if value else b""
 
 
 def _integer(number: int, value: Any) -> bytes:
-    return _varint(number << 3) + _varint(int(value) & (1 << 64) - 1)
+    return varint_bytes(number << 3) + varint_bytes(int(value))
 
 
 def _double(number: int, value: Any) -> bytes:
-    return _varint(number << 3 | 1) + struct.pack("<d", value)
+    return varint_bytes(number << 3 | 1) + struct.pack("<d", value)
 
 
 def _any(number: int, value: Any) -> bytes:
@@ -65,7 +58,8 @@ def _message(table: Table, extension: int = 0) -> Callable[[Any], bytes]:
         for k, v in obj.items():
             field = table.get(k)
             if field is not None:
-                out.append(field[1](*[field[0], v]))
+                number, put = field
+                out.append(put(number, v))
             elif extension and k.startswith("x-"):
                 out.append(_piece(extension, _text(1, k) + _any(2, v)))
         return b"".join(out)
