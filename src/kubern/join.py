@@ -331,8 +331,9 @@ def own_address(server: str) -> str:
 
 def own_address6(address: str) -> str:
     """A global IPv6 address, with its prefix length, of the interface that has this address; "" if it has none."""
-    links = json.loads(subprocess.run(["ip", "-json", "addr", "show", "scope", "global"], capture_output=True, check=False).stdout or "[]")
-    for link in links:
+    from kubern.kubelet import fabric
+
+    for link in fabric.show("addr", "show", "scope", "global"):
         held = link.get("addr_info") or ()
         if any(a.get("local") == address for a in held):
             return next((f"{a['local']}/{a['prefixlen']}" for a in held if a.get("family") == "inet6"), "")

@@ -6,7 +6,6 @@ read is left out with a warning. Source: "Customizing DNS Service" of the Kubern
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import json
 import logging
@@ -79,4 +78,3 @@ async def follow(client: Client, chosen: Callable[[Choice], None]) -> None:
         if type_ != "BOOKMARK":
             chosen(parse(None if type_ == "DELETED" else obj))
     await follow_objects(client, CONFIG_MAPS, replaced, event, namespace=NAMESPACE, fields=f"metadata.name={NAME}")
-    await asyncio.Event().wait()

@@ -159,8 +159,8 @@ def node_object(m: Machine, s: NodeSettings) -> Object:
 
 
 def node_status(m: Machine, s: NodeSettings, health: Health, found: Iterable[Image], before: Mapping[str, Any], now: float,
-                devices: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}), handlers: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """`devices`: (capacity, allocatable) of the device plugins' resources. `handlers`: of the runtime, where it tells of them."""
+                devices: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})) -> dict[str, Any]:
+    """`devices`: (capacity, allocatable) of the device plugins' resources."""
     room = capacity(m, s)
     return {
         "addresses": [*({"type": "InternalIP", "address": a} for a in s.addresses), {"type": "Hostname", "address": s.name}],
@@ -170,7 +170,7 @@ def node_status(m: Machine, s: NodeSettings, health: Health, found: Iterable[Ima
         "nodeInfo": {"machineID": m.machine_id, "systemUUID": m.system_uuid, "bootID": m.boot_id, "kernelVersion": m.kernel,
                      "osImage": m.os_image, "containerRuntimeVersion": s.runtime_version, "kubeletVersion": s.version, "kubeProxyVersion": "",
                      "operatingSystem": "linux", "architecture": m.arch},
-        "declaredFeatures": list(DECLARED_FEATURES), **({"runtimeHandlers": list(handlers)} if handlers else {}),
+        "declaredFeatures": list(DECLARED_FEATURES),
     }
 
 
