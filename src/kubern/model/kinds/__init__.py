@@ -14,8 +14,8 @@ from kubern.model.kinds.kind import Kind, KindTable, merge
 
 MODULES = (
     "pod", "service", "node", "persistent_volume", "namespace", "config", "quota", "replication_controller", "endpoints",
-    "apps", "batch", "autoscaling", "networking", "policy", "rbac", "storage", "scheduling", "coordination", "node_group", "discovery",
-    "events", "resource_k8s_io", "flowcontrol", "certificates", "admissionregistration", "apiextensions", "apiregistration",
+    "apps", "stateful_set", "daemon_set", "batch", "autoscaling", "networking", "policy", "rbac", "storage", "scheduling", "coordination",
+    "node_group", "discovery", "events", "resource_k8s_io", "flowcontrol", "certificates", "admissionregistration", "apiextensions", "apiregistration",
 )
 NEUTRAL = Kind()
 

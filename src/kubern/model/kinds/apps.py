@@ -1,4 +1,4 @@
-"""apps/v1: Deployment, ReplicaSet, ControllerRevision; the table of the group.
+"""apps/v1: Deployment, ReplicaSet, ControllerRevision.
 
 Upstream: pkg/apis/apps/{v1/defaults.go,validation}, pkg/registry/apps. StatefulSet and DaemonSet have files of their own.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubern.model import names
 from kubern.model.invalid import forbidden, invalid, not_supported, required
 from kubern.model.kinds.checks import (
     Errors,
@@ -22,35 +21,17 @@ from kubern.model.kinds.checks import (
     not_more_than_100_percent,
     same,
 )
-from kubern.model.kinds.daemon_set import (
-    TEMPLATE_GENERATION,
-    _create_daemon_set,
-    _daemon_set_warnings,
-    _status_daemon_set,
-    _update_daemon_set,
-    default_daemon_set,
-    validate_daemon_set,
-    validate_daemon_set_status,
-    validate_daemon_set_update,
-)
 from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.pod_defaults import default_pod_template
-from kubern.model.kinds.stateful_set import (
-    _create_stateful_set,
-    _stateful_set_warnings,
-    _update_stateful_set,
-    default_stateful_set,
-    validate_stateful_set,
-    validate_stateful_set_status,
-    validate_stateful_set_update,
-)
 from kubern.model.kinds.workload_rules import (
     at_most,
     collision_count,
     counts,
     create_with,
-    made,
+    default_rolling,
+    fill,
     named_warnings,
+    part,
     replica_template,
     selector_errors,
     selector_immutable,
@@ -63,24 +44,9 @@ from kubern.model.object import Object
 
 def default_deployment(obj: Object) -> None:
     spec = spec_of(obj)
-    if spec.get("replicas") is None:
-        spec["replicas"] = 1
-    strategy = spec.get("strategy")
-    if strategy is None:
-        strategy = made(spec, "strategy")
-    if not strategy.get("type"):
-        strategy["type"] = "RollingUpdate"
-    if strategy["type"] == "RollingUpdate":
-        rolling = strategy.get("rollingUpdate")
-        if rolling is None:
-            rolling = made(strategy, "rollingUpdate")
-        for limit in ("maxUnavailable", "maxSurge"):
-            if rolling.get(limit) is None:
-                rolling[limit] = "25%"
-    if spec.get("revisionHistoryLimit") is None:
-        spec["revisionHistoryLimit"] = 10
-    if spec.get("progressDeadlineSeconds") is None:
-        spec["progressDeadlineSeconds"] = 600
+    fill(spec, {"replicas": 1})
+    default_rolling(part(spec, "strategy"), {"maxUnavailable": "25%", "maxSurge": "25%"})
+    fill(spec, {"revisionHistoryLimit": 10, "progressDeadlineSeconds": 600})
     default_pod_template(spec.setdefault("template", {}))
 
 
@@ -155,8 +121,7 @@ def _deployment_changed(new: Object, old: Object) -> bool:
 
 def default_replica_set(obj: Object) -> None:
     spec = spec_of(obj)
-    if spec.get("replicas") is None:
-        spec["replicas"] = 1
+    fill(spec, {"replicas": 1})
     default_pod_template(spec.setdefault("template", {}))
 
 
@@ -205,18 +170,6 @@ KINDS: KindTable = {
         prepare_create=create_with({"replicas": 0}), prepare_update=update_with_template, prepare_status=keep_spec,
         validate=listed(validate_replica_set), validate_update=listed(_replica_update(validate_replica_set)),
         validate_status=listed(validate_replica_set_status), warnings=named_warnings, has_generation=True),
-    ("apps", "StatefulSet"): Kind(
-        defaults=default_stateful_set,
-        prepare_create=_create_stateful_set, prepare_update=_update_stateful_set, prepare_status=keep_spec,
-        validate=listed(validate_stateful_set), validate_update=listed(validate_stateful_set_update),
-        validate_status=listed(validate_stateful_set_status), warnings=_stateful_set_warnings,
-        name_check=names.name_is_dns_label, has_generation=True),
-    ("apps", "DaemonSet"): Kind(
-        defaults=default_daemon_set,
-        prepare_create=_create_daemon_set, prepare_update=_update_daemon_set, prepare_status=_status_daemon_set,
-        validate=listed(validate_daemon_set), validate_update=listed(validate_daemon_set_update),
-        validate_status=listed(validate_daemon_set_status), warnings=_daemon_set_warnings, has_generation=True,
-        field_annotations=(TEMPLATE_GENERATION,)),
     ("apps", "ControllerRevision"): Kind(
         validate=listed(validate_controller_revision), validate_update=listed(validate_controller_revision_update)),
 }

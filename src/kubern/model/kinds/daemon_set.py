@@ -10,12 +10,14 @@ from kubern.model.kinds.checks import (
     form,
     int_or_percent_value,
     keep_spec,
+    listed,
     nonnegative,
     nonnegative_int_or_percent,
     not_more_than_100_percent,
     same,
     selector_of,
 )
+from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.labels import validate_label_selector
 from kubern.model.kinds.pod_defaults import default_pod_template
 from kubern.model.kinds.templates import template_warnings, validate_template
@@ -25,8 +27,10 @@ from kubern.model.kinds.workload_rules import (
     collision_count,
     counts,
     create_with,
-    made,
+    default_rolling,
+    fill,
     old_template,
+    part,
     selector_immutable,
     spec_of,
     template_of,
@@ -40,25 +44,11 @@ TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
 
 def default_daemon_set(obj: Object) -> None:
     spec = spec_of(obj)
-    strategy = spec.get("updateStrategy")
-    if strategy is None:
-        strategy = made(spec, "updateStrategy")
-    if not strategy.get("type"):
-        strategy["type"] = "RollingUpdate"
-    if strategy["type"] == "RollingUpdate":
-        rolling = strategy.get("rollingUpdate")
-        if rolling is None:
-            rolling = made(strategy, "rollingUpdate")
-        if rolling.get("maxUnavailable") is None:
-            rolling["maxUnavailable"] = 1
-        if rolling.get("maxSurge") is None:
-            rolling["maxSurge"] = 0
-    elif strategy.get("rollingUpdate") is not None:
-        for name in ("maxUnavailable", "maxSurge"):
-            if strategy["rollingUpdate"].get(name) is None:
-                strategy["rollingUpdate"][name] = 0
-    if spec.get("revisionHistoryLimit") is None:
-        spec["revisionHistoryLimit"] = 10
+    strategy = part(spec, "updateStrategy")
+    default_rolling(strategy, {"maxUnavailable": 1, "maxSurge": 0})
+    if strategy["type"] != "RollingUpdate" and strategy.get("rollingUpdate") is not None:
+        fill(strategy["rollingUpdate"], {"maxUnavailable": 0, "maxSurge": 0})
+    fill(spec, {"revisionHistoryLimit": 10})
     default_pod_template(spec.setdefault("template", {}))
     value = _template_generation(obj)
     if value is not None and not re.fullmatch(r"[+-]?\d+", value):
@@ -150,3 +140,13 @@ def _daemon_set_warnings(new: Object, old: Object | None) -> list[str]:
     if old is not None and _template_generation(new) == _template_generation(old):
         return []
     return template_warnings(template_of(new.get("spec") or {}), TEMPLATE, old_template(old))
+
+
+KINDS: KindTable = {
+    ("apps", "DaemonSet"): Kind(
+        defaults=default_daemon_set,
+        prepare_create=_create_daemon_set, prepare_update=_update_daemon_set, prepare_status=_status_daemon_set,
+        validate=listed(validate_daemon_set), validate_update=listed(validate_daemon_set_update),
+        validate_status=listed(validate_daemon_set_status), warnings=_daemon_set_warnings, has_generation=True,
+        field_annotations=(TEMPLATE_GENERATION,)),
+}

@@ -17,8 +17,8 @@ from kubern.model.kinds.pod_defaults import default_pod_template
 from kubern.model.kinds.pod_prepare import drop_disabled
 from kubern.model.kinds.pod_spec import validate_pod_template
 from kubern.model.kinds.pod_warnings import template_warnings
+from kubern.model.kinds.workload_rules import at_most, counts, name_warning
 from kubern.model.object import Object, meta
-from kubern.model.object import name as name_of
 
 Errors = Iterator[FieldError]
 NON_CONVERTIBLE = "non-convertible.kubernetes.io"
@@ -93,26 +93,16 @@ def _update(new: Object, old: Object) -> Errors:
 
 def _status(new: Object, old: Object) -> Errors:
     status = new.get("status") or {}
-    counts = {f: status.get(f, 0) for f in ("replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration")}
-    for field, count in counts.items():
-        if count < 0:
-            yield invalid(f"status.{field}", count, names.NEGATIVE)
-    for field in ("fullyLabeledReplicas", "readyReplicas", "availableReplicas"):
-        if counts[field] > counts["replicas"]:
-            yield invalid(f"status.{field}", counts[field], "cannot be greater than status.replicas")
-    if counts["availableReplicas"] > counts["readyReplicas"]:
-        yield invalid("status.availableReplicas", counts["availableReplicas"], "cannot be greater than readyReplicas")
+    yield from counts(status, "replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration")
+    yield from at_most(status, "replicas", "status.replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas")
+    yield from at_most(status, "readyReplicas", "readyReplicas", "availableReplicas")
 
 
 def warnings(rc: Object, old: Object | None) -> list[str]:
     template = (rc.get("spec") or {}).get("template")
     if old is not None:
         return [] if semantic_equal(rc.get("spec"), old.get("spec")) else template_warnings((old.get("spec") or {}).get("template"), "spec.template")
-    out = []
-    if texts := names.is_dns1123_label(name_of(rc)):
-        out.append("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: "
-                   f"[{' '.join(texts)}]")
-    return out + template_warnings(template, "spec.template")
+    return name_warning(rc) + template_warnings(template, "spec.template")
 
 
 KINDS: KindTable = {

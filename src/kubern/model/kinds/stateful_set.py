@@ -10,6 +10,8 @@ from kubern.model.kinds.checks import (
     Errors,
     form,
     int_or_percent_value,
+    keep_spec,
+    listed,
     nonnegative,
     nonnegative_int_or_percent,
     not_more_than_100_percent,
@@ -18,6 +20,7 @@ from kubern.model.kinds.checks import (
     selector_form,
     selector_of,
 )
+from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.labels import validate_annotations, validate_labels
 from kubern.model.kinds.pod_defaults import default_pod_template
 from kubern.model.kinds.templates import claim_spec_warnings, default_claim, validate_claim_spec, validate_template
@@ -28,9 +31,10 @@ from kubern.model.kinds.workload_rules import (
     collision_count,
     counts,
     create_with,
+    fill,
     labels_match,
-    made,
     old_template,
+    part,
     selector_errors,
     spec_of,
     template_of,
@@ -44,26 +48,17 @@ def default_stateful_set(obj: Object) -> None:
     spec = spec_of(obj)
     if not spec.get("podManagementPolicy"):
         spec["podManagementPolicy"] = "OrderedReady"
-    strategy = spec.get("updateStrategy")
-    if strategy is None:
-        strategy = made(spec, "updateStrategy")
+    strategy = part(spec, "updateStrategy")
     if not strategy.get("type"):
         strategy["type"] = "RollingUpdate"
-        if strategy.get("rollingUpdate") is None:
-            strategy["rollingUpdate"] = {}
-    rolling = strategy.get("rollingUpdate")
-    if strategy["type"] == "RollingUpdate" and rolling is not None and rolling.get("partition") is None:
-        rolling["partition"] = 0
-    retention = spec.get("persistentVolumeClaimRetentionPolicy")
-    if retention is None:
-        retention = made(spec, "persistentVolumeClaimRetentionPolicy")
+        part(strategy, "rollingUpdate")
+    if strategy["type"] == "RollingUpdate" and strategy.get("rollingUpdate") is not None:
+        fill(strategy["rollingUpdate"], {"partition": 0})
+    retention = part(spec, "persistentVolumeClaimRetentionPolicy")
     for when in ("whenDeleted", "whenScaled"):
         if not retention.get(when):
             retention[when] = "Retain"
-    if spec.get("replicas") is None:
-        spec["replicas"] = 1
-    if spec.get("revisionHistoryLimit") is None:
-        spec["revisionHistoryLimit"] = 10
+    fill(spec, {"replicas": 1, "revisionHistoryLimit": 10})
     for claim in spec.get("volumeClaimTemplates") or ():
         default_claim(claim)
         claim["apiVersion"], claim["kind"] = "v1", "PersistentVolumeClaim"
@@ -198,3 +193,13 @@ def _stateful_set_warnings(new: Object, old: Object | None) -> list[str]:
     if (spec.get("revisionHistoryLimit") or 0) < 0:
         out.append("spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended")
     return out
+
+
+KINDS: KindTable = {
+    ("apps", "StatefulSet"): Kind(
+        defaults=default_stateful_set,
+        prepare_create=_create_stateful_set, prepare_update=_update_stateful_set, prepare_status=keep_spec,
+        validate=listed(validate_stateful_set), validate_update=listed(validate_stateful_set_update),
+        validate_status=listed(validate_stateful_set_status), warnings=_stateful_set_warnings,
+        name_check=names.name_is_dns_label, has_generation=True),
+}

@@ -28,10 +28,27 @@ def spec_of(obj: Object) -> Object:
     return obj.setdefault("spec", {})
 
 
-def made(obj: Object, field: str) -> Object:
-    fresh: Object = {}
-    obj[field] = fresh
-    return fresh
+def part(obj: Object, field: str) -> Object:
+    """The object in a field, made where there is none."""
+    found: Object | None = obj.get(field)
+    if found is None:
+        found = obj[field] = {}
+    return found
+
+
+def fill(obj: Object, defaults: Object) -> None:
+    """Gives the fields that are not there these values."""
+    for k, v in defaults.items():
+        if obj.get(k) is None:
+            obj[k] = v
+
+
+def default_rolling(strategy: Object, limits: Object) -> None:
+    """A rolling update unless something else is wanted, within these limits unless it has its own."""
+    if not strategy.get("type"):
+        strategy["type"] = "RollingUpdate"
+    if strategy["type"] == "RollingUpdate":
+        fill(part(strategy, "rollingUpdate"), limits)
 
 
 def selector_errors(spec: Object, empty_text: str) -> Errors:
