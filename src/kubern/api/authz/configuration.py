@@ -21,6 +21,7 @@ from kubern.api.remote import Remote
 from kubern.model import invalid as field
 from kubern.model.cel import CelProblem, Program
 from kubern.model.invalid import FieldError
+from kubern.model.kinds.checks import one_of, required_one_of
 from kubern.model.names import is_dns1123_subdomain
 
 VERSIONS = ("v1", "v1beta1", "v1alpha1")
@@ -102,25 +103,18 @@ def _webhook(name: str, w: Mapping[str, Any], at: str, errors: list[FieldError])
         if value < 0:
             errors.append(field.invalid(f"{at}.{key}", f"{value:g}s", "must be > 0s"))
     conditions = w.get("matchConditions") or []
-    errors.extend(_one_of(w, "subjectAccessReviewVersion", at, ("v1", "v1beta1")))
+    errors.extend(required_one_of(w.get("subjectAccessReviewVersion"), ("v1", "v1beta1"), f"{at}.subjectAccessReviewVersion"))
     if w.get("matchConditionSubjectAccessReviewVersion"):
-        errors.extend(_one_of(w, "matchConditionSubjectAccessReviewVersion", at, ("v1",)))
+        errors.extend(one_of(w["matchConditionSubjectAccessReviewVersion"], ("v1",), f"{at}.matchConditionSubjectAccessReviewVersion"))
     elif conditions:
         errors.append(field.required(f"{at}.matchConditionSubjectAccessReviewVersion", "required if match conditions are specified"))
-    errors.extend(_one_of(w, "failurePolicy", at, ("NoOpinion", "Deny")))
+    errors.extend(required_one_of(w.get("failurePolicy"), ("NoOpinion", "Deny"), f"{at}.failurePolicy"))
     info = w.get("connectionInfo") or {}
     errors.extend(_check_connection(info, f"{at}.connectionInfo"))
     programs = tuple(_conditions(conditions, f"{at}.matchConditions", errors))
     policy = Policy(name, w.get("subjectAccessReviewVersion") or "", ttl["authorizedTTL"] if w.get("cacheAuthorizedRequests", True) else 0.0,
                     ttl["unauthorizedTTL"] if w.get("cacheUnauthorizedRequests", True) else 0.0, w.get("failurePolicy") == "Deny", programs)
     return Configured("Webhook", name, info.get("kubeConfigFile") or "", timeout, policy)
-
-
-def _one_of(w: Mapping[str, Any], name: str, at: str, allowed: tuple[str, ...]) -> Iterator[FieldError]:
-    if not w.get(name):
-        yield field.required(f"{at}.{name}")
-    elif w[name] not in allowed:
-        yield field.not_supported(f"{at}.{name}", w[name], allowed)
 
 
 def _check_connection(info: Mapping[str, Any], at: str) -> Iterator[FieldError]:
