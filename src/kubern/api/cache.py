@@ -52,12 +52,6 @@ def value_of(obj: Object, version: str = "") -> bytes:
     return value + b"\n" + version.encode() if version else value
 
 
-def object_of(body: bytes, api_version: str, kind: str) -> Object:
-    """A fresh object from a cached body."""
-    obj: Object = orjson.loads(b"{" + body)
-    return {"kind": kind, "apiVersion": api_version, **obj}
-
-
 class Item:
     """One object at one revision. Never changed, so a list may be read while writes go on."""
 
@@ -136,7 +130,6 @@ class Collection:
         self.window_after = 0                              # every change with a greater revision is in the window
         self.changed = 0                                   # revision of the newest change
         self.listeners: list[Listener] = []
-        self._batch: list[Change] = []
         self._lists: dict[Any, tuple[int, Any]] = {}
 
     def get(self, key: str) -> Item | None:
@@ -220,7 +213,6 @@ class Cache:
         self._next: asyncio.Future[None] | None = None
         self._parsed: list[Change] = []                     # the last batch, whose objects are still kept
         self._encoded: deque[Change] = deque()              # those whose lines of watches are still kept
-        self._unclaimed: dict[str, list[Entry]] = {}        # entries of collections nobody asked for yet (CRDs come later)
 
     def collection(self, group: str, plural: str) -> Collection:
         key = (group, plural)

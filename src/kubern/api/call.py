@@ -26,13 +26,12 @@ WARNINGS_MAX_BYTES = 4096
 
 
 class Call:
-    __slots__ = ("attributes", "deadline_s", "now_s", "request", "served", "server", "user", "warnings")
+    __slots__ = ("attributes", "now_s", "request", "served", "server", "user", "warnings")
 
     def __init__(self, server: Server, request: Request, user: User, attributes: Attributes, served: Served) -> None:
         self.server, self.request, self.user, self.attributes, self.served = server, request, user, attributes, served
         self.warnings: list[str] = []
         self.now_s = server.clock()
-        self.deadline_s = 0.0
 
     @property
     def namespace(self) -> str:

@@ -145,7 +145,7 @@ def kind_of(version: Object, schema: Object, row: Resource, info: Custom) -> Kin
     return replace(
         base, defaults=defaults if defaulting or _nulls(schema) else base.defaults, prepare_create=prepare_create, prepare_update=prepare_update,
         warnings=warnings, validate=lambda obj: judge(obj, None), validate_update=judge, validate_status=judge, unconditional_update=False,
-        has_generation=True, generation_changed=changed, status_subresource=has_status)
+        has_generation=True, generation_changed=changed)
 
 
 _STANDARD_FINALIZERS = ("orphan", "foregroundDeletion", "kubernetes")

@@ -245,9 +245,6 @@ class Server:
         self._watches.add(watch)
         watch.on_end = self._watches.discard
 
-    def watch_ended(self) -> None:
-        return None
-
     @property
     def watches(self) -> int:
         return len(self._watches)

@@ -195,7 +195,6 @@ class Connection(asyncio.Protocol):
         self._writable = True
         self._since = time.monotonic()           # of the state the sweep looks at
         self._state = "idle"                     # idle | head | body | busy
-        self._close_after = False
 
     # --- transport ---
 

@@ -26,8 +26,6 @@ from kubern.model.request import Response
 from kubern.model.status import StatusError, bad_request, not_found, qualified
 from kubern.store.protocol import Compacted, Future
 
-LISTS_KEPT = 8                     # joined bodies of whole lists, kept while their collection does not change
-LIST_KEPT_MAX_BYTES = 32 * 1024 * 1024
 INCONSISTENT = ("The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue "
                 "parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided "
                 "token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was "
@@ -240,7 +238,7 @@ def watch(call: Call, o: ListOptions) -> Response:
     timeout_s = float(o.timeout_s or 0)
     if timeout_s <= 0:
         timeout_s = settings.watch_timeout_s * (1 + random.random())
-    body = Watch(server.hub(served.collection), form, call.namespace, o, version, timeout_s, server.watch_ended)
+    body = Watch(server.hub(served.collection), form, call.namespace, o, version, timeout_s)
     body.objects = call.request.objects and not body.headers_due
     server.watch_started(body)
     return Response(200, [("Content-Type", JSON)], body)

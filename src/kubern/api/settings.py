@@ -31,7 +31,5 @@ class ApiSettings:
     events_ttl_s: float = 3600.0
     history_s: float = 300.0                     # how far back a watch or an exact list may reach
     max_in_flight: int = 600                     # read and write together, watches and streams apart
-    request_timeout_s: float = 60.0
     watch_timeout_s: float = 1800.0              # shortest life of a watch without timeoutSeconds; the longest is twice that
-    body_max_bytes: int = 3 * 1024 * 1024
     bootstrap: bool = True                       # create the objects every cluster starts with

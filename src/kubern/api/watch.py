@@ -250,8 +250,7 @@ def _expired(after: int, oldest: int) -> bytes:
 class Watch:
     """One watch: the body of its response. HTTP attaches a Sink; in process it is iterated, a chunk being whole lines."""
 
-    def __init__(self, hub: Hub, form: Form, namespace: str, options: ListOptions, version: int, timeout_s: float,
-                 done: Callable[[], None] | None = None) -> None:
+    def __init__(self, hub: Hub, form: Form, namespace: str, options: ListOptions, version: int, timeout_s: float) -> None:
         self.hub, self.form, self.namespace, self.options, self.timeout_s = hub, form, namespace, options, timeout_s
         self.headers_due = isinstance(form, TableForm)
         self.objects = False                    # an in-process reader takes events as shared objects
@@ -262,7 +261,6 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.ended = False
-        self._done = done
         self.on_end: Callable[[Watch], None] | None = None
         self._version = version
         self._items: list[Item] = []
@@ -454,8 +452,6 @@ class Watch:
         self._items, self._changes = [], []
         if self._sink is not None:
             self._sink.finish()
-        if self._done is not None:
-            self._done()
         if self.on_end is not None:
             self.on_end(self)
 

@@ -78,9 +78,6 @@ class Client:
         self.send, self.user, self.agent = send, user, agent
         self._kinds = kinds or _built_in
 
-    def as_user(self, user: User | None, agent: str = "") -> Client:
-        return Client(self.send, user, agent or self.agent, self._kinds)
-
     def with_kinds(self, kinds: Callable[[str, str], Resource | None]) -> Client:
         return Client(self.send, self.user, self.agent, kinds)
 

@@ -25,7 +25,6 @@ SYSTEM, PUBLIC = "kube-system", "kube-public"
 CLUSTER_INFO, KUBECONFIG, SIGNATURE_PREFIX = "cluster-info", "kubeconfig", "jws-kubeconfig-"
 NODE_CONFIG = "kubern-config"
 DEFAULT_GROUP = "system:bootstrappers:kubeadm:default-node-token"
-DEFAULT_TTL_S = 24 * 3600
 USAGES = ("authentication", "signing")
 TOKEN = re.compile(r"([a-z0-9]{6})\.([a-z0-9]{16})")
 GROUP = re.compile(r"system:bootstrappers:[a-z0-9:-]{0,255}[a-z0-9]")

@@ -73,7 +73,6 @@ def between(low: int, high: int) -> str:
 
 
 NEGATIVE = "must be greater than or equal to 0"
-NOT_POSITIVE = "must be greater than 0"
 
 _LABEL_1123_TEXT = regex_error(
     "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric "
@@ -247,10 +246,6 @@ def is_port_number(value: int) -> list[str]:
     return [] if 1 <= value <= 65535 else [between(1, 65535)]
 
 
-def is_in_range(value: int, low: int, high: int) -> list[str]:
-    return [] if low <= value <= high else [between(low, high)]
-
-
 def is_user_id(value: int) -> list[str]:
     """A uid or gid."""
     return [] if 0 <= value <= 2147483647 else [between(0, 2147483647)]
@@ -351,10 +346,6 @@ def name_is_dns_subdomain(name: str, prefix: bool = False) -> list[str]:
 
 def name_is_dns_label(name: str, prefix: bool = False) -> list[str]:
     return is_dns1123_label(_masked(name, prefix))
-
-
-def name_is_dns1035_label(name: str, prefix: bool = False) -> list[str]:
-    return is_dns1035_label(_masked(name, prefix))
 
 
 def name_is_declared_subdomain(name: str, prefix: bool = False) -> list[str]:

@@ -42,7 +42,6 @@ class Request:
     user: User | None = None                         # set in process (trusted) or by authentication
     impersonator: User | None = None                 # set by authentication: who it was that asks as somebody else
     impersonation: str = ""                          # … and the constrained mode that allowed it
-    deadline_s: float = 0.0                          # loop time after which the answer is useless; 0 = none
     repeated: dict[str, list[str]] = field(default_factory=dict)   # headers whose repetitions matter (impersonate-group …)
     objects: bool = False                            # in process: a watch may give its events as objects, shared with other readers
 

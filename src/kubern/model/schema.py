@@ -18,7 +18,6 @@ from typing import Any
 import orjson
 
 from kubern.model import wire
-from kubern.model.object import Object
 
 # What a walker does with a value: one code a node, so that hot loops compare small integers.
 ANY, STRUCT, MAP, LIST, STRING, INT32, INT64, BOOL, NUMBER, BYTES, TIME, MICROTIME, QUANTITY, INT_OR_STRING, RAW, DURATION = range(16)
@@ -314,7 +313,3 @@ def walk(schema: Schema, path: str) -> Schema | None:
             node = node.items
         node = node.at(part) if node is not None else None
     return node
-
-
-def api_version_of(obj: Object) -> str:
-    return obj.get("apiVersion") or ""

@@ -90,7 +90,3 @@ def gone(message: str) -> StatusError:
 
 def unavailable(message: str) -> StatusError:
     return StatusError(503, "ServiceUnavailable", message)
-
-
-def too_many_requests(message: str, retry_after_s: int = 1) -> StatusError:
-    return StatusError(429, "TooManyRequests", message, {"retryAfterSeconds": retry_after_s}, [("Retry-After", str(retry_after_s))])

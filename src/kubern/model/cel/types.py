@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 Type = Any
-BASIC = ("bool", "int", "uint", "double", "string", "bytes", "null_type", "dyn", "google.protobuf.Timestamp", "google.protobuf.Duration")
 TIMESTAMP, DURATION, DYN, NULL = "google.protobuf.Timestamp", "google.protobuf.Duration", "dyn", "null_type"
 _SHOWN = {TIMESTAMP: "timestamp", DURATION: "duration", NULL: "null"}
 

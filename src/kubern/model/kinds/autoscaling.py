@@ -5,8 +5,6 @@ Upstream: pkg/apis/autoscaling/{v2/defaults.go,validation}, pkg/registry/autosca
 
 from __future__ import annotations
 
-from typing import Any
-
 from kubern.model import names
 from kubern.model.invalid import forbidden, invalid, not_supported, required
 from kubern.model.kinds.checks import Errors, keep_spec, keep_status, listed, messages, nonnegative, path_segment, zero_status
@@ -218,11 +216,6 @@ def validate_autoscaler_status(new: Object, old: Object) -> Errors:
     status = new.get("status") or {}
     yield from nonnegative(status.get("currentReplicas"), "status.currentReplicas")
     yield from nonnegative(status.get("desiredReplicas"), "status.desiredReplicas")
-
-
-def validate_scale(scale: Object) -> list[Any]:
-    """Errors of a Scale that a client writes."""
-    return list(nonnegative((scale.get("spec") or {}).get("replicas"), "spec.replicas"))
 
 
 KINDS: KindTable = {

@@ -36,11 +36,6 @@ def nonnegative(value: int | None, path: str) -> Errors:
         yield invalid(path, value, NONNEGATIVE)
 
 
-def positive(value: int | None, path: str) -> Errors:
-    if value is not None and value <= 0:
-        yield invalid(path, value, "must be greater than zero")
-
-
 def messages(value: Any, texts: Iterable[str], path: str) -> Errors:
     for text in texts:
         yield invalid(path, value, text)

@@ -85,7 +85,6 @@ class Kind:
     grace_s: Callable[[Object, int | None], int] | None = None                # graceful deletion: (obj, asked) -> seconds; None: immediate
     delete_returns_object: bool = False                                       # DELETE answers with the object, not a Status
     default_propagation: str = "Background"                                   # "Orphan" for Job and ReplicationController
-    status_subresource: bool = True                                           # status is split from spec if the row has /status
 
 
 KindTable = dict[tuple[str, str], Kind]  # (group, kind) -> Kind

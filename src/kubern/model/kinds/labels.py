@@ -74,11 +74,6 @@ def selector_is_valid(selector: Object | None) -> bool:
     return next(validate_label_selector(selector, ""), None) is None
 
 
-def selector_is_empty(selector: Object | None) -> bool:
-    """Matches everything: neither labels nor expressions."""
-    return not selector or not (selector.get("matchLabels") or selector.get("matchExpressions"))
-
-
 def set_matches(selector: dict[str, str] | None, labels: dict[str, str] | None) -> bool:
     """A plain map selector (Service, ReplicationController) against labels."""
     have = labels or {}

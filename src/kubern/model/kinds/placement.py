@@ -251,26 +251,6 @@ def validate_taints(taints: Sequence[Object], path: str) -> Errors:
         seen.add((effect, t.get("key", "")))
 
 
-def validate_topology_selector_term(term: Object, path: str) -> tuple[dict[str, set[str]], list[FieldError]]:
-    """StorageClass's allowedTopologies: (key -> its values, errors)."""
-    out: list[FieldError] = []
-    seen: dict[str, set[str]] = {}
-    for i, r in enumerate(term.get("matchLabelExpressions") or ()):
-        here = f"{path}.matchLabelExpressions[{i}]"
-        values: set[str] = set()
-        if not r.get("values"):
-            out.append(required(f"{here}.values"))
-        for j, value in enumerate(r.get("values") or ()):
-            if value in values:
-                out.append(duplicate(f"{here}.values[{j}]", value))
-            values.add(value)
-        out.extend(validate_label_name(r.get("key", ""), f"{here}.key"))
-        if r.get("key", "") in seen:
-            out.append(duplicate(f"{here}.key", r.get("key", "")))
-        seen[r.get("key", "")] = values
-    return seen, out
-
-
 # What may change ---------------------------------------------------------------------------------------------------------------
 
 def only_added_tolerations(new: Sequence[Object], old: Sequence[Object], path: str, comparisons: bool) -> Errors:
