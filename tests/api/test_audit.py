@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from kubern.api.authz.attributes import Attributes
 from kubern.api.handle import MASTERS, Server
 from kubern.api.remote import Remote
 from kubern.api.settings import ApiSettings
-from kubern.model.request import Request, User
+from kubern.model.request import Request, Response, Stream, User
 from kubern.store.memory import MemoryStore
 from tests.api.outside import outside, until
 
@@ -139,6 +140,20 @@ async def test_stages_of_a_watch(api: Audited) -> None:
     assert [e["stage"] for e in api.events()] == ["RequestReceived", "ResponseStarted", "ResponseComplete"]
 
 
+async def test_stages_of_another_protocol(api: Audited) -> None:
+    async def spoken(stream: Stream) -> None:
+        raise ConnectionResetError
+
+    async def switched(request: Request, user: User) -> Response:
+        return Response(101, upgrade=spoken)
+    api.server.extra_paths["/switched"] = switched
+    api.use({"level": "RequestResponse"}, omitStages=["RequestReceived"])
+    response = await api.ask("GET", "/switched")
+    with pytest.raises(ConnectionResetError):
+        await response.upgrade(None)
+    assert [(e["stage"], e["responseStatus"]["code"]) for e in api.events()] == [("ResponseStarted", 101), ("ResponseComplete", 101)]
+
+
 async def test_managed_fields_are_left_out(api: Audited) -> None:
     api.use({"level": "RequestResponse"}, omitManagedFields=True, omitStages=["RequestReceived"])
     await api.ask("POST", f"{NS}/configmaps", {"metadata": {"name": "m"}, "data": {"a": "b"}})
@@ -147,14 +162,18 @@ async def test_managed_fields_are_left_out(api: Audited) -> None:
     assert all(e["responseObject"] for e in api.events()) and b"managedFields" not in api.path.read_bytes()
 
 
+def filled(log: Log, count: int, size: int) -> None:
+    """So many events of this size, each written before the next, so that files end where they would."""
+    for i in range(count):
+        log.put({"n": i, "x": "y" * size})
+        while log.written <= i:
+            time.sleep(0)
+    log.close()
+
+
 def test_rotation_and_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "audit.log"
-    log = Log(str(path), max_bytes=2000, backups=2)
-    for i in range(40):
-        log.put({"n": i, "x": "y" * 400})
-        while log.written <= i:
-            pass
-    log.close()
+    filled(Log(str(path), max_bytes=2000, backups=2), 40, 400)
     rotated = sorted(tmp_path.glob("audit-*.log"))
     assert len(rotated) == 2 and path.exists() and all(p.stat().st_size <= 2000 for p in [*rotated, path])
     numbers = [orjson.loads(line)["n"] for p in [*rotated, path] for line in p.read_bytes().splitlines()]
@@ -171,12 +190,7 @@ def test_what_is_put_aside_is_compressed_and_goes_with_age(tmp_path: Path) -> No
     old = tmp_path / "audit-2020-01-01T00-00-00.000.log.gz"
     old.write_bytes(b"x")
     os.utime(old, (1_577_836_800, 1_577_836_800))
-    log = Log(str(path), max_bytes=2000, backups=0, age_days=30, compress=True)
-    for i in range(10):
-        log.put({"n": i, "x": "y" * 900})
-        while log.written <= i:
-            pass
-    log.close()
+    filled(Log(str(path), max_bytes=2000, backups=0, age_days=30, compress=True), 10, 900)
     aside = sorted(tmp_path.glob("audit-*"))
     assert not old.exists() and len(aside) == 4 and all(p.name.endswith(".log.gz") and p.stat().st_mode & 0o777 == 0o600 for p in aside)
     numbers = [orjson.loads(line)["n"] for p in aside for line in gzip.decompress(p.read_bytes()).splitlines()]
