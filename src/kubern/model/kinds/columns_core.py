@@ -11,6 +11,7 @@ from typing import Any
 
 from kubern.model.kinds.kind import Column
 from kubern.model.object import Object
+from kubern.model.object import name as name_of
 from kubern.model.quantity import canonical
 from kubern.model.table import AGE, NAME, age, human_duration, seconds_of, since
 
@@ -32,10 +33,6 @@ def containers_cells(template: Object | None) -> list[str]:
 
 def labels_text(labels: dict[str, str] | None) -> str:
     return ",".join(f"{k}={v}" for k, v in sorted((labels or {}).items())) or "<none>"
-
-
-def _name(obj: Object) -> str:
-    return obj["metadata"].get("name") or ""
 
 
 def more(items: list[str], count: int, shown_max: int) -> str:
@@ -171,7 +168,7 @@ def pod_cells(obj: Object, now_s: float) -> list[Any]:
             first.setdefault(c.get("type"), c.get("status"))
         gates_text = f"{sum(1 for g in gates if first.get(g.get('conditionType')) == 'True')}/{len(gates)}"
     ips = status.get("podIPs") or ()
-    return [_name(obj), f"{ready}/{total}", reason, count, age(obj, now_s), (ips[0].get("ip") if ips else "") or "<none>",
+    return [name_of(obj), f"{ready}/{total}", reason, count, age(obj, now_s), (ips[0].get("ip") if ips else "") or "<none>",
             spec.get("nodeName") or "<none>", status.get("nominatedNodeName") or "<none>", gates_text]
 
 
@@ -214,7 +211,7 @@ def _port_text(port: Object) -> str:
 def service_cells(obj: Object, now_s: float) -> list[Any]:
     spec = obj.get("spec") or {}
     ips = spec.get("clusterIPs") or ()
-    return [_name(obj), spec.get("type") or "", ips[0] if ips else "<none>", _external_ip(obj, spec),
+    return [name_of(obj), spec.get("type") or "", ips[0] if ips else "<none>", _external_ip(obj, spec),
             ",".join(_port_text(p) for p in spec.get("ports") or ()) or "<none>", age(obj, now_s), labels_text(spec.get("selector"))]
 
 
@@ -230,7 +227,7 @@ def endpoints_cells(obj: Object, now_s: float) -> list[Any]:
             items += addresses
         for port in ports:
             items += [f"[{ip}]:{port.get('port') or 0}" if ":" in ip else f"{ip}:{port.get('port') or 0}" for ip in addresses]
-    return [_name(obj), more(items, len(items), 3) if obj.get("subsets") else "<none>", age(obj, now_s)]
+    return [name_of(obj), more(items, len(items), 3) if obj.get("subsets") else "<none>", age(obj, now_s)]
 
 
 # --- nodes, namespaces ------------------------------------------------------------------------------------------------------------------
@@ -272,7 +269,7 @@ def node_cells(obj: Object, now_s: float) -> list[Any]:
     kernel = info.get("kernelVersion") or "<unknown>"
     if info.get("architecture"):
         kernel += f" ({info['architecture']})"
-    return [_name(obj), state, _roles(obj["metadata"].get("labels") or {}), age(obj, now_s), info.get("kubeletVersion") or "",
+    return [name_of(obj), state, _roles(obj["metadata"].get("labels") or {}), age(obj, now_s), info.get("kubeletVersion") or "",
             _address(status, "InternalIP"), _address(status, "ExternalIP"), info.get("osImage") or "<unknown>", kernel,
             info.get("containerRuntimeVersion") or "<unknown>"]
 
@@ -281,7 +278,7 @@ NAMESPACE = (NAME, text_column("Status", "The status of the namespace"), AGE)
 
 
 def namespace_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), (obj.get("status") or {}).get("phase") or "", age(obj, now_s)]
+    return [name_of(obj), (obj.get("status") or {}).get("phase") or "", age(obj, now_s)]
 
 
 # --- events -----------------------------------------------------------------------------------------------------------------------------
@@ -316,7 +313,7 @@ def event_cells(obj: Object, now_s: float) -> list[Any]:
     instance = source.get("host") or obj.get("reportingInstance") or ""
     return [last, obj.get("type") or "", obj.get("reason") or "", f"{kind}/{involved['name']}" if involved.get("name") else kind,
             involved.get("fieldPath") or "", f"{component}, {instance}" if instance else component,
-            (obj.get("message") or obj.get("note") or "").strip(), first, count, _name(obj)]
+            (obj.get("message") or obj.get("note") or "").strip(), first, count, name_of(obj)]
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------------------------
@@ -375,7 +372,7 @@ def _set(value: Any) -> Any:
 def persistent_volume_cells(obj: Object, now_s: float) -> list[Any]:
     spec = obj.get("spec") or {}
     claim = spec.get("claimRef")
-    return [_name(obj), quantity_text((spec.get("capacity") or {}).get("storage")), _modes_text(spec.get("accessModes")),
+    return [name_of(obj), quantity_text((spec.get("capacity") or {}).get("storage")), _modes_text(spec.get("accessModes")),
             spec.get("persistentVolumeReclaimPolicy") or "", _phase(obj),
             f"{claim.get('namespace') or ''}/{claim.get('name') or ''}" if claim is not None else "", _class_of(obj),
             _set(spec.get("volumeAttributesClassName")), (obj.get("status") or {}).get("reason") or "", age(obj, now_s),
@@ -385,7 +382,7 @@ def persistent_volume_cells(obj: Object, now_s: float) -> list[Any]:
 def persistent_volume_claim_cells(obj: Object, now_s: float) -> list[Any]:
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
     bound = bool(spec.get("volumeName"))
-    return [_name(obj), _phase(obj), spec.get("volumeName") or "",
+    return [name_of(obj), _phase(obj), spec.get("volumeName") or "",
             quantity_text((status.get("capacity") or {}).get("storage")) if bound else "",
             _modes_text(status.get("accessModes")) if bound else "", _class_of(obj), _set(spec.get("volumeAttributesClassName")),
             age(obj, now_s), _set(spec.get("volumeMode"))]
@@ -400,7 +397,7 @@ POD_TEMPLATE = (
 
 def pod_template_cells(obj: Object, now_s: float) -> list[Any]:
     template = obj.get("template") or {}
-    return [_name(obj), *containers_cells(template), labels_text((template.get("metadata") or {}).get("labels"))]
+    return [name_of(obj), *containers_cells(template), labels_text((template.get("metadata") or {}).get("labels"))]
 
 
 REPLICATION_CONTROLLER = (
@@ -415,7 +412,7 @@ REPLICATION_CONTROLLER = (
 
 def replication_controller_cells(obj: Object, now_s: float) -> list[Any]:
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
-    return [_name(obj), spec.get("replicas") or 0, status.get("replicas") or 0, status.get("readyReplicas") or 0, age(obj, now_s),
+    return [name_of(obj), spec.get("replicas") or 0, status.get("replicas") or 0, status.get("readyReplicas") or 0, age(obj, now_s),
             *containers_cells(spec.get("template")), labels_text(spec.get("selector"))]
 
 
@@ -423,18 +420,18 @@ SECRET = (NAME, text_column("Type", "@core.v1.Secret.type"), text_column("Data",
 
 
 def secret_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), obj.get("type") or "", len(obj.get("data") or ()), age(obj, now_s)]
+    return [name_of(obj), obj.get("type") or "", len(obj.get("data") or ()), age(obj, now_s)]
 
 
 CONFIG_MAP = (NAME, text_column("Data", "@core.v1.ConfigMap.data"), AGE)
 
 
 def config_map_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), len(obj.get("data") or ()) + len(obj.get("binaryData") or ()), age(obj, now_s)]
+    return [name_of(obj), len(obj.get("data") or ()) + len(obj.get("binaryData") or ()), age(obj, now_s)]
 
 
 def name_age_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), age(obj, now_s)]
+    return [name_of(obj), age(obj, now_s)]
 
 
 COMPONENT_STATUS = (
@@ -445,8 +442,8 @@ COMPONENT_STATUS = (
 def component_status_cells(obj: Object, now_s: float) -> list[Any]:
     for c in obj.get("conditions") or ():
         if c.get("type") == "Healthy":
-            return [_name(obj), "Healthy" if c.get("status") == "True" else "Unhealthy", c.get("message") or "", c.get("error") or ""]
-    return [_name(obj), "Unknown", "", ""]
+            return [name_of(obj), "Healthy" if c.get("status") == "True" else "Unhealthy", c.get("message") or "", c.get("error") or ""]
+    return [name_of(obj), "Unknown", "", ""]
 
 
 RESOURCE_QUOTA = (
@@ -463,7 +460,7 @@ def resource_quota_cells(obj: Object, now_s: float) -> list[Any]:
     limits: list[str] = []
     for name, hard in sorted((status.get("hard") or {}).items()):
         (limits if name.startswith("limits.") else requests).append(f"{name}: {quantity_text(used.get(name))}/{quantity_text(hard)}")
-    return [_name(obj), ", ".join(requests), ", ".join(limits), age(obj, now_s)]
+    return [name_of(obj), ", ".join(requests), ", ".join(limits), age(obj, now_s)]
 
 
 TABLES: dict[tuple[str, str], Table] = {

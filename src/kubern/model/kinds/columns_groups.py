@@ -9,7 +9,6 @@ from typing import Any
 
 from kubern.model.kinds.columns_core import (
     Table,
-    _name,
     ingress_points,
     more,
     name_age_cells,
@@ -18,6 +17,7 @@ from kubern.model.kinds.columns_core import (
 from kubern.model.kinds.columns_workloads import boolean, integer, selector_text, spec_of, status_of
 from kubern.model.kinds.kind import Column
 from kubern.model.object import Object
+from kubern.model.object import name as name_of
 from kubern.model.table import AGE, NAME, age, human_duration
 
 # --- networking, discovery --------------------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def _hosts_text(rules: list[Object]) -> str:
 def ingress_cells(obj: Object, now_s: float) -> list[Any]:
     spec = spec_of(obj)
     class_name = spec.get("ingressClassName")
-    return [_name(obj), "<none>" if class_name is None else class_name, _hosts_text(spec.get("rules") or []),
+    return [name_of(obj), "<none>" if class_name is None else class_name, _hosts_text(spec.get("rules") or []),
             ingress_points(obj.get("status")), "80, 443" if spec.get("tls") else "80", age(obj, now_s)]
 
 
@@ -53,7 +53,7 @@ INGRESS_CLASS = (
 
 def _default_name(obj: Object, *annotations: str) -> str:
     have = obj["metadata"].get("annotations") or {}
-    return _name(obj) + (" (default)" if any(have.get(a) == "true" for a in annotations) else "")
+    return name_of(obj) + (" (default)" if any(have.get(a) == "true" for a in annotations) else "")
 
 
 def ingress_class_cells(obj: Object, now_s: float) -> list[Any]:
@@ -70,14 +70,14 @@ NETWORK_POLICY = (NAME, text_column("Pod-Selector", "@networking.v1.NetworkPolic
 
 
 def network_policy_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), selector_text(spec_of(obj).get("podSelector") or {}), age(obj, now_s)]
+    return [name_of(obj), selector_text(spec_of(obj).get("podSelector") or {}), age(obj, now_s)]
 
 
 SERVICE_CIDR = (NAME, text_column("CIDRs", "@networking.v1.ServiceCIDRSpec.cidrs"), AGE)
 
 
 def service_cidr_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), ",".join(spec_of(obj).get("cidrs") or ()), age(obj, now_s)]
+    return [name_of(obj), ",".join(spec_of(obj).get("cidrs") or ()), age(obj, now_s)]
 
 
 IP_ADDRESS = (NAME, text_column("ParentRef", "@networking.v1.IPAddressSpec.parentRef"))
@@ -90,7 +90,7 @@ def ip_address_cells(obj: Object, now_s: float) -> list[Any]:
         resource, group, namespace = (parent.get(k) or "" for k in ("resource", "group", "namespace"))
         whole = (f"{resource}.{group}" if group else resource).lower()
         text = "/".join((whole, namespace, parent.get("name") or "") if namespace else (whole, parent.get("name") or ""))
-    return [_name(obj), text, age(obj, now_s)]
+    return [name_of(obj), text, age(obj, now_s)]
 
 
 ENDPOINT_SLICE = (
@@ -107,7 +107,7 @@ def _slice_port(port: Object) -> str:
 def endpoint_slice_cells(obj: Object, now_s: float) -> list[Any]:
     ports = [_slice_port(p) for p in obj.get("ports") or ()]
     addresses = [a for e in obj.get("endpoints") or () for a in e.get("addresses") or ()]
-    return [_name(obj), obj.get("addressType") or "", more(ports, len(ports), 3) or "<unset>",
+    return [name_of(obj), obj.get("addressType") or "", more(ports, len(ports), 3) or "<unset>",
             more(addresses, len(addresses), 3) or "<unset>", age(obj, now_s)]
 
 
@@ -133,7 +133,7 @@ def binding_cells(obj: Object, now_s: float) -> list[Any]:
         if s.get("kind") in by_kind:
             name = s.get("name") or ""
             by_kind[s["kind"]].append(f"{s.get('namespace') or ''}/{name}" if s["kind"] == "ServiceAccount" else name)
-    return [_name(obj), f"{ref.get('kind') or ''}/{ref.get('name') or ''}", age(obj, now_s), *(", ".join(v) for v in by_kind.values())]
+    return [name_of(obj), f"{ref.get('kind') or ''}/{ref.get('name') or ''}", age(obj, now_s), *(", ".join(v) for v in by_kind.values())]
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ VOLUME_ATTRIBUTES_CLASS = (NAME, text_column("DriverName", "@storage.v1.VolumeAt
 
 
 def volume_attributes_class_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), obj.get("driverName") or "", age(obj, now_s)]
+    return [name_of(obj), obj.get("driverName") or "", age(obj, now_s)]
 
 
 VOLUME_ATTACHMENT = (
@@ -167,7 +167,7 @@ VOLUME_ATTACHMENT = (
 
 def volume_attachment_cells(obj: Object, now_s: float) -> list[Any]:
     spec = spec_of(obj)
-    return [_name(obj), spec.get("attacher") or "", (spec.get("source") or {}).get("persistentVolumeName") or "",
+    return [name_of(obj), spec.get("attacher") or "", (spec.get("source") or {}).get("persistentVolumeName") or "",
             spec.get("nodeName") or "", bool(status_of(obj).get("attached")), age(obj, now_s)]
 
 
@@ -175,7 +175,7 @@ CSI_NODE = (NAME, integer("Drivers", "Drivers indicates the number of CSI driver
 
 
 def csi_node_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), len(spec_of(obj).get("drivers") or ()), age(obj, now_s)]
+    return [name_of(obj), len(spec_of(obj).get("drivers") or ()), age(obj, now_s)]
 
 
 CSI_DRIVER = (
@@ -190,7 +190,7 @@ CSI_DRIVER = (
 def csi_driver_cells(obj: Object, now_s: float) -> list[Any]:
     spec = spec_of(obj)
     tokens = spec.get("tokenRequests")
-    return [_name(obj), spec.get("attachRequired") is not False, bool(spec.get("podInfoOnMount")), bool(spec.get("storageCapacity")),
+    return [name_of(obj), spec.get("attachRequired") is not False, bool(spec.get("podInfoOnMount")), bool(spec.get("storageCapacity")),
             "<unset>" if tokens is None else ",".join(t.get("audience") or "" for t in tokens), bool(spec.get("requiresRepublish")),
             ",".join(spec.get("volumeLifecycleModes") or ()) or "<none>", age(obj, now_s)]
 
@@ -201,7 +201,7 @@ WEBHOOKS = (NAME, integer("Webhooks", "Webhooks indicates the number of webhooks
 
 
 def webhooks_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), len(obj.get("webhooks") or ()), age(obj, now_s)]
+    return [name_of(obj), len(obj.get("webhooks") or ()), age(obj, now_s)]
 
 
 _PARAM_KIND = text_column("ParamKind", "ParamKind specifies the kind of resources used to parameterize this policy")
@@ -214,7 +214,7 @@ MUTATING_POLICY = (
 def policy_cells(obj: Object, now_s: float) -> list[Any]:
     spec = spec_of(obj)
     kind = spec.get("paramKind")
-    return [_name(obj), len(spec.get("validations") or spec.get("mutations") or ()),
+    return [name_of(obj), len(spec.get("validations") or spec.get("mutations") or ()),
             "<unset>" if kind is None else f"{kind.get('apiVersion') or ''}/{kind.get('kind') or ''}", age(obj, now_s)]
 
 
@@ -242,7 +242,7 @@ def policy_binding_cells(obj: Object, now_s: float) -> list[Any]:
             text = f"{ref.get('namespace') or '*'}/{ref['name']}"
         elif ref.get("selector") is not None:
             text = _go_selector(ref["selector"])
-    return [_name(obj), spec.get("policyName") or "", text, age(obj, now_s)]
+    return [name_of(obj), spec.get("policyName") or "", text, age(obj, now_s)]
 
 
 FLOW_SCHEMA = (
@@ -256,7 +256,7 @@ def flow_schema_cells(obj: Object, now_s: float) -> list[Any]:
     spec = spec_of(obj)
     method = spec.get("distinguisherMethod")
     missing = next((c.get("status") or "" for c in status_of(obj).get("conditions") or () if c.get("type") == "Dangling"), "?")
-    return [_name(obj), (spec.get("priorityLevelConfiguration") or {}).get("name") or "", spec.get("matchingPrecedence") or 0,
+    return [name_of(obj), (spec.get("priorityLevelConfiguration") or {}).get("name") or "", spec.get("matchingPrecedence") or 0,
             "<none>" if method is None else method.get("type") or "", age(obj, now_s), missing]
 
 
@@ -273,7 +273,7 @@ def priority_level_cells(obj: Object, now_s: float) -> list[Any]:
     limited = spec.get("limited")
     queuing = ((limited or {}).get("limitResponse") or {}).get("queuing")
     queues = ["<none>"] * 3 if queuing is None else [queuing.get(k) or 0 for k in ("queues", "handSize", "queueLengthLimit")]
-    return [_name(obj), spec.get("type") or "", "<none>" if limited is None else limited.get("nominalConcurrencyShares") or 0, *queues,
+    return [name_of(obj), spec.get("type") or "", "<none>" if limited is None else limited.get("nominalConcurrencyShares") or 0, *queues,
             age(obj, now_s)]
 
 
@@ -299,7 +299,7 @@ def certificate_signing_request_cells(obj: Object, now_s: float) -> list[Any]:
     text = "Denied" if "Denied" in types else "Approved" if "Approved" in types else "Pending"
     text += (",Failed" if "Failed" in types else "") + (",Issued" if status.get("certificate") else "")
     lifetime = spec.get("expirationSeconds")
-    return [_name(obj), age(obj, now_s), spec.get("signerName") or "<none>", spec.get("username") or "",
+    return [name_of(obj), age(obj, now_s), spec.get("signerName") or "<none>", spec.get("username") or "",
             "<none>" if lifetime is None else human_duration(lifetime), text]
 
 
@@ -307,7 +307,7 @@ LEASE = (NAME, text_column("Holder", "@coordination.v1.LeaseSpec.holderIdentity"
 
 
 def lease_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), spec_of(obj).get("holderIdentity") or "", age(obj, now_s)]
+    return [name_of(obj), spec_of(obj).get("holderIdentity") or "", age(obj, now_s)]
 
 
 PRIORITY_CLASS = (
@@ -316,14 +316,14 @@ PRIORITY_CLASS = (
 
 
 def priority_class_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), obj.get("value") or 0, bool(obj.get("globalDefault")), age(obj, now_s), obj.get("preemptionPolicy") or ""]
+    return [name_of(obj), obj.get("value") or 0, bool(obj.get("globalDefault")), age(obj, now_s), obj.get("preemptionPolicy") or ""]
 
 
 RUNTIME_CLASS = (NAME, text_column("Handler", ""), AGE)
 
 
 def runtime_class_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), obj.get("handler") or "", age(obj, now_s)]
+    return [name_of(obj), obj.get("handler") or "", age(obj, now_s)]
 
 
 RESOURCE_CLAIM = (NAME, text_column("State", "A summary of the current state (allocated, pending, reserved, etc.)."), AGE)
@@ -337,7 +337,7 @@ def resource_claim_cells(obj: Object, now_s: float) -> list[Any]:
         states += ["allocated", "reserved"] if status.get("reservedFor") else ["allocated"]
     elif not deleted:
         states.append("pending")
-    return [_name(obj), ",".join(states), age(obj, now_s)]
+    return [name_of(obj), ",".join(states), age(obj, now_s)]
 
 
 RESOURCE_SLICE = (
@@ -347,7 +347,7 @@ RESOURCE_SLICE = (
 
 def resource_slice_cells(obj: Object, now_s: float) -> list[Any]:
     spec = spec_of(obj)
-    return [_name(obj), spec.get("nodeName") or "", spec.get("driver") or "", (spec.get("pool") or {}).get("name") or "", age(obj, now_s)]
+    return [name_of(obj), spec.get("nodeName") or "", spec.get("driver") or "", (spec.get("pool") or {}).get("name") or "", age(obj, now_s)]
 
 
 API_SERVICE = (
@@ -364,7 +364,7 @@ def api_service_cells(obj: Object, now_s: float) -> list[Any]:
         if text != "True" and available.get("reason"):
             text = f"{text} ({available['reason']})"
     where = "Local" if service is None else f"{service.get('namespace') or ''}/{service.get('name') or ''}"
-    return [_name(obj), where, text, age(obj, now_s)]
+    return [name_of(obj), where, text, age(obj, now_s)]
 
 
 TABLES: dict[tuple[str, str], Table] = {

@@ -8,7 +8,6 @@ from kubern.model.kinds.columns_core import (
     CONTAINERS,
     IMAGES,
     Table,
-    _name,
     containers_cells,
     labels_text,
     quantity_text,
@@ -16,6 +15,7 @@ from kubern.model.kinds.columns_core import (
 )
 from kubern.model.kinds.kind import Column
 from kubern.model.object import Object, controller_of, group_version
+from kubern.model.object import name as name_of
 from kubern.model.selector import from_label_selector
 from kubern.model.status import StatusError
 from kubern.model.table import AGE, NAME, age, human_duration, seconds_of, since
@@ -59,7 +59,7 @@ DEPLOYMENT = (
 
 def deployment_cells(obj: Object, now_s: float) -> list[Any]:
     spec, status = spec_of(obj), status_of(obj)
-    return [_name(obj), f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}", status.get("updatedReplicas") or 0,
+    return [name_of(obj), f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}", status.get("updatedReplicas") or 0,
             status.get("availableReplicas") or 0, age(obj, now_s), *containers_cells(spec.get("template")),
             selector_text(spec.get("selector"), "", "<invalid>")]
 
@@ -72,7 +72,7 @@ REPLICA_SET = (
 
 def replica_set_cells(obj: Object, now_s: float) -> list[Any]:
     spec, status = spec_of(obj), status_of(obj)
-    return [_name(obj), spec.get("replicas") or 0, status.get("replicas") or 0, status.get("readyReplicas") or 0, age(obj, now_s),
+    return [name_of(obj), spec.get("replicas") or 0, status.get("replicas") or 0, status.get("readyReplicas") or 0, age(obj, now_s),
             *containers_cells(spec.get("template")), selector_text(spec.get("selector"))]
 
 
@@ -81,7 +81,7 @@ STATEFUL_SET = (NAME, text_column("Ready", "Number of the pod with ready state")
 
 def stateful_set_cells(obj: Object, now_s: float) -> list[Any]:
     spec, status = spec_of(obj), status_of(obj)
-    return [_name(obj), f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}", age(obj, now_s),
+    return [name_of(obj), f"{status.get('readyReplicas') or 0}/{spec.get('replicas') or 0}", age(obj, now_s),
             *containers_cells(spec.get("template"))]
 
 
@@ -98,7 +98,7 @@ def daemon_set_cells(obj: Object, now_s: float) -> list[Any]:
     template = spec.get("template") or {}
     counts = [status.get(k) or 0 for k in ("desiredNumberScheduled", "currentNumberScheduled", "numberReady", "updatedNumberScheduled",
                                            "numberAvailable")]
-    return [_name(obj), *counts, labels_text((template.get("spec") or {}).get("nodeSelector")), age(obj, now_s),
+    return [name_of(obj), *counts, labels_text((template.get("spec") or {}).get("nodeSelector")), age(obj, now_s),
             *containers_cells(template), selector_text(spec.get("selector"))]
 
 
@@ -112,7 +112,7 @@ def controller_revision_cells(obj: Object, now_s: float) -> list[Any]:
         group, _ = group_version(owner.get("apiVersion") or "")
         kind = (owner.get("kind") or "").lower()
         text = f"{kind}.{group}/{owner.get('name')}" if group else f"{kind}/{owner.get('name')}"
-    return [_name(obj), text, obj.get("revision") or 0, age(obj, now_s)]
+    return [name_of(obj), text, obj.get("revision") or 0, age(obj, now_s)]
 
 
 JOB = (
@@ -143,7 +143,7 @@ def job_cells(obj: Object, now_s: float) -> list[Any]:
     start = seconds_of(status["startTime"]) if status.get("startTime") else None
     end = seconds_of(status["completionTime"]) if status.get("completionTime") else None
     duration = "" if start is None else human_duration((now_s if end is None else end) - start)
-    return [_name(obj), _job_status(obj), completions, duration, age(obj, now_s), *containers_cells(spec.get("template")),
+    return [name_of(obj), _job_status(obj), completions, duration, age(obj, now_s), *containers_cells(spec.get("template")),
             selector_text(spec.get("selector"))]
 
 
@@ -159,7 +159,7 @@ def cron_job_cells(obj: Object, now_s: float) -> list[Any]:
     job = (spec.get("jobTemplate") or {}).get("spec") or {}
     last = status.get("lastScheduleTime")
     zone = spec.get("timeZone")
-    return [_name(obj), spec.get("schedule") or "", "<none>" if zone is None else zone, bool_text(spec.get("suspend")),
+    return [name_of(obj), spec.get("schedule") or "", "<none>" if zone is None else zone, bool_text(spec.get("suspend")),
             len(status.get("active") or ()), since(last, now_s) if last else "<none>", age(obj, now_s),
             *containers_cells(job.get("template")), selector_text(job.get("selector"))]
 
@@ -175,7 +175,7 @@ POD_DISRUPTION_BUDGET = (
 def pod_disruption_budget_cells(obj: Object, now_s: float) -> list[Any]:
     spec = spec_of(obj)
     low, high = spec.get("minAvailable"), spec.get("maxUnavailable")
-    return [_name(obj), "N/A" if low is None else str(low), "N/A" if high is None else str(high),
+    return [name_of(obj), "N/A" if low is None else str(low), "N/A" if high is None else str(high),
             status_of(obj).get("disruptionsAllowed") or 0, age(obj, now_s)]
 
 
@@ -219,7 +219,7 @@ def horizontal_pod_autoscaler_cells(obj: Object, now_s: float) -> list[Any]:
     texts = [_metric_text(m, statuses[i] if i < len(statuses) else None) for i, m in enumerate(spec.get("metrics") or ())]
     metrics = ", ".join(texts[:2]) + (f" + {len(texts) - 2} more..." if len(texts) > 2 else "") if texts else "<none>"
     low = spec.get("minReplicas")
-    return [_name(obj), f"{target.get('kind') or ''}/{target.get('name') or ''}", metrics, "<unset>" if low is None else str(low),
+    return [name_of(obj), f"{target.get('kind') or ''}/{target.get('name') or ''}", metrics, "<unset>" if low is None else str(low),
             spec.get("maxReplicas") or 0, status.get("currentReplicas") or 0, age(obj, now_s)]
 
 
@@ -229,7 +229,7 @@ SCALE = (
 
 
 def scale_cells(obj: Object, now_s: float) -> list[Any]:
-    return [_name(obj), spec_of(obj).get("replicas") or 0, status_of(obj).get("replicas") or 0, age(obj, now_s)]
+    return [name_of(obj), spec_of(obj).get("replicas") or 0, status_of(obj).get("replicas") or 0, age(obj, now_s)]
 
 
 TABLES: dict[tuple[str, str], Table] = {
