@@ -128,15 +128,9 @@ async def create_all(server: Server) -> None:
 
 async def _more(server: Server) -> None:
     """Flow control defaults and the APIService of every group version."""
-    try:
-        from kubern.model.kinds.flowcontrol import DEFAULTS  # type: ignore[attr-defined]
-    except ImportError:
-        defaults: list[Object] = []
-    else:
-        defaults = list(DEFAULTS)
-    for obj in defaults:
-        await _ensure(server, obj)
-    for obj in api_services(server):
+    from kubern.model.kinds.flow_defaults import DEFAULTS
+
+    for obj in (*DEFAULTS, *api_services(server)):
         await _ensure(server, obj)
 
 

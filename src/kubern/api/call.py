@@ -5,6 +5,7 @@ What every verb needs travels here: who, what, in which form to answer, which wa
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,10 @@ def encode(obj: Object, accept: Accept) -> tuple[bytes, str]:
     if accept.media == YAML:
         return to_yaml(obj), YAML
     if accept.media == PROTOBUF:
-        try:
-            from kubern.model.protobuf import from_json
+        from kubern.model.protobuf import from_json
 
+        with contextlib.suppress(ValueError, KeyError):
             return from_json(obj), PROTOBUF
-        except (ImportError, ValueError, KeyError):
-            pass
     return orjson.dumps(obj, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE if accept.pretty else orjson.OPT_APPEND_NEWLINE), JSON
 
 

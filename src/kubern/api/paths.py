@@ -72,7 +72,9 @@ async def respond(server: Server, request: Request, user: User) -> Response:
     if path in ("/.well-known/openid-configuration", "/openid/v1/jwks"):
         return _issuer(server, path)
     if head in ("api", "apis", "openapi"):
-        found = await _documents(server, request)
+        from kubern.api import discovery
+
+        found = await discovery.respond(server, request)
         if found is not None:
             return found
     if path in ("/", ""):
@@ -83,14 +85,6 @@ async def respond(server: Server, request: Request, user: User) -> Response:
     if special is not None:
         return await special(request, user)
     return not_found()
-
-
-async def _documents(server: Server, request: Request) -> Response | None:
-    try:
-        from kubern.api import discovery
-    except ImportError:
-        return None
-    return await discovery.respond(server, request)
 
 
 def version() -> dict[str, str]:

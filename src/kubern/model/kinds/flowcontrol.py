@@ -10,7 +10,7 @@ import math
 from kubern.model import names
 from kubern.model.invalid import FieldError, duplicate, forbidden, invalid, not_supported, required
 from kubern.model.kinds.checks import Errors, form, keep, keep_status, listed, messages, same, zero_status
-from kubern.model.kinds.flow_defaults import DEFAULTS, MANDATORY_LEVELS, MANDATORY_SCHEMAS
+from kubern.model.kinds.flow_defaults import MANDATORY_LEVELS, MANDATORY_SCHEMAS
 from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.object import Object
 
@@ -304,4 +304,3 @@ KINDS: KindTable = {
         validate=listed(validate_level), validate_update=listed(validate_level), validate_status=listed(validate_status),
         has_generation=True),
 }
-__all__ = ["DEFAULTS", "KINDS"]
