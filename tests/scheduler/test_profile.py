@@ -96,7 +96,6 @@ def test_weights_and_a_profile_of_few_scores() -> None:
     ("profiles: [{pluginConfig: [{name: PodTopologySpread, args: {defaultingType: List, defaultConstraints: [{topologyKey: zone, labelSelector: {}}]}}]}]",
      "constraint must not define a selector, as they deduced for each pod"),
     ("profiles: [{pluginConfig: [{name: VolumeBinding, args: {bindTimeoutSeconds: -1}}]}]", "should not be a negative value"),
-    ("profiles: [{pluginConfig: [{name: DynamicResources, args: {bindingTimeout: 1.2.3s}}]}]", "must be at least 1 second"),
     ("profiles: [{pluginConfig: [{name: NodeAffinity, args: {addedAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {}}}}]}]", "Required value"),
     ("profiles: [{pluginConfig: [{name: NodeResourcesBalancedAllocation, args: {resources: [{name: cpu, weight: 2}]}}]}]", "must be 1"),
     ("profiles: [{plugins: {score: {enabled: [{name: EBSLimits}]}}}]", "was invalid in version"),

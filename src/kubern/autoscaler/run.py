@@ -25,7 +25,7 @@ from kubern.model.intent import Emit
 from kubern.model.object import Object, condition, deleting, meta
 from kubern.model.resources import by_kind
 from kubern.model.status import StatusError
-from kubern.model.time import duration_text, seconds_of
+from kubern.model.time import seconds_of
 from kubern.scheduler import claims, volumes
 from kubern.scheduler.grow import Expander, Group, Growth, Size, daemon_pods, expander, grow, is_daemon, template_node
 from kubern.scheduler.pick import Extra
@@ -302,7 +302,7 @@ class Autoscaler:
                 self.backoff.pop(group, None)
             elif now - at > self.timings.max_node_provision_time_s:
                 del self.requested[name]
-                self._failed(group, f"Nodes added to group {group} failed to register within {duration_text(int((now - at) * 1e9))}", "ScaleUpTimedOut")
+                self._failed(group, f"Nodes added to group {group} failed to register within {_go_duration(now - at)}", "ScaleUpTimedOut")
                 self._delete(name, None)
 
     # --- down ---------------------------------------------------------------------------------------------------------
@@ -524,3 +524,8 @@ def _priorities(text: str) -> dict[int, list[str]]:
         log.warning("%s: %s", PRIORITIES, e)
         return {}
     return out
+
+
+def _go_duration(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{rest:.9f}".rstrip("0").rstrip(".") + "s" if minutes else f"{rest:.9f}".rstrip("0").rstrip(".") + "s"

@@ -22,7 +22,7 @@ from kubern.model.object import Key, Object, condition, deleting, key, meta, nam
 from kubern.model.quantity import milli, of_milli
 from kubern.model.selector import Selector, from_label_selector, parse_labels
 from kubern.model.status import StatusError
-from kubern.model.time import duration_s, rfc3339, seconds_of
+from kubern.model.time import rfc3339, seconds_of
 from kubern.model.view import View
 
 HPAS = "horizontalpodautoscalers.autoscaling"
@@ -120,7 +120,7 @@ class _Pass:
             containers = [c for c in m.get("containers") or () if not container or c.get("name") == container]
             usage = [(c.get("usage") or {}).get(resource) for c in containers]
             if usage and all(u is not None for u in usage):
-                out[name(m)] = _Sample(sum(milli(str(u)) for u in usage), seconds_of(m.get("timestamp")), _window(m.get("window")))
+                out[name(m)] = _Sample(sum(milli(str(u)) for u in usage), seconds_of(m.get("timestamp")), _duration(m.get("window")))
         return out
 
     def _custom(self, path: str, query: dict[str, list[str]]) -> Generator[Any, Any, list[dict[str, Any]]]:
@@ -443,12 +443,15 @@ def _reach(failed: Failed, resource: str) -> str:
     return f"the server could not find the requested resource (get {resource})" if failed.code == 404 else failed.message
 
 
-def _window(text: str | None) -> float:
-    """Seconds that a sample covers."""
-    try:
-        return duration_s(text or "0") or WINDOW_S
-    except ValueError:
-        return WINDOW_S
+def _duration(text: str | None) -> float:
+    total, number = 0.0, ""
+    for c in text or "":
+        if c.isdigit() or c == ".":
+            number += c
+        elif number:
+            total += float(number) * {"h": 3600, "m": 60, "s": 1}.get(c, 0)
+            number = ""
+    return total or WINDOW_S
 
 
 def _request(pod: Object, resource: str, container: str) -> int:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kubern.model.time import duration_text
-
 INITIAL_S = 10.0
 MAX_S = 300.0
 CLOCK_SET_BACK_S = 5.0         # what lies further ahead than this was stamped by a clock that has been set back since
@@ -56,4 +54,8 @@ class Backoff:
 
 def go_duration(seconds: float) -> str:
     """Whole seconds as Go prints a Duration: 10s, 1m20s, 5m0s."""
-    return duration_text(int(seconds) * 10**9)
+    s = int(seconds)
+    h, m, s = s // 3600, s % 3600 // 60, s % 60
+    if h:
+        return f"{h}h{m}m{s}s"
+    return f"{m}m{s}s" if m else f"{s}s"

@@ -6,13 +6,14 @@ or a value that cannot be carried out here, is an error that names it. Upstream:
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kubern.model import quantity
-from kubern.model.time import duration_s
 
 API_VERSION, KIND = "kubelet.config.k8s.io/v1beta1", "KubeletConfiguration"
 
@@ -148,15 +149,18 @@ class Configuration:
         return sum(s for _, s in self.shutdown)
 
 
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
 def seconds(text: Any, name: str) -> float:
-    """A Go duration, not a negative one: 1m30s."""
-    try:
-        found = duration_s(str(text))
-    except ValueError:
-        found = -1.0
-    if found < 0:
+    """A Go duration: 1m30s."""
+    if text in ("0", 0):
+        return 0.0
+    parts = _DURATION.findall(str(text))
+    if not parts or "".join(n + u for n, u in parts) != str(text):
         raise BadConfiguration(f"{name}: {text!r} is no duration")
-    return found
+    return math.fsum(float(n) * _UNITS[u] for n, u in parts)
 
 
 def read(paths: Iterable[str]) -> tuple[Configuration, dict[str, Any]]:

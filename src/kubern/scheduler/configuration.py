@@ -6,13 +6,13 @@ Plugins that are not upstream's do not exist. Upstream: pkg/scheduler/apis/confi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kubern.model.invalid import FieldError, duplicate, forbidden, invalid, not_supported, required
 from kubern.model.kinds.labels import validate_label_name
 from kubern.model.kinds.placement import validate_node_selector, validate_node_selector_term
-from kubern.model.time import duration_s
 from kubern.scheduler.extended import is_extended
 from kubern.scheduler.profile import ARGS, DEFAULT, FILTERING, PLUGINS, STANDARD, WEIGHTS, Args, Configuration, ExtenderSpec, Profile, Strategy
 
@@ -20,6 +20,7 @@ API_VERSION = "kubescheduler.config.k8s.io/v1"
 POINTS = ("preEnqueue", "queueSort", "preFilter", "filter", "postFilter", "preScore", "score", "reserve", "permit", "preBind", "bind", "postBind", "multiPoint")
 STRATEGIES = ("LeastAllocated", "MostAllocated", "RequestedToCapacityRatio")
 REMOVED = ("AzureDiskLimits", "CinderLimits", "EBSLimits", "GCEPDLimits")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 Errors = Iterator[FieldError]
 
 # What may stand where: {field: type or the table of what is below}; a list of one table is a list of such.
@@ -278,9 +279,9 @@ def _volumes(args: Mapping[str, Any], at: str) -> Errors:
 
 
 def _devices(args: Mapping[str, Any], at: str) -> Errors:
-    if (text := args.get("filterTimeout")) is not None and ((found := _seconds(text)) is None or found < 0):
+    if (text := args.get("filterTimeout")) is not None and (_seconds(text) is None or _seconds(text, 0) < 0):
         yield invalid(f"{at}.filterTimeout", text, "must be zero or positive")
-    if (text := args.get("bindingTimeout")) is not None and ((found := _seconds(text)) is None or found < 1):
+    if (text := args.get("bindingTimeout")) is not None and (_seconds(text) is None or _seconds(text, 0) < 1):
         yield invalid(f"{at}.bindingTimeout", text, "must be at least 1 second")
 
 
@@ -311,12 +312,11 @@ def _extenders(given: Sequence[Mapping[str, Any]]) -> Errors:
 
 # --- what it comes to -----------------------------------------------------------------------------------------------------
 
-def _seconds(text: str) -> float | None:
-    """A duration; None for what is none."""
-    try:
-        return duration_s(text)
-    except ValueError:
-        return None
+def _seconds(text: str, otherwise: float | None = None) -> Any:
+    """A Go duration."""
+    if not re.fullmatch(r"([0-9.]+(ns|us|µs|ms|s|m|h))+", text):
+        return otherwise
+    return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", text))
 
 
 def _profile(p: Mapping[str, Any], left_out: frozenset[str]) -> Profile:
@@ -365,11 +365,11 @@ def _arguments(args: Mapping[str, Mapping[str, Any]], left_out: frozenset[str]) 
         candidates_share=int(preemption.get("minCandidateNodesPercentage", 10)) / 100,
         candidates_min=int(preemption.get("minCandidateNodesAbsolute", 100)),
         volume_bind_s=float((args.get("VolumeBinding") or {}).get("bindTimeoutSeconds", ARGS.volume_bind_s)),
-        device_bind_s=_seconds((args.get("DynamicResources") or {}).get("bindingTimeout") or "") or ARGS.device_bind_s)
+        device_bind_s=float(_seconds((args.get("DynamicResources") or {}).get("bindingTimeout") or "", ARGS.device_bind_s)))
 
 
 def _extender(e: Mapping[str, Any]) -> ExtenderSpec:
     return ExtenderSpec(
         e.get("urlPrefix") or "", e.get("filterVerb") or "", e.get("prioritizeVerb") or "", e.get("bindVerb") or "", e.get("preemptVerb") or "",
-        int(e.get("weight") or 0), max(0.0, _seconds(e.get("httpTimeout") or "") or 0.0) or 5.0, bool(e.get("nodeCacheCapable")),
+        int(e.get("weight") or 0), float(_seconds(e.get("httpTimeout") or "", 0) or 5.0), bool(e.get("nodeCacheCapable")),
         frozenset(r["name"] for r in e.get("managedResources") or ()), bool(e.get("ignorable")), e.get("tlsConfig") or {}, bool(e.get("enableHTTPS")))
