@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubern.model.time import duration_s
 from kubern.store.protocol import Unavailable
 
 PREFIX = b"k8s:enc:"
@@ -269,10 +267,14 @@ def _kms(body: Any, at: str, plugins: list[Any]) -> Key:
 def _timeout(text: Any, at: str) -> float:
     if text is None:
         return KMS_TIMEOUT_S
-    with contextlib.suppress(ValueError):
-        timeout_s = duration_s(str(text))
-        if timeout_s > 0:
-            return timeout_s
+    for unit, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0)):
+        number = str(text).removesuffix(unit)
+        if number != str(text):
+            try:
+                if float(number) > 0:
+                    return float(number) * factor
+            except ValueError:
+                continue
     raise BadConfiguration(f'{at}: Invalid value: "{text}": timeout should be a positive value')
 
 
