@@ -15,7 +15,7 @@ from kubern.model.invalid import quote
 S_NS = 10**9
 _UNITS_NS = {"ns": 1, "us": 1000, "µs": 1000, "μs": 1000, "ms": 10**6, "s": S_NS, "m": 60 * S_NS, "h": 3600 * S_NS}
 _PART = re.compile(r"(\d*)(?:\.(\d*))?(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
-_DURATION_CHARACTERS_MAX = 256
+_DURATION_MAX_NS = (1 << 63) - 1
 
 
 @lru_cache(maxsize=64)
@@ -48,13 +48,13 @@ def duration_ns(text: str) -> int:
     """Nanoseconds of "1h30m", "-1.5s", "0". Raises ValueError."""
     rest = text[1:] if text[:1] in ("+", "-") else text
     total = at = 0
-    while len(text) <= _DURATION_CHARACTERS_MAX and (m := _PART.match(rest, at)):
+    while m := _PART.match(rest, at):
         whole, fraction, unit = m[1], m[2] or "", _UNITS_NS[m[3]]
         if not (whole or fraction):
             break
         total += int(whole or "0") * unit + int(fraction or "0") * unit // 10 ** len(fraction)
         at = m.end()
-    if rest != "0" and (not at or at != len(rest)):
+    if rest != "0" and (not at or at != len(rest) or total > _DURATION_MAX_NS):
         raise ValueError(f"time: invalid duration {quote(text)}")
     return -total if text[:1] == "-" else total
 

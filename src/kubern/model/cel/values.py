@@ -190,12 +190,9 @@ def timestamp(text: str) -> Timestamp:
 def duration(text: str) -> Duration:
     """Go's ParseDuration."""
     try:
-        ns = duration_ns(text)
-        if abs(ns) > INT_MAX:
-            raise ValueError
+        return Duration(duration_ns(text))
     except ValueError:
         raise CelError("type conversion error from 'string' to 'google.protobuf.Duration'") from None
-    return Duration(ns)
 
 
 def show_double(value: float) -> str:
