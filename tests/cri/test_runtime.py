@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from kubern.kubelet.node import remove_cgroups
 from kubern.kubelet.runtime import CREATED, EXITED, RUNNING, Container, Runtime, RuntimeFailure
 from kubern.kubelet.simulated import SimulatedRuntime, act
 from tests.real.cluster import Cluster, missing
 
 _names = itertools.count()
 REAL = [pytest.mark.real, pytest.mark.slow]
+CGROUP = "/kubern-cri-test"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,7 @@ def socket() -> Iterator[str]:
         os.kill(agent, signal.SIGCONT)
     finally:
         cluster.down()
+        remove_cgroups(CGROUP)
 
 
 @pytest.fixture(params=["simulated", pytest.param("containerd", marks=REAL)])
@@ -67,7 +70,7 @@ class Pod:
         self.config: dict[str, Any] = {"metadata": {"name": "p", "namespace": "n", "uid": self.uid, "attempt": 0}, "hostname": "p",
                                        "log_directory": str(home), "labels": {"io.kubernetes.pod.uid": self.uid, "io.kubernetes.pod.name": "p",
                                                                               "io.kubernetes.pod.namespace": "n"},
-                                       "linux": {"cgroup_parent": "/kubern-cri-test", "security_context": {}}}
+                                       "linux": {"cgroup_parent": CGROUP, "security_context": {}}}
         self.id = ""
 
     async def create(self, *command: str, name: str = "c", attempt: int = 0, **more: Any) -> str:
