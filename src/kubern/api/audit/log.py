@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ QUEUE_EVENTS_MAX = 20_000
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 BATCH_EVENTS_MAX = 500
 COMPLAIN_EVERY_S = 60.0
+MILLISECOND = timedelta(milliseconds=1)
 
 
 class Log:
@@ -49,6 +50,7 @@ class Log:
         self._wake = threading.Event()
         self._stop = False
         self._complained = 0.0
+        self._put_aside = datetime.min.replace(tzinfo=UTC)  # when the newest of the files put aside says it ends
         self._file: Any = None
         self._size = 0
         self._open()
@@ -127,17 +129,21 @@ class Log:
         """audit.log -> audit-2026-01-02T03-04-05.678.log; the oldest go."""
         self._file.close()
         path = Path(self.path)
-        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
-        target = path.with_name(f"{path.stem}-{stamp}{path.suffix}")
-        n = 0
-        while target.exists():
-            n += 1
-            target = path.with_name(f"{path.stem}-{stamp}-{n}{path.suffix}")
+        target = self._aside(path)
         path.rename(target)
         self._open()
         if self.compress:
             self._shrink(target)
         self._clean(path)
+
+    def _aside(self, path: Path) -> Path:
+        """A name that sorts behind those already given: within one millisecond the next one is taken."""
+        self._put_aside = max(datetime.now(UTC), self._put_aside + MILLISECOND)
+        while True:
+            target = path.with_name(f"{path.stem}-{self._put_aside.strftime('%Y-%m-%dT%H-%M-%S.%f')[:-3]}{path.suffix}")
+            if not target.exists() and not target.with_name(target.name + ".gz").exists():
+                return target
+            self._put_aside += MILLISECOND
 
     @staticmethod
     def _shrink(path: Path) -> None:
