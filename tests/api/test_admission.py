@@ -273,3 +273,30 @@ async def test_devices_for_administrators_are_for_labelled_namespaces():
     granted = {**claim, "status": {"allocation": {"devices": {"results": [{"request": "r", "adminAccess": True}]}}}}
     assert "status.allocation.devices.results[0].adminAccess" in (await cluster.run(claims, granted, claim, sub="status"))[0]
     assert not isinstance((await cluster.run(claims, granted, granted, sub="status"))[0], str)
+
+
+@pytest.mark.parametrize(("declared", "change", "missing"), [
+    ([], {}, ""),
+    ([], {"resources": {"requests": {"cpu": "1"}}}, "InPlacePodLevelResourcesVerticalScaling"),
+    (["InPlacePodLevelResourcesVerticalScaling"], {"resources": {"requests": {"cpu": "1"}}}, ""),
+    ([], {"initContainers": [{"name": "i", "resources": {"requests": {"cpu": "1"}}}]}, "InPlacePodVerticalScalingInitContainers"),
+])
+@pytest.mark.parametrize("sub", ["", "resize"])
+async def test_a_bound_pod_is_not_changed_into_what_its_node_cannot_run(declared: list[str], change: Object, missing: str, sub: str) -> None:
+    c = Cluster()
+    c.add("nodes", "", "w1", status={"declaredFeatures": declared, "allocatable": {"cpu": "8", "memory": "8Gi"}})
+    old = pod(nodeName="w1", initContainers=[{"name": "i"}])
+    got, _ = await c.run("pods", {**old, "spec": {**old["spec"], **change}}, old, sub=sub)
+    if missing:
+        assert got == f'pods "p" is forbidden: pod update requires features {missing} which are not available on node "w1"'
+    else:
+        assert isinstance(got, dict)
+
+
+async def test_a_sidecar_is_resized_without_a_declared_feature() -> None:
+    c = Cluster()
+    c.add("nodes", "", "w1", status={"allocatable": {"cpu": "8", "memory": "8Gi"}})
+    old = pod(nodeName="w1", initContainers=[{"name": "i", "restartPolicy": "Always"}])
+    new = pod(nodeName="w1", initContainers=[{"name": "i", "restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}}])
+    got, _ = await c.run("pods", new, old, sub="resize")
+    assert isinstance(got, dict)
