@@ -66,6 +66,7 @@ class Context:
     mirrors: Mirrors | None = None
     units: list[Unit] = field(default_factory=list)
     hollow: Hollow | None = None
+    began_s: float = field(default_factory=time.time)
 
     def client(self, user: User, agent: str = "kubern") -> Client:
         """The API as this user, in process."""
@@ -280,7 +281,7 @@ async def nodes(ctx: Context) -> AsyncIterator[None]:
         return
     async with registry(ctx), routes(ctx), names_of_the_world(ctx):
         names = await asyncio.to_thread(start_units, ctx)
-        await nodes_ready(ctx, names)
+        await nodes_ready(ctx, names, ctx.began_s)
         ctx.tell(f"nodes ready: {', '.join(names)}")
         yield                                                # units go on without us: pods keep serving
 
@@ -584,17 +585,21 @@ def start_units(ctx: Context) -> list[str]:
     return wanted
 
 
-async def nodes_ready(ctx: Context, names: list[str]) -> None:
-    """Wait until all these Nodes are Ready."""
+async def nodes_ready(ctx: Context, names: list[str], since_s: float = 0.0) -> None:
+    """Wait until all these Nodes are Ready, and were heard of after `since_s`: a status may be of a node that died since."""
     from kubern.model.object import condition
     from kubern.model.resources import by_kind
+    from kubern.model.time import micro
 
-    mirrors_client = ctx.client(MASTERS)
-    row = by_kind[("v1", "Node")]
+    client = ctx.client(MASTERS)
+    node, lease, since = by_kind[("v1", "Node")], by_kind[("coordination.k8s.io/v1", "Lease")], micro(since_s)
     async with asyncio.timeout(READY_TIMEOUT_S):
         while True:
-            items, _ = await mirrors_client.list(row)
+            items, _ = await client.list(node)
             ready = {n["metadata"]["name"] for n in items if (condition(n, "Ready") or {}).get("status") == "True"}
+            if since_s and ready >= set(names):
+                leases, _ = await client.list(lease, "kube-node-lease")
+                ready &= {x["metadata"]["name"] for x in leases if (x["spec"].get("renewTime") or "") >= since}
             if ready >= set(names):
                 return
             await asyncio.sleep(0.05)

@@ -45,6 +45,12 @@ def test_names_fit_the_kernels_limit() -> None:
     assert len(fabric.bridge_name(c)) <= 15 and len(fabric.veth_name(c, 4999)) <= 15
 
 
+def test_hardware_addresses_stay_and_are_one_interfaces_own() -> None:
+    found = [fabric.hardware_address(c, end) for c in ("abcde", "abcdf") for end in ("bridge", "0", "1")]
+    assert len(set(found)) == 6 and all(a.startswith("02:") and len(a) == 17 for a in found)
+    assert fabric.hardware_address("abcde", "1") == found[2]
+
+
 def test_fabric_addresses() -> None:
     f = fabric.Fabric("abcde", "kn-abcde", "172.30.3.0/24")
     assert (f.gateway, f.address(0), f.address(1), f.prefix) == ("172.30.3.1", "172.30.3.11", "172.30.3.12", 24)

@@ -26,8 +26,9 @@ Apply = Callable[[str, Object], None]                   # (event type, object); 
 
 
 async def follow(client: Client, resource: Resource, replace: Replace, apply: Apply, *, namespace: str = "", labels: str = "",
-                 fields: str = "", metadata_only: bool = False, jitter: Callable[[], float] = random.random) -> None:
-    """Runs until cancelled. `replace` is called after each list, `apply` for each event after it."""
+                 fields: str = "", metadata_only: bool = False, jitter: Callable[[], float] = random.random,
+                 broken: Callable[[], None] = lambda: None) -> None:
+    """Runs until cancelled. `replace` is called after each list, `apply` for each event after it, `broken` when the server went away."""
     loop = asyncio.get_running_loop()
     revision = ""
     delay = 0.0
@@ -57,11 +58,14 @@ async def follow(client: Client, resource: Resource, replace: Replace, apply: Ap
             if e.code == 410 or e.reason in ("Expired", "Gone") or (e.code == 504 and "Too large resource version" in e.message):
                 revision = ""
             delay = min(max(delay * 2, BACKOFF_FIRST_S), BACKOFF_LAST_S)
+            if e.code == 503:
+                broken()
             if e.code not in (410, 503, 504):
                 log.warning("following %s: %s", resource.plural, e.message)
         except (OSError, EOFError) as e:
             delay = min(max(delay * 2, BACKOFF_FIRST_S), BACKOFF_LAST_S)
             log.info("following %s: %s", resource.plural, e)
+            broken()
         except Exception:                    # a follower that dies would leave its consumers with old news for ever
             log.exception("following %s", resource.plural)
             revision, delay = "", BACKOFF_LAST_S / 3

@@ -87,6 +87,13 @@ def veth_name(cluster: str, index: int) -> str:
     return f"kn-{cluster}-{index}"[:15]
 
 
+def hardware_address(cluster: str, end: str) -> str:
+    """Of the bridge, or of a node's interface: the same as long as the cluster lives. A bridge left to itself takes the least of its ports',
+    another one whenever a node comes or goes, and the others would speak to the old one until they ask again, a minute later."""
+    digits = hashlib.sha256(f"{cluster} {end}".encode()).hexdigest()
+    return ":".join(("02", *(digits[i:i + 2] for i in range(0, 10, 2))))
+
+
 def local_subnet(cluster: str) -> str:
     """The cluster's own /64 of unique local addresses: 40 bits made from its name."""
     digits = hashlib.sha256(cluster.encode()).hexdigest()[:10]
@@ -181,7 +188,8 @@ def ensure(cluster: str, saved: Path, pod_cidr: str = "", service_cidr: str = ""
     forwards = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
     subnet6 = local_subnet(cluster) if ":" in pods else ""
     fabric = Fabric(cluster, bridge, subnet, pods, _way_out_mtu() if forwards else MTU, subnet6)
-    lines = [] if show("link", "show", bridge) else [f"link add {bridge} type bridge forward_delay 0"]
+    mac = hardware_address(cluster, "bridge")
+    lines = [f"link set {bridge} address {mac}" if show("link", "show", bridge) else f"link add {bridge} address {mac} type bridge forward_delay 0"]
     lines += [f"addr replace {fabric.gateway}/{fabric.prefix} dev {bridge}", f"link set {bridge} mtu {fabric.mtu} up"]
     if subnet6:
         lines.append(f"addr replace {fabric.gateway6}/64 dev {bridge} nodad")
@@ -232,7 +240,8 @@ def attach(f: Fabric, index: int, pid: int) -> None:
     """A veth pair from the bridge into the network namespace of this process, as its eth0."""
     name = veth_name(f.cluster, index)
     batch([f"link del {name}"], force=True)
-    batch([f"link add {name} mtu {f.mtu} type veth peer name eth0 mtu {f.mtu} netns {pid}", f"link set {name} master {f.bridge} up"])
+    batch([f"link add {name} mtu {f.mtu} type veth peer name eth0 mtu {f.mtu} address {hardware_address(f.cluster, str(index))} netns {pid}",
+           f"link set {name} master {f.bridge} up"])
 
 
 def sync_routes(want: Mapping[str, str], within: Iterable[str] = ()) -> tuple[int, int]:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 NODES, LEASES = by_path["", "v1", "nodes"], by_path["coordination.k8s.io", "v1", "leases"]
 RENEWALS_A_LEASE = 4                   # upstream: 40 s, renewed every 10
+LEASE_RETRY_S = 1.0
 NOT_READY_CHECK_S = 0.3
 RUNTIME_CHECK_S, RUNTIME_RETRY_S = 5.0, 0.2
 OBSERVER_SILENCE_S = 180.0
@@ -51,6 +52,7 @@ class Presence:
         self.registered = asyncio.Event()
         self.pods_memory = 0                            # what all pods together may use, bytes; 0 = no limit
         self._nudged = asyncio.Event()
+        self._away = asyncio.Event()                    # the API server went: whoever comes wants to hear of us at once
         self._lease: Object | None = None
         self._cidrs: list[str] = []
 
@@ -193,7 +195,7 @@ class Presence:
                 self._node_took(node)
                 self._took_cidrs(node)
 
-        await follow(client, NODES, replaced, event, fields=f"metadata.name={self.kubelet.settings.name}")
+        await follow(client, NODES, replaced, event, fields=f"metadata.name={self.kubelet.settings.name}", broken=self._away.set)
 
     def _took_cidrs(self, node: Object) -> None:
         spec = node.get("spec") or {}
@@ -216,8 +218,12 @@ class Presence:
             except StatusError as e:
                 log.info("lease: %s", e.message)
                 self._lease = None
-                wait = 0.5 if e.code == 409 else 2.0
-            await asyncio.sleep(max(0.1, wait - (asyncio.get_running_loop().time() - began)))
+                wait = 0.5 if e.code == 409 else LEASE_RETRY_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.1, wait - (asyncio.get_running_loop().time() - began))):
+                    await self._away.wait()
+                    await asyncio.sleep(NOT_READY_CHECK_S)
+            self._away.clear()
 
     async def _renew(self) -> Object:
         client = self.kubelet.client
