@@ -560,24 +560,20 @@ def to_scale(entries: list[Entry] | None, path: tuple[str, ...], api_version: st
 
 
 def from_scale(entries: list[Entry] | None, scale_entries: list[Entry] | None, path: tuple[str, ...], api_version: str) -> list[Entry]:
-    """managedFields of the object after a write through its Scale: owners of the replicas are those of the Scale."""
+    """managedFields of the object after a write through its Scale: owners of the replicas are those of the Scale.
+
+    Who updates is told by his apiVersion too, so the Scale's entry is not his entry of the object: the replicas move to one of their own, and
+    entries that come so have no time."""
     where = tuple("f:" + p for p in path)
     one = fieldset.make([where])
     before = Managed.decode(entries) or Managed()
-    scale = Managed.decode(scale_entries) or Managed()
-    now_own: dict[Manager, Manager] = {}
-    for m in scale.fields:
-        now_own[(m[0], m[1], "" if m[1] == "Apply" else api_version, m[3])] = m
+    now_own = [m for m, fields in (Managed.decode(scale_entries) or Managed()).fields.items() if fieldset.contains(fields, ("f:spec", "f:replicas"))]
     out = Managed()
+    out.times = before.times
     for m, fields in before.fields.items():
-        if m not in now_own and before.versions[m] == api_version and fieldset.contains(fields, where):
-            out.set(m, fieldset.difference(fields, one), before.versions[m])
-        else:
-            out.set(m, fields, before.versions[m])
-        if m in before.times:
-            out.times[m] = before.times[m]
-    for m, source in now_own.items():
-        out.set(m, fieldset.sort(fieldset.union(out.fields.get(m, {}), one)), api_version)
-        if source in scale.times:
-            out.times[m] = scale.times[source]
+        stolen = m not in now_own and before.versions[m] == api_version and fieldset.contains(fields, where)
+        out.set(m, fieldset.difference(fields, one) if stolen else fields, before.versions[m])
+    for m in now_own:
+        if m not in out.fields:
+            out.set(m, one, api_version)
     return out.encode()

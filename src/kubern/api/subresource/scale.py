@@ -24,6 +24,7 @@ from kubern.model.status import invalid as invalid_status
 from kubern.model.time import rfc3339
 
 API_VERSION, KIND = "autoscaling/v1", "Scale"
+UNSET = -(1 << 31)                     # replicas that a custom resource does not have, while they are changed
 
 
 def _paths(call: Call) -> tuple[str, str, str]:
@@ -48,14 +49,16 @@ def _with(obj: Object, path: str, value: Any) -> Object:
     return {**obj, head: _with(below if isinstance(below, dict) else {}, rest, value) if rest else value}
 
 
-def scale_of(call: Call, obj: Object) -> Object:
-    """The Scale of a workload."""
+def scale_of(call: Call, obj: Object, unset: int | None = None) -> Object:
+    """The Scale of a workload. A custom resource without replicas has none, unless `unset` is to stand for them."""
     spec_path, status_path, selector_path = _paths(call)
     meta = obj["metadata"]
     out_meta = {k: meta[k] for k in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp") if meta.get(k)}
     replicas = _at(obj, spec_path)
     if replicas is None and call.served.custom is not None:
-        raise bad_request(f'the spec replicas field "{spec_path}" does not exist')
+        if unset is None:
+            raise bad_request(f'the spec replicas field "{spec_path}" does not exist')
+        replicas = unset
     status: Object = {"replicas": _at(obj, status_path) or 0}
     text = ""
     if call.served.custom is not None:
@@ -75,11 +78,14 @@ async def handle(call: Call) -> Response:
     accept = call.accept()
     method = call.request.method
     if method == "GET":
-        scale = scale_of(call, call.served.shown(find(call)))
+        item = find(call)
+        await call.served.ready((item,))
+        scale = scale_of(call, call.served.shown(item))
         if accept.convert == "Table":
             include = table.check_include(call.request.param("includeObject"))
             list_meta = {"resourceVersion": scale["metadata"].get("resourceVersion", "")}
-            scale = table.table(kind_of("autoscaling", KIND), [scale], list_meta, include, call.now_s, meta_version=f"meta.k8s.io/{accept.version}")
+            kind = kind_of("autoscaling", KIND) if call.served.custom is None else call.served.kind
+            scale = table.table(kind, [scale], list_meta, include, call.now_s, meta_version=f"meta.k8s.io/{accept.version}")
         elif accept.convert == "PartialObjectMetadata":
             scale = {"kind": accept.convert, "apiVersion": f"meta.k8s.io/{accept.version}", "metadata": scale["metadata"]}
         return answer(scale, accept)
@@ -91,9 +97,6 @@ async def handle(call: Call) -> Response:
         type_ = write.PATCH_TYPES.get(header, "")
         if not type_:
             raise router_unsupported_media_type()
-    if type_ == "apply" and call.served.custom is not None:
-        raise bad_request(f"failed to convert new object ({call.attributes.namespace}/{call.attributes.name}; {API_VERSION}, Kind={KIND}) to proper "
-                          f"version: request to convert CR to an invalid group/version: {API_VERSION}")
     options = write_options(call.request, "PatchOptions" if patching else "UpdateOptions", type_)
     given: Object | None = None
     if not patching:
@@ -110,7 +113,7 @@ async def handle(call: Call) -> Response:
 
     def build(live: Object | None) -> Object:
         assert live is not None
-        before = scale_of(call, live)
+        before = scale_of(call, live, UNSET)
         owned = fields.to_scale(live["metadata"].get("managedFields"), where, row.api_version)
         tracked = {**before, "metadata": {**before["metadata"], "managedFields": owned}}
         after: Object
@@ -120,7 +123,11 @@ async def handle(call: Call) -> Response:
                 call.warn(w)
             after = fields.apply(tracked, applied, options.manager, options.force, API_VERSION, rfc3339(call.now_s), "scale", schema,
                                  reset={}, kind=KIND)
-            if not (applied.get("metadata") or {}).get("resourceVersion"):
+            given_meta = applied.get("metadata") or {}
+            if call.served.custom is not None and after["spec"] != before["spec"]:       # upstream has no way back from a Scale to it
+                raise bad_request(f"failed to convert new object ({given_meta.get('namespace') or ''}/{given_meta.get('name') or ''}; {API_VERSION}, "
+                                  f"Kind={KIND}) to proper version: request to convert CR to an invalid group/version: {API_VERSION}")
+            if not given_meta.get("resourceVersion"):
                 after["metadata"].pop("resourceVersion", None)
         elif patching:
             from kubern.model.patch import patched
@@ -139,6 +146,8 @@ async def handle(call: Call) -> Response:
             raise conflict(row.group, row.plural, call.attributes.name,
                            f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {live['metadata'].get('uid')}")
         replicas = (after.get("spec") or {}).get("replicas") or 0
+        if replicas == UNSET and call.served.custom is not None:
+            raise bad_request(f'the spec replicas field "{spec_path}" cannot be empty')
         if replicas < 0 and call.served.custom is None:
             raise invalid_status("autoscaling", KIND, call.attributes.name,
                                  [invalid.invalid("spec.replicas", replicas, "must be greater than or equal to 0")])
@@ -153,4 +162,6 @@ async def handle(call: Call) -> Response:
 
     kind = call.served.kind
     value, revision, _ = await write.modify(call, build, options, subresource="scale", tracked=True, prepare=write.as_main(kind), check=kind.validate_update)
-    return answer(scale_of(call, call.served.shown(write.item_of(call, value, revision))), accept)
+    item = write.item_of(call, value, revision)
+    await call.served.ready((item,))
+    return answer(scale_of(call, call.served.shown(item), 0), accept)
