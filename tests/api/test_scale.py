@@ -38,7 +38,7 @@ async def foos(api: Api) -> Api:
                 "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": replicas, "status": replicas}}},
                 "additionalPrinterColumns": [{"name": "Wanted", "type": "integer", "jsonPath": ".spec.replicas"}]}]}})
     assert status == 201, made
-    while (await api("GET", FOOS))[0] != 200:
+    while (await api("GET", FOOS))[0] != 200:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     return api
 
