@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import http.server
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,11 @@ class Hook:
     def __init__(self, d: Path) -> None:
         self.asked: list[Object] = []
         self.broken = ""
+        self.change = lambda o: o                     # of every answered object
+        self.open = threading.Event()                 # answers are given while it is set
+        self.open.set()
+        self.called = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
         ca = pki.authority(d, "ca", "hooks")
         pki.serving(d, "hook", "hook", [], ["127.0.0.1"], ca)
         self.bundle = base64.b64encode(ca.cert).decode()
@@ -56,10 +63,12 @@ class Hook:
 
     def answer(self, request: Object) -> Object:
         self.asked.append(request)
+        self.loop.call_soon_threadsafe(self.called.set)
+        self.open.wait(20)
         if self.broken:
             return {"uid": request["uid"], "result": {"status": "Failure", "message": self.broken}}
         return {"uid": request["uid"], "result": {"status": "Success"}, "convertedObjects": [
-            self.convert(o, request["desiredAPIVersion"]) for o in request["objects"]]}
+            self.change(self.convert(o, request["desiredAPIVersion"])) for o in request["objects"]]}
 
     def convert(self, o: Object, to: str) -> Object:
         spec = o.get("spec") or {}
@@ -70,9 +79,10 @@ class Hook:
 
 
 @pytest.fixture
-def hook(tmp_path: Path) -> Iterator[Hook]:
+async def hook(tmp_path: Path) -> AsyncIterator[Hook]:
     h = Hook(tmp_path)
     yield h
+    h.open.set()
     h.server.shutdown()
     h.server.server_close()
 
@@ -152,6 +162,7 @@ async def test_fields_are_selected_in_the_version_that_is_asked_for(client: Clie
         items, _ = await client.list(ROWS[version], "default", fields=selector)
         assert [o["metadata"]["name"] for o in items] == wanted, selector
 
+
 async def test_another_version_becomes_the_stored_one(client: Client) -> None:
     await client.create(foo("v1", "old", a="x-1"))
     crd = await client.get(CRDS, "", "foos.example.com")
@@ -162,3 +173,68 @@ async def test_another_version_becomes_the_stored_one(client: Client) -> None:
     assert (await client.get(CRDS, "", "foos.example.com"))["status"]["storedVersions"] == ["v1", "v2"]
     assert [o["spec"] for o in (await client.list(ROWS["v2"], "default"))[0]] == [{"name": "y", "number": 2}, {"name": "x", "number": 1}]
     assert [o["spec"] for o in (await client.list(ROWS["v1"], "default"))[0]] == [{"a": "y-2"}, {"a": "x-1"}]
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"apiVersion": "example.com/v3"}, "returned invalid object at index 0: invalid groupVersion (expected example.com/v2, received example.com/v3)"),
+    ({"kind": "Bar"}, "returned invalid object at index 0: invalid kind (expected Foo, received Bar)"),
+    ({"metadata": {"name": "b", "namespace": "default"}}, "returned invalid object: must have the same name: a != b"),
+    ({"metadata": {"name": "a", "namespace": "default", "labels": {"x": 1}}},
+     "returned invalid metadata: metadata.labels[x] must be a string, but is int64 in converted object"),
+])
+async def test_what_a_webhook_may_not_answer(hook: Hook, client: Client, change: Object, text: str) -> None:
+    made = await client.create(foo("v1", "a", a="x-1"))
+    if "metadata" in change:
+        change = {"metadata": {"uid": made["metadata"]["uid"], **change["metadata"]}}
+    hook.change = lambda o: {**o, **change}
+    with pytest.raises(StatusError) as e:
+        await client.get(ROWS["v2"], "default", "a")
+    assert (e.value.code, e.value.message) == (500, f"conversion webhook for example.com/v1, Kind=Foo {text}")
+
+
+async def test_everybody_else_goes_on_while_a_webhook_thinks(hook: Hook, client: Client) -> None:
+    await client.create(foo("v1", "a", a="x-1"))
+    hook.open.clear()
+    hook.called.clear()
+    waiting = [asyncio.ensure_future(client.get(ROWS["v2"], "default", "a")), asyncio.ensure_future(client.list(ROWS["v2"], "default")),
+               asyncio.ensure_future(client.create(foo("v2", "b", name="y", number=2)))]
+    await hook.called.wait()
+    assert (await client.get(ROWS["v1"], "default", "a"))["spec"] == {"a": "x-1"}
+    await client.create(foo("v1", "c", a="z-3"))
+    assert not any(w.done() for w in waiting)
+    hook.open.set()
+    one, (many, _), made = await asyncio.gather(*waiting)
+    assert one["spec"] == {"name": "x", "number": 1} and [o["metadata"]["name"] for o in many] == ["a"] and made["spec"]["number"] == 2
+
+
+async def _events(client: Client, version: str, count: int) -> list[tuple[str, str, Object]]:
+    out: list[tuple[str, str, Object]] = []
+    async for batch in client.watch(ROWS[version], "default"):
+        out += [(type_, o["metadata"]["name"], o["spec"]) for type_, o in batch]
+        if len(out) >= count:
+            break
+    return out
+
+
+async def test_a_watch_waits_for_the_webhook_alone_and_in_order(hook: Hook, client: Client) -> None:
+    await client.create(foo("v1", "a", a="x-1"))
+    v1, v2 = (asyncio.ensure_future(_events(client, v, 4)) for v in ("v1", "v2"))
+    await hook.called.wait()                      # the opening is being converted
+    hook.open.clear()
+    await client.create(foo("v1", "b", a="y-2"))
+    await client.update({**await client.get(ROWS["v1"], "default", "b"), "spec": {"a": "y-3"}})
+    await client.delete(ROWS["v1"], "default", "a")
+    assert [(t, n) for t, n, _ in await v1] == [("ADDED", "a"), ("ADDED", "b"), ("MODIFIED", "b"), ("DELETED", "a")]
+    assert not v2.done()
+    hook.open.set()
+    assert await v2 == [("ADDED", "a", {"name": "x", "number": 1}), ("ADDED", "b", {"name": "y", "number": 2}),
+                        ("MODIFIED", "b", {"name": "y", "number": 3}), ("DELETED", "a", {"name": "x", "number": 1})]
+
+
+async def test_a_watch_ends_where_its_webhook_fails(hook: Hook, client: Client) -> None:
+    hook.broken = "cannot"
+    watching = asyncio.ensure_future(_events(client, "v2", 1))
+    await asyncio.sleep(0)
+    await client.create(foo("v1", "a", a="x-1"))
+    with contextlib.suppress(StatusError):
+        assert [t for t, _, _ in await watching] == []

@@ -55,7 +55,7 @@ def value_of(obj: Object, version: str = "") -> bytes:
 class Item:
     """One object at one revision. Never changed, so a list may be read while writes go on."""
 
-    __slots__ = ("_index", "_parsed", "body", "created", "key", "name", "namespace", "revision", "version")
+    __slots__ = ("_index", "_parsed", "body", "created", "key", "name", "namespace", "revision", "shapes", "version")
 
     def __init__(self, key: str, body: bytes, revision: int, created: int) -> None:
         self.version = ""                        # in which a custom resource was written
@@ -70,6 +70,7 @@ class Item:
             self.namespace, self.name = "", key
         self._parsed: Object | None = None
         self._index: dict[str, str] | None = None
+        self.shapes: tuple[Any, dict[str, bytes]] | None = None      # what a conversion webhook made of it, by version: conversion.py
 
     @property
     def index(self) -> dict[str, str]:
@@ -173,7 +174,7 @@ class Collection:
             last = old.value if old else b'"name":""}}'
             item = Item(key, body_of(last, event.revision), event.revision, old.created if old else event.revision)
             if old is not None:
-                item._parsed = None
+                item.shapes = old.shapes
             change = Change("DELETED", item, old, event.revision)
         else:
             created = event.previous.create_revision if event.previous else event.revision

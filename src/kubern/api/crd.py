@@ -199,18 +199,6 @@ def _reader(schema: Object, api_version: str) -> Callable[[Object, Resource], Ob
     return read
 
 
-Read = Callable[[Object, Resource], Object]
-
-
-def _by_webhook(webhook: Webhook, read: Read, api_version: str) -> Read:
-    """How to read a version that only the definition's webhook knows to convert."""
-    return lambda obj, row: read(webhook.convert(obj, api_version), row)
-
-
-def _back(webhook: Webhook, stored: str, obj: Object, row: Resource) -> Object:
-    return webhook.convert(obj, stored)
-
-
 class Definitions:
     """The engine: rows in step with the definitions, their status, and the end of those deleted."""
 
@@ -219,6 +207,7 @@ class Definitions:
         self.collection = server.cache.collection(GROUP, PLURAL)
         self._installed: dict[str, dict[tuple[str, str, str], Any]] = {}      # definition -> its rows' keys and what they were made of
         self._schema_revision: dict[tuple[str, str, str], int] = {}           # row -> from which revision on its schema holds
+        self._webhooks: dict[str, tuple[Any, Webhook]] = {}
         self._due: dict[str, None] = {}
         self._wake = asyncio.Event()
         self.collection.listeners.insert(0, self._follow)
@@ -240,6 +229,7 @@ class Definitions:
         self._wake.set()
 
     def _forget(self, name: str) -> None:
+        self._webhooks.pop(name, None)
         for key in self._installed.pop(name, {}):
             self.server.rows.remove(*key)
 
@@ -258,13 +248,10 @@ class Definitions:
             if have.get(key) == made_of:
                 continue
             stored, read = f"{row.group}/{row.storage_version}", _reader(schema, row.api_version)
-            webhook = Webhook(self.server.cache, info.conversion, row.kind) if info.conversion is not None else None
+            webhook = self._webhook(info, row.kind)
             served = rows.install(row, kind, schema=partial(from_openapi, schema), custom=info, stored=(stored, row.kind) if webhook else None,
-                                  convert=_by_webhook(webhook, read, row.api_version) if webhook else read)
-            if webhook is not None:
-                if row.api_version != stored:
-                    served.encode = partial(_back, webhook, stored)
-                served.warm = partial(webhook.convert_all, to=row.api_version)
+                                  convert=read)
+            served.webhook = webhook
             if row.version == row.storage_version:
                 if key not in have or have[key][1] != schema or have[key][0].storage_version != row.version:
                     self._schema_revision[key] = item.revision
@@ -272,6 +259,16 @@ class Definitions:
         for key in have.keys() - wanted.keys():
             rows.remove(*key)
         self._installed[item.name] = wanted
+
+    def _webhook(self, info: Custom, kind: str) -> Webhook | None:
+        """The one webhook of a definition, whatever its versions."""
+        if info.conversion is None:
+            self._webhooks.pop(info.name, None)
+            return None
+        known = self._webhooks.get(info.name)
+        if known is None or known[0] != (info.conversion, kind):
+            known = self._webhooks[info.name] = ((info.conversion, kind), Webhook(self.server.cache, info.conversion, info.name, kind))
+        return known[1]
 
     # --- status and clean-up ---
 

@@ -41,6 +41,7 @@ async def delete(call: Call) -> Response:
     outcome, gone = await remove(call, item, options)
     status = 202 if not gone and options.orphan is False else 200
     if isinstance(outcome, Item):
+        await call.served.ready((outcome,))
         return answer_bytes(call.served.head + call.served.body(outcome) + b"\n", accept._replace(convert=""), status)
     return answer(outcome, accept, status)
 
@@ -71,9 +72,13 @@ async def remove(call: Call, item: Item, options: DeleteOptions) -> tuple[Item |
         grace = 1
     for _ in range(RACE_ATTEMPTS):
         live = served.stored(item)
+        old = live
+        if served.webhook is not None:
+            await served.ready((item,))
+            old = served.shown(item)
         meta = live["metadata"]
         _preconditions(call, meta, item.revision, options)
-        admission = server.admission_for(call, "DELETE", meta["name"], None, live, options.dry_run, options.raw)
+        admission = server.admission_for(call, "DELETE", meta["name"], None, old, options.dry_run, options.raw)
         # graceful: how long the object lives on; pending: it is being deleted already and nothing changes
         graceful = pending = changed = False
         seconds = 0
@@ -163,7 +168,7 @@ async def delete_collection(call: Call) -> Response:
     if o.everything:
         chosen, more = (candidates[:limit], len(candidates) > limit) if limit else (candidates, False)
     else:
-        chosen, more = _select(call, o, candidates, limit)
+        chosen, more = await _select(call, o, candidates, limit)
     revision = call.server.cache.revision
     todo = iter(chosen)
 
@@ -186,4 +191,6 @@ async def delete_collection(call: Call) -> Response:
     meta = b'%d"' % revision
     if more and chosen:
         meta += b',"continue":"%b"' % _encode_continue(revision, chosen[-1].name if call.namespace else chosen[-1].key).encode()
+    if form.whole:
+        await served.ready(chosen)
     return answer_bytes(form.list(chosen, meta + b"}"), accept)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -22,6 +22,9 @@ from kubern.model.object import Object
 from kubern.model.resource import Resource
 from kubern.model.status import StatusError, bad_request
 
+if TYPE_CHECKING:
+    from kubern.api.conversion import Webhook
+
 Converter = Callable[[Object, Resource], Object]     # a stored object with kind and apiVersion -> as the row shows it
 
 class Served:
@@ -34,8 +37,7 @@ class Served:
         self._schema_of, self._schema = schema, None
         self.convert = convert                       # None: the stored shape is the served one
         self.to_storage = to_storage
-        self.encode: Converter | None = None         # like to_storage, but the last thing before the store: everything else sees the row's shape
-        self.warm: Callable[[list[Object]], object] | None = None    # told what a list is about to convert
+        self.webhook: Webhook | None = None          # converts between this version and those of other items: `ready` before `shown` and `body`
         self.convert_before = 0                      # not 0: only what was written before this revision needs converting
         self.has_status = row.subresource("status") is not None
         self.custom = custom                         # what the CRD engine keeps with the row
@@ -55,18 +57,30 @@ class Served:
     def stored(self, item: Item) -> Object:
         """A fresh object as it was stored, with kind and apiVersion."""
         version = self.stored_api_version
-        if item.version and self.warm is not None:
+        if item.version and self.webhook is not None:
             version = f"{self.row.group}/{item.version}"
         return {"kind": self.stored_kind, "apiVersion": version, **item.parse()}
 
-    def kept(self, obj: Object) -> Object:
+    async def kept(self, obj: Object) -> Object:
         """An object of this row as the store keeps it."""
-        return obj if self.encode is None else self.encode(obj, self.row)
+        return obj if self.webhook is None else await self.webhook.shape(obj, self.stored_api_version)
+
+    async def ready(self, items: Iterable[Item]) -> None:
+        """Has items converted that only a webhook can convert, so that they can be shown. Raises StatusError where it fails."""
+        if self.webhook is not None:
+            await self.webhook.ready(items, self.stored_api_version, self.row.api_version)
 
     def shown(self, item: Item) -> Object:
         """A fresh object as this row shows it."""
-        obj = self.stored(item)
-        return self.convert(obj, self.row) if self.converts(item) and self.convert is not None else obj
+        if self.convert is None or not self.converts(item):
+            return self.stored(item)
+        shape = self.webhook.known(item, self.row.api_version) if self.webhook is not None else None
+        if shape is None:
+            return self.convert(self.stored(item), self.row)
+        obj: Object = orjson.loads(shape)
+        if item.revision:
+            obj["metadata"]["resourceVersion"] = str(item.revision)
+        return self.convert(obj, self.row)
 
     def converts(self, item: Item) -> bool:
         """Whether this item is shown otherwise than it is stored."""
@@ -100,6 +114,7 @@ class Form:
     """The plain form."""
 
     key: Any = "json"
+    whole = True                  # shows more of an object than its metadata
 
     def __init__(self, served: Served) -> None:
         self.served = served
@@ -111,9 +126,6 @@ class Form:
         """Pieces of the list object; `meta` is what follows resourceVersion's opening quote in the metadata."""
         s = self.served
         head = self.list_start(meta)
-        if s.warm is not None:
-            items = tuple(items)
-            s.warm([s.stored(i) for i in items if s.converts(i)])
         if s.convert is None:
             joined = (b"," + s.item_head).join([i.body for i in items])
         else:
@@ -164,6 +176,8 @@ _ZERO: dict[tuple[str, str], bytes] = {}
 
 class MetadataForm(Form):
     """PartialObjectMetadata."""
+
+    whole = False
 
     def __init__(self, served: Served, version: str, listing: bool) -> None:
         super().__init__(served)

@@ -345,6 +345,8 @@ class Server:
             coroutine.close()
             return None
         served, a, series = target
+        if served.webhook is not None:
+            return None
         try:
             if self.settings.authorization and not self.authorizer.authorize(a if user is a.user else a._replace(user=user)).allowed:
                 return None

@@ -80,6 +80,21 @@ WEBHOOKS = Histogram("apiserver_admission_webhook_admission_duration_seconds", "
                      "and broken out for each operation and API resource and type (validate or admit).",
                      ("name", "operation", "rejected", "type"), WEBHOOK_S)
 
+# Conversion webhooks of custom resources.
+CONVERSIONS = Histogram("apiserver_crd_conversion_webhook_duration_seconds", "[ALPHA] CRD webhook conversion duration in seconds",
+                        ("crd_name", "from_version", "to_version", "succeeded"), tuple(0.001 * 2**i for i in range(15)))
+CONVERSION_CALLS = Histogram("apiserver_conversion_webhook_duration_seconds", "[ALPHA] Conversion webhook request latency", ("failure_type", "result"),
+                             (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 45, 60))
+
+
+def _conversions() -> str:
+    if not CONVERSION_CALLS.series:
+        return ""
+    counts = [(zip(CONVERSION_CALLS.labels, labels, strict=True), sum(h[:-1])) for labels, h in CONVERSION_CALLS.series.items()]
+    return CONVERSIONS.text() + CONVERSION_CALLS.text() + family(
+        "apiserver_conversion_webhook_request_total", "counter",
+        "[ALPHA] Counter for conversion webhook requests with success/failure and failure error type", counts)
+
 
 def _go(n: float) -> str:
     return f"{n:g}"
@@ -181,7 +196,7 @@ class Metrics:
                    "version, resource, subresource, and removed_release.",
                    (((("group", g), ("removed_release", ""), ("resource", r), ("subresource", s), ("version", v)), 1)
                     for g, v, r, s in sorted(self.deprecated))),
-            _watches(server), _in_flight(server), STEPS.text(), PLUGINS.text(), WEBHOOKS.text(), _stored(server),
+            _watches(server), _in_flight(server), STEPS.text(), PLUGINS.text(), WEBHOOKS.text(), _conversions(), _stored(server),
             fairness_report.metrics(server.fairness), _reloads(server)]
         if server.audit is not None:
             pages += [family("apiserver_audit_event_total", "counter", "[ALPHA] Counter of audit events generated and sent to the audit backend.",

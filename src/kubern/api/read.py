@@ -60,6 +60,8 @@ async def get(call: Call) -> Response:
         if wanted > call.server.cache.revision:
             raise too_large(wanted, call.server.cache.revision)
     item = find(call)
+    if served.webhook is not None:
+        await served.ready((item,))
     if not accept.convert:
         return answer_bytes(served.head + served.body(item) + b"\n", accept)
     return answer_bytes(form_of(served, accept, request.param("includeObject"), listing=False).one(item), accept)
@@ -114,7 +116,7 @@ async def list_(call: Call, *, forced_watch: bool = False, name: str = "") -> Re
         return await _list_past(call, form, o, namespace, wanted, start, limit)
     revision = wanted if exact else cache.revision
     if not limit and not start and o.everything:
-        return answer_bytes(_whole(call, form, namespace, revision), accept)
+        return answer_bytes(await _whole(call, form, namespace, revision), accept)
     low, high = collection.span(namespace, start)
     items, order = collection.items, collection.order
     meta = b'%d"' % revision
@@ -124,9 +126,11 @@ async def list_(call: Call, *, forced_watch: bool = False, name: str = "") -> Re
         if end < high:
             meta += _more(revision, namespace, chosen[-1], high - end)
     else:
-        chosen, more = _select(call, o, [items[k] for k in order[low:high]], limit)
+        chosen, more = await _select(call, o, [items[k] for k in order[low:high]], limit)
         if more:
             meta += _more(revision, namespace, chosen[-1], None)
+    if form.whole:
+        await served.ready(chosen)
     return answer_bytes(form.list(chosen, meta + b"}"), accept)
 
 
@@ -138,15 +142,15 @@ def _more(revision: int, namespace: str, last: Item, remaining: int | None) -> b
     return out
 
 
-def _select(call: Call, o: ListOptions, candidates: list[Item], limit: int) -> tuple[list[Item], bool]:
+async def _select(call: Call, o: ListOptions, candidates: list[Item], limit: int) -> tuple[list[Item], bool]:
     """Items that match, at most `limit`, and whether there are more."""
     name = o.exact("metadata.name")
     if name is not None:
         candidates = [i for i in candidates if i.name == name]
     out: list[Item] = []
     served = call.served
-    if served.custom is not None and served.warm is not None and o.of_fields:
-        served.warm([served.stored(i) for i in candidates if served.converts(i)])
+    if o.of_fields:
+        await served.ready(candidates)
     for item in candidates:
         if served.selected(o, item, item._parsed or item.parse()):
             if limit and len(out) == limit:
@@ -155,20 +159,25 @@ def _select(call: Call, o: ListOptions, candidates: list[Item], limit: int) -> t
     return out, False
 
 
-def _whole(call: Call, form: Form, namespace: str, revision: int) -> list[bytes]:
+async def _whole(call: Call, form: Form, namespace: str, revision: int) -> list[bytes]:
     """All objects of a collection or namespace; the joined body is kept while nothing changes."""
     collection = call.served.collection
     meta = b'%d"}' % revision
     if type(form) is not Form:
-        return form.list(collection.range(namespace), meta)
+        items = collection.range(namespace)
+        if form.whole:
+            await call.served.ready(items)
+        return form.list(items, meta)
     key = (call.served.row.api_version, namespace)
     kept = call.server.lists.get((collection.prefix, *key))
     head = form.list_start(meta)
     if kept is not None and kept[0] == collection.changed and kept[1] is call.served:
         return [head, *kept[2]]
-    pieces = form.list(collection.range(namespace), meta)
+    changed, items = collection.changed, collection.range(namespace)
+    await call.served.ready(items)
+    pieces = form.list(items, meta)
     rest = [pieces[0][len(head):], *pieces[1:]]
-    call.server.keep_list((collection.prefix, *key), (collection.changed, call.served, rest), sum(map(len, rest)))
+    call.server.keep_list((collection.prefix, *key), (changed, call.served, rest), sum(map(len, rest)))
     return [head, *rest]
 
 
@@ -191,8 +200,10 @@ async def _list_past(call: Call, form: Form, o: ListOptions, namespace: str, rev
             raise StatusError(410, "Expired", "The resourceVersion for the provided list is too old.") from None
         except Future:
             raise too_large(revision, call.server.cache.revision) from None
-        for e in entries:
-            item = Item(e.key[len(collection.prefix):], body_of(e.value, e.revision), e.revision, e.create_revision)
+        found = [Item(e.key[len(collection.prefix):], body_of(e.value, e.revision), e.revision, e.create_revision) for e in entries]
+        if o.of_fields:
+            await call.served.ready(found)
+        for item in found:
             if selecting and not call.served.selected(o, item, item.parse()):
                 continue
             if limit and len(out) == limit:
@@ -209,6 +220,8 @@ async def _list_past(call: Call, form: Form, o: ListOptions, namespace: str, rev
             rest, _ = await call.server.store.list(prefix, start=prefix + (out[-1].name if namespace else out[-1].key) + "\0", revision=revision)
             remaining = len(rest)
         meta += _more(revision, namespace, out[-1], remaining)
+    if form.whole:
+        await call.served.ready(out)
     return answer_bytes(form.list(out, meta + b"}"), call.accept(True))
 
 

@@ -3,6 +3,7 @@
 Watchers of the same collection, namespace, selectors and form share a Channel: it selects each change once, makes its line once and joins
 the lines of a moment once; every member gets the same bytes. A change never waits for a watcher: one that cannot keep up is cut off
 and lists again. A watch opens with what it asked for (the state, or the changes since a revision) while live changes queue behind it.
+Custom resources that a webhook must convert first wait for it in their channel, in order; other channels go on.
 Rules: KEP-365 (bookmarks), KEP-3157 (sendInitialEvents), API concepts "Efficient detection of changes".
 Upstream: apiserver storage/cacher, endpoints/handlers/watch.go.
 """
@@ -22,12 +23,13 @@ from kubern.api.forms import Form, TableForm
 from kubern.api.options import ListOptions
 from kubern.model.object import Object
 from kubern.model.resources import field_value
-from kubern.model.status import gone
+from kubern.model.status import StatusError, gone
 from kubern.store.protocol import Compacted, Store
 
 QUEUE_BYTES_MAX = 64 * 1024 * 1024     # what waits for an in-process watcher, or behind the opening of any, before it is cut off
 OBJECT_BYTES = 2000                    # what an event waiting as an object is counted as
 INITIAL_CHUNK_ITEMS = 500
+HELD_CHANGES_MAX = 4096                # what waits for a conversion webhook before the channel is cut off
 SYNC_ITEMS_MAX = 200                   # openings up to this size are written at once, without a task
 BOOKMARK_EVERY_S = 60.0
 COALESCE_MEMBERS = 16                  # from so many members on, changes wait a moment to be joined: a moment that grows with them,
@@ -71,6 +73,8 @@ class Channel:
         self.members: list[Watch] = []
         self.pending: list[tuple[Change, str, Item]] = []
         self.waiting = False              # a flush is due after a moment
+        self.held: deque[list[Change]] = deque()          # changes whose objects are being converted
+        self._task: asyncio.Task[None] | None = None
         self.everything = options.everything
         self.plain_name = options.exact("metadata.name") if len(options.terms) == 1 and options.labels.empty else None
 
@@ -99,10 +103,63 @@ class Channel:
             left = change.left
             if left is None:
                 left = change.left = Item(old.key, body_of(old.value, change.revision), change.revision, old.created)
+                left.shapes = old.shapes
             return "DELETED", left
         return None
 
     def take(self, changes: list[Change]) -> None:
+        if self.converts:
+            self._hold(changes)
+            return
+        self._take(changes)
+
+    @property
+    def converts(self) -> bool:
+        """Whether objects must have been converted by a webhook before they are selected and shown."""
+        return self.form.served.webhook is not None and (self.form.whole or self.options.of_fields)
+
+    def concerned(self, changes: list[Change]) -> list[Item]:
+        """What may be shown of changes, or asked for its fields."""
+        items = [c.item for c in changes]
+        if not self.everything:
+            items += [c.old for c in changes if c.old is not None]
+        return [i for i in items if not self.namespace or i.namespace == self.namespace]
+
+    def _hold(self, changes: list[Change]) -> None:
+        self.held.append(changes)
+        if sum(map(len, self.held)) > HELD_CHANGES_MAX:
+            self._cut(b"")
+        elif self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._let_go())
+
+    async def _let_go(self) -> None:
+        """Takes what is held, once it has been converted."""
+        try:
+            while self.held and self.members:
+                changes = self.held[0]
+                await self.form.served.ready(self.concerned(changes))
+                if not self.held or self.held[0] is not changes:
+                    continue                 # everybody was cut off meanwhile
+                self._take(changes)
+                self.flush()
+                for change in changes:
+                    change.seen.clear()
+                self.held.popleft()
+        except StatusError as e:
+            self._cut(_error(e))
+        finally:
+            self._task = None
+            self.held.clear()
+
+    def _cut(self, last: bytes) -> None:
+        """Ends all members: each lists again."""
+        self.held.clear()
+        for member in tuple(self.members):
+            if last and not member.objects:
+                member.push(last, frame(last))
+            member.end()
+
+    def _take(self, changes: list[Change]) -> None:
         for change in changes:
             selected = self.select(change)
             if selected is not None:
@@ -123,17 +180,18 @@ class Channel:
             if member.objects:
                 if not objects:
                     objects = [(type_, form.shared(change, item)) for change, type_, item in entries]
-                member.push_objects(objects if member.after <= entries[0][0].revision else
-                                    [o for o, e in zip(objects, entries, strict=True) if e[0].revision > member.after])
+                member.push_objects(objects if member.opened_at < entries[0][0].revision else
+                                    [o for o, e in zip(objects, entries, strict=True) if e[0].revision > member.opened_at])
                 continue
             if not payload:
                 payload = b"".join([form.line(*e) for e in entries])
                 framed = frame(payload)
             if member.headers_due:
-                own = member.lines(entries)
-                member.push(own, frame(own))
-            elif member.after > entries[0][0].revision:
-                own = b"".join([form.line(*e) for e in entries if e[0].revision > member.after])
+                own = member.lines([e for e in entries if e[0].revision > member.opened_at])
+                if own:
+                    member.push(own, frame(own))
+            elif member.opened_at >= entries[0][0].revision:
+                own = b"".join([form.line(*e) for e in entries if e[0].revision > member.opened_at])
                 if own:
                     member.push(own, frame(own))
             else:
@@ -232,6 +290,8 @@ class Hub:
         """Tells those who asked which revision they have reached."""
         for channel in tuple(self.channels.values()):
             channel.flush()
+            if channel.held:
+                continue
             payload = framed = b""
             for member in tuple(channel.members):
                 if member.options.bookmarks and not member.opening:
@@ -242,9 +302,12 @@ class Hub:
         self._bookmarks = asyncio.get_running_loop().call_later(BOOKMARK_EVERY_S * random.uniform(0.9, 1.1), self._bookmark)
 
 
+def _error(e: StatusError) -> bytes:
+    return orjson.dumps({"type": "ERROR", "object": e.status()}) + b"\n"
+
+
 def _expired(after: int, oldest: int) -> bytes:
-    status = gone(f"too old resource version: {after} ({oldest})").status()
-    return orjson.dumps({"type": "ERROR", "object": status}) + b"\n"
+    return _error(gone(f"too old resource version: {after} ({oldest})"))
 
 
 class Watch:
@@ -268,6 +331,7 @@ class Watch:
         self._history = 0                       # read the store's history after this revision first; 0 = no need
         self._error = b""
         self.after = 0                          # changes up to here were not asked for
+        self.opened_at = 0                      # and of live ones up to here not either: they are part of the opening
         self._until = self._revision = 0
         self.channel: Channel | None = None
 
@@ -290,6 +354,7 @@ class Watch:
                 self._changes = changes
         self._until = self._revision = now
         self.channel = self.hub.join(self)
+        self.opened_at = max(self.after, now if self.channel.held else 0)
 
     # --- the opening ---
 
@@ -356,7 +421,8 @@ class Watch:
             self._send(self._error)
             self.end()
             return
-        if self._history or len(self._items) > SYNC_ITEMS_MAX:
+        waits = self.channel is not None and self.channel.converts and bool(self._items or self._changes)
+        if self._history or waits or len(self._items) > SYNC_ITEMS_MAX:
             self._task = loop.create_task(self._open())
             return
         data = self._added(self._select_items(self._items)) if self._items else b""
@@ -369,13 +435,16 @@ class Watch:
         self._go_live()
 
     async def _open(self) -> None:
-        sink = self._sink
-        assert sink is not None
+        sink, channel = self._sink, self.channel
+        assert sink is not None and channel is not None
+        served = self.form.served
         try:
             if self._history:
                 try:
                     async for batch in self.hub.store.watch(self.hub.collection.prefix, self._history, self._until):
                         changes = [_past(self.hub.collection, e) for e in batch if e.revision <= self._until]
+                        if channel.converts:
+                            await served.ready(channel.concerned(changes))
                         data = self._replay(changes)
                         if data:
                             self._send(data)
@@ -385,17 +454,25 @@ class Watch:
                     self.end()
                     return
             items, self._items = self._items, []
+            changes, self._changes = self._changes, []
+            if channel.converts:
+                await served.ready([*items, *channel.concerned(changes)])
             for at in range(0, len(items), INITIAL_CHUNK_ITEMS):
                 data = self._added(self._select_items(items[at:at + INITIAL_CHUNK_ITEMS]))
                 if data:
                     self._send(data)
                     await sink.drain()
                 await asyncio.sleep(0)
+            if changes and (data := self._replay(changes)):
+                self._send(data)
             end = self._end_of_opening()
             if end:
                 self._send(end)
             self._go_live()
         except (ConnectionError, OSError):
+            self.end()
+        except StatusError as e:
+            self._send(_error(e))
             self.end()
 
     def _send(self, data: bytes) -> None:

@@ -100,23 +100,26 @@ def _dedup_owners(call: Call, meta: dict[str, Any], text: str) -> None:
         call.warn(text.format(", ".join(twice)))
 
 
-def shown_bytes(served: Served, value: bytes, revision: int) -> bytes:
+async def shown_bytes(served: Served, value: bytes, revision: int) -> bytes:
     """The served JSON of what was just stored."""
     if served.convert is None:
         return served.head + body_of(value, revision) + b"\n"
-    return served.head + served.body(Item("", body_of(value, revision), revision, revision)) + b"\n"
+    item = Item("", body_of(value, revision), revision, revision)
+    await served.ready((item,))
+    return served.head + served.body(item) + b"\n"
 
 
-def respond(call: Call, accept: Accept, value: bytes, revision: int, status: int) -> Response:
+async def respond(call: Call, accept: Accept, value: bytes, revision: int, status: int) -> Response:
     """The answer of a write: the object as it is stored now. Revision 0: a dry run, which has none."""
     served = call.served
     if accept.convert:
         key = call.key or "x"
         item = Item(key, body_of(value, revision), revision, revision)
+        await served.ready((item,))
         return answer_bytes(form_of(served, accept, call.request.param("includeObject"), listing=False).one(item), accept, status)
     if not revision and served.convert is None:
         return answer_bytes(served.head + b'"metadata":{' + value + b"\n", accept, status)
-    return answer_bytes(shown_bytes(served, value, revision), accept, status)
+    return answer_bytes(await shown_bytes(served, value, revision), accept, status)
 
 
 def _fields_update(call: Call, live: Object | None, new: Object, options: WriteOptions, subresource: str) -> None:
@@ -174,7 +177,7 @@ async def create(call: Call) -> Response:
     match_namespace(meta, call)
     _dedup_owners(call, meta, _DUPLICATE_OWNERS)
     value, revision = await create_object(call, obj, options)
-    return respond(call, accept, value, revision, 201)
+    return await respond(call, accept, value, revision, 201)
 
 
 async def create_object(call: Call, obj: Object, options: WriteOptions, *, tracked: bool = False) -> tuple[bytes, int]:
@@ -239,7 +242,7 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
         key = f"{meta['namespace']}/{name}" if row.namespaced else name
         if taken is not None and not options.dry_run:
             await taken.reserve()
-        value = value_of(served.kept(obj), served.marks)
+        value = value_of(obj if served.webhook is None else await served.kept(obj), served.marks)
         if options.dry_run:
             if key in collection.items:
                 raise _exists(call, key, name)
@@ -298,7 +301,7 @@ async def update(call: Call, *, prepare: Prepare | None = None, check: Check | N
     spare = clone(obj) if not meta.get("resourceVersion") else obj
     value, revision, created = await modify(call, build, options, create_ok=served.kind.create_on_update and not a.subresource,
                                             prepare=prepare, check=check)
-    return respond(call, accept, value, revision, 201 if created else 200)
+    return await respond(call, accept, value, revision, 201 if created else 200)
 
 
 def _wrong_uid(call: Call, want: str, have: str) -> StatusError:
@@ -326,6 +329,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             _may_create(call)
             value, revision = await create_object(call, obj, options, tracked=tracked)
             return value, revision, True
+        await served.ready((item,))
         live = served.stored(item)
         if served.to_storage is not None and served.convert is not None:
             shown = served.convert(served.stored(item), row)
@@ -376,7 +380,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             admission.obj = new
             await admission.validate()
             if _emptied(call, meta, old_meta, new):
-                value = value_of(served.kept(new), served.marks)
+                value = value_of(await served.kept(new), served.marks)
                 if options.dry_run:
                     return value, item.revision, False
                 try:
@@ -385,14 +389,14 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                     continue
                 await server.after_delete(call, live)
                 return value, revision, False
-            kept = served.kept(new)
+            kept = new if served.webhook is None else await served.kept(new)
             if kept == (live if served.custom is None else served.stored(item)) and not server.stale(collection.prefix + key):
                 if taken is not None:
                     await taken.undo()
                 return item.value, item.revision, False
             if taken is not None and not options.dry_run:
                 await taken.reserve()
-                kept = served.kept(new)
+                kept = await served.kept(new)
             value = value_of(kept, served.marks)
             if options.dry_run:
                 if taken is not None:
@@ -589,7 +593,7 @@ async def patch(call: Call, *, prepare: Prepare | None = None, check: Check | No
         return out
 
     value, revision, _ = await modify(call, build, options, prepare=prepare, check=check)
-    return respond(call, accept, value, revision, 200)
+    return await respond(call, accept, value, revision, 200)
 
 
 def _same_identity(call: Call, obj: Object) -> None:
@@ -626,7 +630,7 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
 
     may_create = not a.subresource or row.storage == ("", "services")
     value, revision, created = await modify(call, build, options, create_ok=may_create, tracked=True, prepare=prepare, check=check)
-    return respond(call, accept, value, revision, 201 if created else 200)
+    return await respond(call, accept, value, revision, 201 if created else 200)
 
 
 __all__ = ["create", "create_object", "decode_object", "modify", "patch", "respond", "update"]

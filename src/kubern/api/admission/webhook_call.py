@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import http.client
 import random
-import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -109,33 +107,6 @@ async def post(client: Mapping[str, Any], body: Object, services: Services, time
         raise CallFailed(f"Post {quote(target)}: context deadline exceeded") from None
     except (OSError, ssl.SSLError) as e:
         raise CallFailed(f"Post {quote(target)}: {words(e, address or _host_port(url))}") from None
-    return parsed(answer.status, raw)
-
-
-def post_now(client: Mapping[str, Any], body: Object, services: Services, timeout_s: int = TIMEOUT_S) -> Object:
-    """The same for those who cannot wait otherwise: the caller's thread stands still."""
-    url, path = _target(client)
-    target = f"{url}{path}?timeout={timeout_s}s"
-    address = _host_port(url)
-    try:
-        service = client.get("service")
-        if service is not None:
-            address = _endpoint(services, service["namespace"], service["name"], service.get("port") or 443)
-        bundle = client.get("caBundle") or ""
-        context = ssl.create_default_context(cadata=base64.b64decode(bundle).decode() if bundle else None)
-        connection = http.client.HTTPSConnection(_host_port(url)[0], _host_port(url)[1], timeout=timeout_s)
-        with socket.create_connection(address, timeout_s) as raw_socket:
-            connection.sock = context.wrap_socket(raw_socket, server_hostname=_host_port(url)[0])
-            connection.request("POST", f"{path}?timeout={timeout_s}s", orjson.dumps(body), {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            raw = answer.read(ANSWER_MAX_BYTES)
-            connection.close()
-    except CallFailed as e:
-        raise CallFailed(f"Post {quote(target)}: {e}") from None
-    except TimeoutError:
-        raise CallFailed(f"Post {quote(target)}: context deadline exceeded") from None
-    except (OSError, http.client.HTTPException, ValueError, binascii.Error) as e:
-        raise CallFailed(f"Post {quote(target)}: {words(e, address)}") from None
     return parsed(answer.status, raw)
 
 

@@ -35,4 +35,4 @@ async def handle(call: Call) -> Response:
         return [e for i, f in enumerate(wanted) for e in validate_finalizer_name(f, f"spec.finalizers[{i}]")]
 
     value, revision, _ = await write.modify(call, build, options, prepare=prepare, check=check)
-    return write.respond(call, accept, value, revision, 200)
+    return await write.respond(call, accept, value, revision, 200)
