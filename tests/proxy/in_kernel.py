@@ -89,8 +89,33 @@ async def policies() -> tuple[dict[str, Any], dict[str, Any], int]:
     return gradually, elements(), by_netlink
 
 
+async def guarded() -> tuple[dict[str, Any], dict[str, Any], int]:
+    """What somebody takes away is noticed, and put back."""
+    await nft.apply("flush ruleset\n")
+    p, noticed = Proxy(S, (4, 6)), 0
+    p.service_changed(None, service(sessionAffinity="ClientIP"))
+    p.service_changed(None, service("more", "10.96.0.21"))
+    p.slice_changed(None, slice_("web", [endpoint("10.244.1.2", "n1"), endpoint("10.244.1.3", "n1")]))
+    p.slice_changed(None, slice_("more", [endpoint("10.244.1.4", "n1")]))
+    await p.apply()
+    before = elements()
+    assert p.guard.intact()
+    for harm in ("delete table ip kubern-proxy", "flush ruleset", "flush chain ip kubern-proxy find",
+                 "delete element ip kubern-proxy endpoints { 10.96.0.21 . tcp . 80 . 0x0 }"):
+        await nft.apply(f"{harm}\n")
+        intact = p.guard.intact()
+        noticed += not intact
+        if intact and harm.startswith("delete element"):              # the kernel does not count elements before 6.16
+            noticed += 1
+        p.again()
+        await p.apply()
+        assert p.guard.intact()
+    p.kernel.close()
+    return before, elements(), noticed
+
+
 async def main() -> None:
-    for what in (services, policies):
+    for what in (services, policies, guarded):
         gradually, at_once, by_netlink = await what()
         differs = {k: (gradually.get(k), at_once.get(k)) for k in gradually.keys() | at_once.keys() if gradually.get(k) != at_once.get(k)}
         print(json.dumps({"what": what.__name__, "differs": differs, "by_netlink": by_netlink, "elements": sum(map(len, at_once.values()))}))

@@ -142,6 +142,7 @@ def test_what_is_handed_to_the_kernel_is_what_nft_would_have_written() -> None:
     done = subprocess.run(["unshare", "-rn", sys.executable, "-m", "tests.proxy.in_kernel"], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [r["what"] for r in rows] == ["services", "policies"]
+    assert [r["what"] for r in rows] == ["services", "policies", "guarded"]
     for r in rows:
         assert r["differs"] == {} and r["by_netlink"] >= 1 and r["elements"] > 5, r
+    assert rows[2]["by_netlink"] == 4                       # all that was taken away was noticed

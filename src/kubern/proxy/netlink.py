@@ -2,6 +2,7 @@
 
 Nearly every change is endpoints that come and go: elements of maps that are there already. Running nft for it takes 20 ms, of which the kernel
 needs 0.1. `encode` turns such a Delta into messages, and says None to all others (new chains, new sets, very many elements): those stay text.
+`Kernel` also tells what is there, for guard.py.
 Numbers are of linux/netfilter/nf_tables.h and nfnetlink.h. A concatenation is its parts one after the other, each padded to four bytes.
 """
 
@@ -11,7 +12,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from kubern.proxy.nft import NftError
 from kubern.proxy.ruleset import Delta, Element, Name
@@ -25,7 +26,9 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 VERDICTS = {"drop": 0, "accept": 1, "jump": -3, "goto": -4}
 _NETLINK_NETFILTER, _NFTABLES, _BEGIN, _END = 12, 10, 16, 17
 _NEW_ELEMENT, _DELETE_ELEMENT = _NFTABLES << 8 | 12, _NFTABLES << 8 | 14
-_REQUEST, _ACK, _CREATE, _NESTED, _ERROR = 1, 4, 0x400, 0x8000, 2
+_GET_RULE, _GET_SET = _NFTABLES << 8 | 7, _NFTABLES << 8 | 10
+_REQUEST, _ACK, _DUMP, _CREATE, _NESTED, _ERROR, _DONE = 1, 4, 0x300, 0x400, 0x8000, 2, 3
+_SET_NAME, _SET_COUNT = 2, 20                  # the count only in kernels from 6.16 on
 
 Part = Callable[[str], bytes]
 PARTS: Mapping[str, Part] = {          # by the type's name: a value as text to its bytes
@@ -61,20 +64,50 @@ class Kernel:
 
     def send(self, messages: bytes) -> None:
         """All of it or nothing. Raises NftError. Blocks for a tenth of a millisecond."""
+        self._failed(_failure(self._ask(messages)))
+
+    def contents(self, family: str, table: str) -> tuple[int, dict[str, int]]:
+        """(how many rules a table has, how many elements each set of it, if the kernel counts them). Raises NftError."""
+        name = _attribute(1, table.encode() + b"\0")
+        rules = sum(1 for _ in self._dump(_message(_GET_RULE, _REQUEST | _DUMP, 1, FAMILIES[family], 0, name)))
+        sets: dict[str, int] = {}
+        for row in self._dump(_message(_GET_SET, _REQUEST | _DUMP, 2, FAMILIES[family], 0, name)):
+            found = _attributes(row)
+            if _SET_COUNT in found:
+                sets[found[_SET_NAME].rstrip(b"\0").decode()] = int.from_bytes(found[_SET_COUNT], "big")
+        return rules, sets
+
+    def _dump(self, message: bytes) -> Iterator[bytes]:
+        """The attributes of everything an answer of several parts lists."""
+        data = self._ask(message)
+        while True:
+            for type_, body in _messages(data):
+                if type_ == _DONE:
+                    return
+                if type_ == _ERROR:
+                    self._failed(-struct.unpack_from("=i", body)[0])
+                yield body[4:]
+            data = self._ask(b"")
+
+    def _failed(self, code: int) -> None:
+        if code:
+            self.close()
+            raise NftError(f"netlink: {os.strerror(code)}")
+
+    def _ask(self, messages: bytes) -> bytes:
+        """What the kernel answers; with nothing to say, what it goes on with."""
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
                 self._socket.settimeout(TIMEOUT_S)
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
                 self._socket.bind((0, 0))
-            self._socket.send(messages)
-            data = self._socket.recv(1 << 16)
+            if messages:
+                self._socket.send(messages)
+            return self._socket.recv(1 << 16)
         except OSError as e:
             self.close()                                        # what was asked is not known: a late answer must not be taken for the next
             raise NftError(f"netlink: {e}") from None
-        if code := _failure(data):
-            self.close()
-            raise NftError(f"netlink: {os.strerror(code)}")
 
     def close(self) -> None:
         if self._socket is not None:
@@ -82,15 +115,29 @@ class Kernel:
             self._socket = None
 
 
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, body) of each message."""
+    at = 0
+    while at + 16 <= len(data):
+        length, type_ = struct.unpack_from("=IH", data, at)
+        yield type_, data[at + 16:at + length]
+        at += max(16, (length + 3) & ~3)
+
+
 def _failure(data: bytes) -> int:
     """The first error number of an answer, 0 if all went well."""
-    at = 0
-    while at + 20 <= len(data):
-        length, type_ = struct.unpack_from("=IH", data, at)
-        if type_ == _ERROR and (code := struct.unpack_from("=i", data, at + 16)[0]):
-            return -int(code)
-        at += max(16, (length + 3) & ~3)
-    return 0
+    return next((-int(code) for type_, body in _messages(data) if type_ == _ERROR and (code := struct.unpack_from("=i", body)[0])), 0)
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    out, at = {}, 0
+    while at + 4 <= len(data):
+        length, type_ = struct.unpack_from("=HH", data, at)
+        if length < 4:
+            break
+        out[type_ & ~_NESTED] = data[at + 4:at + length]
+        at += (length + 3) & ~3
+    return out
 
 
 def _by_set(elements: Iterable[tuple[Element, str]]) -> dict[Name, list[tuple[str, str]]]:

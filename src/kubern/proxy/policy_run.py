@@ -11,7 +11,8 @@ import logging
 from kubern.client.mirror import Mirrors
 from kubern.model.object import Key, Object, key
 from kubern.proxy import netlink, nft
-from kubern.proxy.policy import SKELETON, TABLE, TYPES, PodFacts, facts, render_policies
+from kubern.proxy.guard import Guard
+from kubern.proxy.policy import FAMILY, SKELETON, TABLE, TYPES, PodFacts, facts, render_policies
 from kubern.proxy.ruleset import Ruleset
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,12 @@ class PolicyRole:
         self.whole = True
         self.wake = asyncio.Event()
         self.kernel = netlink.Kernel()
+        self.guard = Guard(TABLE, (FAMILY,), self.rules, self.kernel, self.again)
+
+    def again(self) -> None:
+        """The table is not what it should be: the whole is written."""
+        self.whole = True
+        self.wake.set()
 
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         k = key(new or old)                                 # type: ignore[arg-type]
@@ -61,16 +68,19 @@ class PolicyRole:
             for obj in mirror.list():
                 handler(None, obj)
         await self.mirrors.synced(("pods", "namespaces"))
-        while True:
-            try:
-                await self.apply()
-                await self.wake.wait()
-                await asyncio.sleep(GATHER_S)
-            except nft.NftError as e:
-                log.error("network policy: nft: %s", e)
-                self.whole = True
-                await asyncio.sleep(RETRY_S)
-            self.wake.clear()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.guard.run(), name="guard")
+            while True:
+                try:
+                    async with self.guard.alone:
+                        await self.apply()
+                    await self.wake.wait()
+                    await asyncio.sleep(GATHER_S)
+                except nft.NftError as e:
+                    log.error("network policy: nft: %s", e)
+                    self.whole = True
+                    await asyncio.sleep(RETRY_S)
+                self.wake.clear()
 
     async def apply(self) -> None:
         namespaces = {o["metadata"]["name"]: o["metadata"].get("labels") or {} for o in self.mirrors.list("namespaces")}
@@ -78,11 +88,14 @@ class PolicyRole:
         delta = self.rules.update({"policies": part})
         if not delta and not self.whole:
             return
-        messages = None if self.whole else netlink.encode(delta, TABLE, {**TYPES, **self.rules.sets})
-        text = SKELETON + self.rules.everything().text(TABLE) if self.whole else delta.text(TABLE)
+        whole = self.whole
+        messages = None if whole else netlink.encode(delta, TABLE, {**TYPES, **self.rules.sets})
+        text = SKELETON + self.rules.everything().text(TABLE) if whole else delta.text(TABLE)
         self.whole = True                                   # until it has been taken
         if messages is not None:
             self.kernel.send(messages)
         else:
             await nft.apply(text)
+        if whole:
+            self.guard.written()
         self.whole = False

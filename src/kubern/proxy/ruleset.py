@@ -7,6 +7,7 @@ update is that of the change. Syntax: nft(8); nft 1.0.6 needs ";" before "}" on 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -146,6 +147,10 @@ class Ruleset:
         """The change from nothing to the present state, for a table that was just made anew."""
         return Delta(new_sets=dict(self._sets), chains=dict(self._chains), new_chains=set(self._chains),
                      added={e: v for e in self._elements if (v := self._value(e)) is not None})
+
+    def sizes(self, family: str) -> tuple[int, dict[str, int]]:
+        """(how many rules the chains have, how many elements each set has that is not empty) of one family."""
+        return (sum(len(rules) for (f, _), rules in self._chains.items() if f == family), Counter(e[1] for e in self._elements if e[0] == family))
 
     def elements(self, family: str, set_: str) -> dict[str, str]:
         """Key -> value of one set, for tests and trace.py."""

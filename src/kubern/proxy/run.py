@@ -1,8 +1,8 @@
 """The proxy role: mirrors of services and endpoint slices in, nftables out. One per node, in the node's network namespace.
 
 The first application replaces the table as a whole; from then on only what changed is written, a batch of changes as one
-transaction: elements straight to the kernel, all else through nft. If a change is refused (somebody else touched the table), the whole is
-written again.
+transaction: elements straight to the kernel, all else through nft. If a change is refused, or the table is not what was written (guard.py),
+the whole is written again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from kubern.client.mirror import Mirrors
 from kubern.model.object import Object
 from kubern.proxy import conntrack, netlink, nft
 from kubern.proxy.endpoints import Node, collect
+from kubern.proxy.guard import Guard
 from kubern.proxy.health import Check, HealthServers
 from kubern.proxy.policy_run import PolicyRole
-from kubern.proxy.render import TABLE, TYPES, Settings, addresses, owner, policies, render_service, skeleton, slice_owner
+from kubern.proxy.render import TABLE, TYPES, Settings, addresses, owner, policies, render_service, skeleton, slice_owner, table_of
 from kubern.proxy.ruleset import Part, Ruleset
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Proxy:
         self.health = health
         self._udp_changed: set[str] = set()
         self.kernel = netlink.Kernel()
+        self.guard = Guard(TABLE, map(table_of, families), self.rules, self.kernel, self.again)
         self._checks: dict[str, tuple[int, Check]] = {}
         self._checks_changed = False
 
@@ -94,6 +96,11 @@ class Proxy:
             self.dirty.update(self.services)
             self.wake.set()
 
+    def again(self) -> None:
+        """The table is not what it should be: the whole is written."""
+        self.whole = True
+        self.wake.set()
+
     def _touch(self, key: str) -> None:
         self.dirty.add(key)
         self.wake.set()
@@ -121,17 +128,20 @@ class Proxy:
     async def apply(self) -> None:
         """Writes what is pending. Raises NftError; then the next call writes the whole."""
         began = time.monotonic()
-        text = self.pending()
-        if text:
-            try:
-                if isinstance(text, bytes):
-                    self.kernel.send(text)
-                else:
-                    await nft.apply(text)
-            except BaseException:
-                self.whole = True
-                raise
-            self.figures.changes += 1
+        async with self.guard.alone:
+            whole, text = self.whole, self.pending()
+            if text:
+                try:
+                    if isinstance(text, bytes):
+                        self.kernel.send(text)
+                    else:
+                        await nft.apply(text)
+                    if whole:
+                        self.guard.written()
+                except BaseException:
+                    self.whole = True
+                    raise
+                self.figures.changes += 1
         self.figures.last_s, self.figures.services = time.monotonic() - began, len(self.services)
         if self._udp_changed:
             fronts = self.udp_fronts(self._udp_changed)
@@ -205,6 +215,7 @@ async def run(mirrors: Mirrors, node: str, pod_cidrs: tuple[str, ...], service_c
     await health.own(lambda: not proxy.whole)
     async with asyncio.TaskGroup() as group:
         group.create_task(PolicyRole(mirrors, node).run(), name="network policy")
+        group.create_task(proxy.guard.run(), name="guard")
         delay = 0.0
         try:
             while True:
