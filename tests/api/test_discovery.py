@@ -100,3 +100,16 @@ def test_swagger_is_whole():
     refs = {part.split('"')[0] for part in text.split("#/definitions/")[1:]}
     assert refs <= doc["definitions"].keys()
     assert doc["definitions"]["io.k8s.apimachinery.pkg.util.intstr.IntOrString"]["type"] == "string"
+
+
+def test_what_many_operations_take_stands_once_in_the_v2_document() -> None:
+    """Under upstream's names: they end in a hash of the parameter as Go writes it."""
+    doc = openapi.swagger(SimpleNamespace(), HAVE)
+    shared = doc["parameters"]
+    assert {"allowWatchBookmarks-HC2hJt-J", "body-2Y1dVQaQ", "command-Py3eQybp", "fieldManager-Qy4HdaTW", "fieldManager-7c6nTn1T"} <= set(shared)
+    assert shared["watch-XNNPZGbK"]["description"].startswith("Watch for changes to the described resources")
+    pods = doc["paths"]["/api/v1/namespaces/{namespace}/pods"]
+    assert {"$ref": "#/parameters/allowWatchBookmarks-HC2hJt-J"} in pods["get"]["parameters"]
+    assert {"dryRun", "fieldValidation"} <= {p.get("name") for p in pods["post"]["parameters"]}
+    scale = doc["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"]
+    assert {p["description"] for p in scale["parameters"] if p.get("name") == "name"} == {"name of the Scale"}

@@ -7,8 +7,10 @@ Upstream: kube-openapi handler3, builder3; KEP-2896.
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -150,34 +152,78 @@ def swagger(server: Server, have: Catalog) -> Doc:
         table |= some
         used |= names
     schemas = closure(used, made, "", "")
+    shared = _Shared()
     return {"swagger": "2.0", "info": {"title": "Kubernetes", "version": f"v{KUBERNETES_VERSION.removeprefix('v')}"},
-            "paths": {p: _path_v2(item) for p, item in sorted(table.items())},
+            "paths": {p: _path_v2(item, shared, p.endswith("/")) for p, item in sorted(table.items())},
             "definitions": {n: _schema_v2(n, s, n in made) for n, s in schemas.items()},
+            "parameters": dict(sorted(shared.parameters.items())),
             "securityDefinitions": _SECURITY, "security": [{"BearerToken": []}]}
 
 
-def _path_v2(item: Doc) -> Doc:
+_MEDIA_ORDER = ("application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/json;stream=watch",
+                "application/vnd.kubernetes.protobuf;stream=watch", "application/json-patch+json", "application/merge-patch+json",
+                "application/strategic-merge-patch+json", "application/apply-patch+yaml")
+
+
+def _media(names: Iterable[str]) -> list[str]:
+    """In upstream's order, what it does not know last."""
+    order = {m: i for i, m in enumerate(_MEDIA_ORDER)}
+    return sorted(names, key=lambda m: (order.get(m, len(order)), m))
+
+
+_DECLARED = ("uniqueItems", "type", "description", "name", "in", "required", "schema")
+_GO_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+
+
+class _Shared:
+    """Parameters that stand once in the document and are named elsewhere: all but those that tell of one kind, or that old clients look for."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Doc] = {}
+
+    def __call__(self, p: Doc) -> Doc:
+        if p["name"] in ("name", "fieldValidation", "dryRun") and p["in"] != "body":
+            return p
+        if p["in"] == "body" and not p["schema"].get("$ref", "").startswith("#/definitions/io.k8s.apimachinery"):
+            return p
+        name = f"{p['name']}-{_short_hash(orjson.dumps({k: p[k] for k in _DECLARED if k in p}).decode().translate(_GO_ESCAPES))}"
+        self.parameters[name] = p
+        return {"$ref": f"#/parameters/{name}"}
+
+
+def _short_hash(text: str) -> str:
+    """48 bits of FNV-1 (64), in base64."""
+    h = 0xCBF29CE484222325
+    for byte in text.encode():
+        h = (h * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF) ^ byte
+    return base64.urlsafe_b64encode(h.to_bytes(8, "big")[:6]).decode()
+
+
+def _path_v2(item: Doc, shared: _Shared, roots: bool) -> Doc:
+    """`roots`: it tells what there is, and is said to take what it gives."""
     out: Doc = {}
     for method, op in item.items():
         if method == "parameters":
-            out[method] = [_parameter_v2(p) for p in op]
+            out[method] = [shared(_parameter_v2(p)) for p in op]
             continue
         new: Doc = {"description": op.get("description", ""), "operationId": op["operationId"], "schemes": ["https"], "tags": op["tags"]}
         params = [_parameter_v2(p) for p in op.get("parameters", ())]
         body = op.get("requestBody")
         if body is not None:
             content = body["content"]
-            new["consumes"] = sorted(content)
+            new["consumes"] = _media(content)
             schema = next(iter(content.values()))["schema"]
             params.insert(0, {"name": "body", "in": "body", "schema": _flat(schema), **({"required": True} if body.get("required") else {})})
         else:
             new["consumes"] = ["*/*"]
         if params:
-            new["parameters"] = params
-        new["produces"] = sorted({m for r in op["responses"].values() for m in r.get("content", {})}) or ["*/*"]
+            new["parameters"] = [shared(p) for p in params]
+        new["produces"] = _media({m for r in op["responses"].values() for m in r.get("content", {})}) or ["*/*"]
         new["responses"] = {
             code: {"description": r["description"], **({"schema": _flat(next(iter(r["content"].values()))["schema"])} if r.get("content") else {})}
             for code, r in op["responses"].items()}
+        if roots:
+            new["consumes"] = new["produces"]
         new |= {k: v for k, v in op.items() if k.startswith("x-")}
         out[method] = new
     return out

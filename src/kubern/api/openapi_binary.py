@@ -103,12 +103,17 @@ _BODY = _message({"description": (1, _text), "name": (2, _text), "in": (3, _text
 
 
 def _parameter(p: Any) -> bytes:
-    """An item of parameters: one of, in one of, in one of."""
+    """One of, in one of."""
     where = p.get("in")
     if where == "body":
-        return _piece(1, _piece(1, _BODY(p)))
+        return _piece(1, _BODY(p))
     number, make = {"path": (4, _PATH), "header": (1, _PATH)}.get(where, (3, _QUERY))
-    return _piece(1, _piece(2, _piece(number, make(p))))
+    return _piece(2, _piece(number, make(p)))
+
+
+def _parameter_item(p: Any) -> bytes:
+    """A parameter, or the name of one that stands at the end."""
+    return _piece(2, _text(1, p["$ref"])) if "$ref" in p else _piece(1, _parameter(p))
 
 
 _RESPONSE = _message({"description": (1, _text), "schema": (2, lambda n, v: _piece(n, _piece(1, _schema(v))))}, 5)
@@ -120,13 +125,13 @@ def _response(value: Any) -> bytes:
 
 _OPERATION = _message({
     "tags": (1, _texts), "summary": (2, _text), "description": (3, _text), "operationId": (5, _text), "produces": (6, _texts), "consumes": (7, _texts),
-    "parameters": (8, _each(_parameter)), "responses": (9, _named(_response)), "schemes": (10, _texts), "deprecated": (11, _flag)}, 13)
-_ITEM = _message({"$ref": (1, _text), "parameters": (9, _each(_parameter)),
+    "parameters": (8, _each(_parameter_item)), "responses": (9, _named(_response)), "schemes": (10, _texts), "deprecated": (11, _flag)}, 13)
+_ITEM = _message({"$ref": (1, _text), "parameters": (9, _each(_parameter_item)),
                   **{m: (n, _one(_OPERATION)) for m, n in (("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("options", 6), ("head", 7), ("patch", 8))}}, 10)
 _API_KEY = _message({"type": (1, _text), "name": (2, _text), "in": (3, _text), "description": (4, _text)}, 5)
 _DOCUMENT = _message({
     "swagger": (1, _text), "info": (2, _one(_message({"title": (1, _text), "version": (2, _text), "description": (3, _text)}, 7))),
-    "paths": (8, _named(_ITEM, 2)), "definitions": (9, _named(_schema)),
+    "paths": (8, _named(_ITEM, 2)), "definitions": (9, _named(_schema)), "parameters": (10, _named(_parameter)),
     "security": (12, _each(lambda r: b"".join(_piece(1, _text(1, k) + _piece(2, _texts(1, v))) for k, v in r.items()))),
     "securityDefinitions": (13, _named(lambda d: _piece(2, _API_KEY(d))))}, 16)
 

@@ -1,13 +1,18 @@
 """OpenAPI paths: the operations of a group version, made from its rows in the v3 form. openapi.py serves them and makes the v2 form of them.
 
-In: rows. Out: {path: {method: operation, "parameters": […]}}. Parameters that all operations of a path share stand at the path.
+In: rows. Out: {path: {method: operation, "parameters": […]}}. Parameters that all operations of a path share stand at the path. What upstream says of
+them stands in openapi_query.json: name -> (type, description), with "patch.NAME" or "KIND.SUBRESOURCE.NAME" where that is said of those alone.
 Upstream: apiserver endpoints/installer.go, kube-openapi builder3; kubectl finds fieldValidation and x-kubernetes-group-version-kind here.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
+from importlib.resources import files
 from typing import Any
+
+import orjson
 
 from kubern.model.resource import Resource, Subresource
 
@@ -18,45 +23,6 @@ STREAMS = ("application/json", "application/json;stream=watch", "application/vnd
            "application/vnd.kubernetes.protobuf;stream=watch", "application/yaml")
 PATCHES = ("application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json")
 
-# name -> (type, what it is for)
-QUERY: dict[str, tuple[str, str]] = {
-    "allowWatchBookmarks": ("boolean", "Asks for events of type BOOKMARK in a watch, which tell how far it has come."),
-    "command": ("string", "The remote command and its arguments; not run in a shell."),
-    "container": ("string", "The container; by default the only one of the pod."),
-    "continue": ("string", "The token with which the previous page ended."),
-    "dryRun": ("string", "Makes the request go through all stages without being persisted. Valid value: All"),
-    "fieldManager": ("string", "Who makes the change: at most 128 printable characters. Required for apply patches."),
-    "fieldSelector": ("string", "Restricts the list by the objects' fields. Defaults to everything."),
-    "fieldValidation": ("string", "What to do about unknown and duplicate fields of the request: Ignore, Warn (default) or Strict."),
-    "follow": ("boolean", "Follows the log stream of the pod."),
-    "force": ("boolean", "Takes conflicting fields over from other managers. Only for apply patches."),
-    "gracePeriodSeconds": ("integer", "Seconds before the object is deleted; zero deletes at once. Defaults to the object's own value."),
-    "ignoreStoreReadErrorWithClusterBreakingPotential": ("boolean", "Deletes an object that can no longer be read, without regard to finalizers."),
-    "insecureSkipTLSVerifyBackend": ("boolean", "Does not verify the serving certificate of the backend the log comes from."),
-    "labelSelector": ("string", "Restricts the list by the objects' labels. Defaults to everything."),
-    "limit": ("integer", "The greatest number of objects in one response; the rest comes by the continue token."),
-    "limitBytes": ("integer", "The number of bytes of the log after which to stop."),
-    "orphanDependents": ("boolean", "Deprecated: use propagationPolicy. Whether dependents lose their owner instead of being deleted."),
-    "path": ("string", "The URL path the proxy request goes to."),
-    "ports": ("integer", "The ports to forward; required with WebSockets."),
-    "pretty": ("string", "If 'true', then the output is pretty printed."),
-    "previous": ("boolean", "The log of the previous, terminated container."),
-    "propagationPolicy": ("string", "What becomes of dependents: Orphan, Background or Foreground."),
-    "resourceVersion": ("string", "The version of the collection the request is about."),
-    "resourceVersionMatch": ("string", "How resourceVersion applies to lists: NotOlderThan or Exact."),
-    "sendInitialEvents": ("boolean", "Makes a watch begin with events for the objects that exist, ended by a bookmark."),
-    "shardSelector": ("string", "Restricts the list to a shard of the collection."),
-    "sinceSeconds": ("integer", "Shows the log of so many seconds back."),
-    "stderr": ("boolean", "Connects the standard error of the container."),
-    "stdin": ("boolean", "Connects the standard input of the container."),
-    "stdout": ("boolean", "Connects the standard output of the container."),
-    "stream": ("string", "The stream of the log: All, Stdout or Stderr."),
-    "tailLines": ("integer", "How many lines of the end of the log to show."),
-    "timeoutSeconds": ("integer", "How long the list or watch may take at most."),
-    "timestamps": ("boolean", "Begins each line of the log with its time."),
-    "tty": ("boolean", "Allocates a terminal."),
-    "watch": ("boolean", "Streams changes to the objects instead of listing them."),
-}
 LIST = ("allowWatchBookmarks", "continue", "fieldSelector", "labelSelector", "limit", "resourceVersion", "resourceVersionMatch",
         "sendInitialEvents", "shardSelector", "timeoutSeconds", "watch")
 WRITE = ("dryRun", "fieldManager", "fieldValidation")
@@ -86,13 +52,22 @@ def ref(name: str) -> Doc:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def parameter(name: str, where: str = "query", description: str = "") -> Doc:
-    type_, text = QUERY.get(name, ("string", ""))
-    out: Doc = {"name": name, "in": where, "description": description or text, "schema": {"type": type_ if where == "query" else "string",
-                                                                                       "uniqueItems": True}}
-    if where == "path":
-        out["required"] = True
-    return out
+@cache
+def _query() -> dict[str, tuple[str, str]]:
+    table: dict[str, tuple[str, str]] = orjson.loads(files("kubern.api").joinpath("openapi_query.json").read_bytes())
+    return table
+
+
+def parameter(name: str, of: str = "") -> Doc:
+    """A parameter of the query; `of`: "patch" or "Pod.exec", which may say their own of it."""
+    table = _query()
+    type_, text = table.get(f"{of}.{name}") or table[name]
+    return {"name": name, "in": "query", "description": text, "schema": {"type": type_, "uniqueItems": True}}
+
+
+def place(name: str, description: str) -> Doc:
+    """A parameter of the path."""
+    return {"name": name, "in": "path", "description": description, "schema": {"type": "string", "uniqueItems": True}, "required": True}
 
 
 def _article(kind: str) -> str:
@@ -128,9 +103,9 @@ class Paths:
     def kind_ref(self, kind: str, group: str = "", version: str = "") -> Doc:
         return self.ref(self._definition(group if version else self.group, version or self.version, kind))
 
-    def add(self, path: str, method: str, op_id: str, action: str, description: str, *, query: tuple[str, ...] = (), body: Doc | None = None,
+    def add(self, path: str, method: str, op_id: str, action: str, description: str, *, query: tuple[str, ...] = (), of: str = "", body: Doc | None = None,
             responses: Doc | None = None, gvk: tuple[str, str, str] | None = None) -> None:
-        op: Doc = {"description": description, "operationId": op_id, "parameters": [parameter(q) for q in query]}
+        op: Doc = {"description": description, "operationId": op_id, "parameters": [parameter(q, of or action) for q in query]}
         if body is not None:
             op["requestBody"] = body
         op["responses"] = responses or {"401": {"description": "Unauthorized"}}
@@ -181,8 +156,8 @@ def _resource(p: Paths, root: str, row: Resource) -> None:
     base = f"{root}/namespaces/{{namespace}}/{row.plural}" if row.namespaced else f"{root}/{row.plural}"
     one = base + "/{name}"
     pretty = [parameter("pretty")]
-    space = [parameter("namespace", "path", "object name and auth scope, such as for teams and projects")] if row.namespaced else []
-    name = [parameter("name", "path", f"name of the {kind}")]
+    space = [place("namespace", "object name and auth scope, such as for teams and projects")] if row.namespaced else []
+    name = [place("name", f"name of the {kind}")]
     me = p.kind_ref(kind)
     watchable = "watch" in verbs
     if "list" in verbs:
@@ -219,7 +194,7 @@ def _resource(p: Paths, root: str, row: Resource) -> None:
     if one in p.paths:
         p.own[one] = [*name, *space, *pretty]
     for s in row.subresources:
-        _subresource(p, row, s, one, scope, [*name, *space], pretty)
+        _subresource(p, row, s, one, scope, space, pretty)
     if watchable and not row.custom:
         _watches(p, root, row, scope, gvk, name, space, pretty)
 
@@ -236,26 +211,28 @@ def _patch_body(p: Paths, row: Resource) -> Doc:
     return {"content": _content(p.ref(META + "Patch"), media), "required": True}
 
 
-def _subresource(p: Paths, row: Resource, s: Subresource, one: str, scope: str, inside: list[Doc], pretty: list[Doc]) -> None:
+def _subresource(p: Paths, row: Resource, s: Subresource, one: str, scope: str, space: list[Doc], pretty: list[Doc]) -> None:
     title = s.name[:1].upper() + s.name[1:]
     path = f"{one}/{s.name}"
     connect = CONNECT.get(s.name) if not row.group else None
+    inside = [place("name", f"name of the {s.kind or row.kind}"), *space]
     if connect is not None:
         kind, methods, query = connect[0].format(row.kind), connect[1], connect[2]
+        inside = [place("name", f"name of the {kind}"), *space]
         gvk = row.group, row.version, kind
         answers = {"200": {"description": "OK", "content": {"*/*": {"schema": {"type": "string"}}}}, "401": {"description": "Unauthorized"}}
-        for suffix, where, more in (("", path, []), ("WithPath", path + "/{path}", [parameter("path", "path", "path to the resource")])):
+        for suffix, where, more in (("", path, []), ("WithPath", path + "/{path}", [place("path", "path to the resource")])):
             if suffix and s.name != "proxy":
                 break
             for method in methods:
                 p.add(where, method, f"connect{p.prefix}{method.capitalize()}{scope}{row.kind}{title}{suffix}", "connect",
-                      f"connect {method.upper()} requests to {s.name} of {row.kind}", query=query, responses=answers, gvk=gvk)
+                      f"connect {method.upper()} requests to {s.name} of {row.kind}", query=query, of=f"{row.kind}.{s.name}", responses=answers, gvk=gvk)
             p.own[where] = [*inside, *more]
         return
     group, version, kind = (s.group, s.version, s.kind) if s.version else (row.group, row.version, s.kind or row.kind)
     gvk = group, version, kind
     if s.name == "log":
-        p.add(path, "get", f"read{p.prefix}{scope}{row.kind}Log", "get", f"read log of the specified {row.kind}", query=LOG, gvk=(
+        p.add(path, "get", f"read{p.prefix}{scope}{row.kind}Log", "get", f"read log of the specified {row.kind}", query=LOG, of=f"{row.kind}.log", gvk=(
             row.group, row.version, row.kind), responses=_responses({"type": "string"}, (*MEDIA, "text/plain"), ("200",)))
         p.own[path] = [*inside, *pretty]
         return
