@@ -9,10 +9,11 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+from kubern.api.bodies import decoded
 from kubern.api.cache import Item, body_of, value_of
 from kubern.api.call import Call, answer, answer_bytes
 from kubern.api.forms import form_of
-from kubern.api.negotiate import content_type_of
+from kubern.api.negotiate import YAML, content_type_of
 from kubern.api.options import DeleteOptions, delete_options, list_options
 from kubern.api.read import _encode_continue, _select, find
 from kubern.model import metadata
@@ -33,9 +34,15 @@ def _warn(call: Call, options: DeleteOptions) -> None:
                   "propagationPolicy=Orphan to suppress this warning")
 
 
+async def _options(call: Call) -> DeleteOptions:
+    request = call.request
+    content_type = content_type_of(request) if request.body else ""
+    return await decoded(request.body, content_type == YAML, lambda: delete_options(request, content_type))
+
+
 async def delete(call: Call) -> Response:
     accept = call.accept()
-    options = delete_options(call.request, content_type_of(call.request) if call.request.body else "")
+    options = await _options(call)
     _warn(call, options)
     item = find(call)
     outcome, gone = await remove(call, item, options)
@@ -158,7 +165,7 @@ async def delete_collection(call: Call) -> Response:
     accept = call.accept()
     served = call.served
     o = list_options(call.request, served.row)
-    options = delete_options(call.request, content_type_of(call.request) if call.request.body else "")
+    options = await _options(call)
     _warn(call, options)
     form = form_of(served, accept, call.request.param("includeObject"), listing=True)
     collection = served.collection

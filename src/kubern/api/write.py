@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from kubern.api.authz.attributes import Attributes as Asked
 from kubern.api.authz.attributes import forbid
+from kubern.api.bodies import decoded, looks_like_yaml
 from kubern.api.cache import Item, body_of, value_of
 from kubern.api.call import Call, answer_bytes
 from kubern.api.forms import Served, form_of
-from kubern.api.negotiate import Accept, content_type_of, router_unsupported_media_type
+from kubern.api.negotiate import YAML, Accept, content_type_of, router_unsupported_media_type
 from kubern.api.options import WriteOptions, write_options
 from kubern.model import invalid as field_error
 from kubern.model import metadata
@@ -63,7 +64,7 @@ Build = Callable[[Object | None], Object]      # live object in the row's shape,
 
 # --- what both ways in share ---
 
-def decode_object(call: Call, options: WriteOptions, api_version: str = "", kind: str = "", schema: Any = None) -> Object:
+async def decode_object(call: Call, options: WriteOptions, api_version: str = "", kind: str = "", schema: Any = None) -> Object:
     """The body as an object with kind and apiVersion; strictness as asked. Raises StatusError."""
     from kubern.model.decode import decode
 
@@ -72,8 +73,9 @@ def decode_object(call: Call, options: WriteOptions, api_version: str = "", kind
         content_type = content_type_of(request)
     else:
         content_type = "application/json"
-    obj, warnings = decode(request.body, content_type, served.row, schema if schema is not None else served.schema, options.validation,
-                           api_version=api_version, kind=kind)
+    schema = schema if schema is not None else served.schema
+    obj, warnings = await decoded(request.body, content_type == YAML, lambda: decode(
+        request.body, content_type, served.row, schema, options.validation, api_version=api_version, kind=kind))
     for w in warnings:
         call.warn(w)
     if not isinstance(obj.get("metadata"), dict):
@@ -169,7 +171,7 @@ async def create(call: Call) -> Response:
     if not served.row.custom and call.request.headers.get("content-type"):
         content_type_of(call.request)
     options = write_options(call.request, "CreateOptions")
-    obj = decode_object(call, options)
+    obj = await decode_object(call, options)
     meta = obj["metadata"]
     if meta.get("resourceVersion", "0") not in ("", "0"):
         raise bad_request("resourceVersion should not be set on objects to be created")
@@ -284,7 +286,7 @@ async def update(call: Call, *, prepare: Prepare | None = None, check: Check | N
     options = write_options(call.request, "UpdateOptions")
     if not served.row.custom and call.request.headers.get("content-type"):
         content_type_of(call.request)
-    obj = decode_object(call, options)
+    obj = await decode_object(call, options)
     meta = obj["metadata"]
     _same_identity(call, obj)
     _dedup_owners(call, meta, _DUPLICATE_OWNERS)
@@ -611,7 +613,8 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
 
     served, a = call.served, call.attributes
     row = served.row
-    applied, warnings = fields.parse_applied(call.request.body, row, served.schema, options.validation)
+    body, schema = call.request.body, served.schema
+    applied, warnings = await decoded(body, looks_like_yaml(body), lambda: fields.parse_applied(body, row, schema, options.validation))
     if applied.get("metadata", {}) is None:
         del applied["metadata"]
     if not isinstance(applied.get("metadata", {}), dict):

@@ -53,7 +53,7 @@ def set_condition(pod: Object, condition: Object) -> None:
 async def _bind(call: Call, name: str) -> Response:
     accept = call.accept(conversions=NO_TABLE)
     options = write_options(call.request, "CreateOptions")
-    obj = write.decode_object(call, options, "v1", "Binding", schema_for("v1", "Binding"))
+    obj = await write.decode_object(call, options, "v1", "Binding", schema_for("v1", "Binding"))
     meta = obj["metadata"]
     pods = pods_of(call)
     write.match_namespace(meta, pods)

@@ -32,7 +32,7 @@ async def handle(call: Call) -> Response:
     version = b'"policy/v1beta1"' in call.request.body
     if version:
         call.request.body = call.request.body.replace(b'"policy/v1beta1"', b'"policy/v1"')
-    obj = write.decode_object(call, options, "policy/v1", "Eviction", schema_for("policy/v1", "Eviction"))
+    obj = await write.decode_object(call, options, "policy/v1", "Eviction", schema_for("policy/v1", "Eviction"))
     name = call.attributes.name
     write.match_namespace(obj["metadata"], call)
     if (obj["metadata"].get("name") or "") != name:

@@ -15,7 +15,7 @@ from kubern.model.status import bad_request
 async def handle(call: Call) -> Response:
     accept = call.accept()
     options = write_options(call.request, "UpdateOptions")
-    obj = write.decode_object(call, options)
+    obj = await write.decode_object(call, options)
     name = obj["metadata"].get("name") or ""
     if name != call.attributes.name:
         raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({call.attributes.name})")

@@ -13,7 +13,7 @@ from kubern.model.request import Response
 async def handle(call: Call) -> Response:
     accept = call.accept(conversions=NO_TABLE)
     options = write_options(call.request, "CreateOptions")
-    obj = decode_object(call, options)
+    obj = await decode_object(call, options)
     match_namespace(obj["metadata"], call)
     row = call.served.row
     await call.server.admission_for(call, "CREATE", "", obj, None, options.dry_run, options.raw).run()

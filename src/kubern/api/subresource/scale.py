@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from kubern.api import write
+from kubern.api.bodies import decoded, looks_like_yaml
 from kubern.api.call import Call, answer
 from kubern.api.negotiate import router_unsupported_media_type
 from kubern.api.options import write_options
@@ -100,7 +101,7 @@ async def handle(call: Call) -> Response:
     options = write_options(call.request, "PatchOptions" if patching else "UpdateOptions", type_)
     given: Object | None = None
     if not patching:
-        given = write.decode_object(call, options, API_VERSION, KIND, schema)
+        given = await write.decode_object(call, options, API_VERSION, KIND, schema)
         write.match_namespace(given["metadata"], call)
         name = given["metadata"].get("name") or ""
         if not name:
@@ -111,6 +112,11 @@ async def handle(call: Call) -> Response:
     spec_path = _paths(call)[0]
     where = tuple(spec_path.lstrip(".").split("."))
 
+    body = call.request.body
+    parsed: tuple[Object, list[str]] = ({}, [])
+    if type_ == "apply":
+        parsed = await decoded(body, looks_like_yaml(body), lambda: fields.parse_applied(body, row, schema, options.validation))
+
     def build(live: Object | None) -> Object:
         assert live is not None
         before = scale_of(call, live, UNSET)
@@ -118,7 +124,7 @@ async def handle(call: Call) -> Response:
         tracked = {**before, "metadata": {**before["metadata"], "managedFields": owned}}
         after: Object
         if type_ == "apply":
-            applied, warnings = fields.parse_applied(call.request.body, row, schema, options.validation)
+            applied, warnings = parsed
             for w in warnings:
                 call.warn(w)
             after = fields.apply(tracked, applied, options.manager, options.force, API_VERSION, rfc3339(call.now_s), "scale", schema,

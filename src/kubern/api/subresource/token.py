@@ -15,6 +15,6 @@ async def handle(call: Call) -> Response:
     accept = call.accept(conversions=NO_TABLE)
     options = write_options(call.request, "CreateOptions")
     api_version, kind = "authentication.k8s.io/v1", "TokenRequest"
-    obj = decode_object(call, options, api_version, kind, schema_for(api_version, kind))
+    obj = await decode_object(call, options, api_version, kind, schema_for(api_version, kind))
     await call.server.admission_for(call, "CREATE", call.attributes.name, obj, None, options.dry_run, options.raw).run()
     return answer(await token(call.server, call, obj), accept, 201)
