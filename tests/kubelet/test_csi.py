@@ -14,7 +14,8 @@ import pytest
 
 from kubern.api.handle import Server
 from kubern.client.client import Client
-from kubern.kubelet.csi import CSI_NODES, EXPAND, Drivers, Published, attachment_name, classes, kubelet_owns, read_records
+from kubern.kubelet.csi import CSI_NODES, Drivers, Published, attachment_name, kubelet_owns, read_records
+from kubern.kubelet.csi_driver import EXPAND, classes
 from kubern.kubelet.csi_upkeep import CLAIMS, Upkeep
 from kubern.kubelet.plugins import watch
 from kubern.kubelet.projection import Missing
@@ -40,7 +41,9 @@ class Driver:
     async def start(self) -> None:
         c = classes()
         answers = {"NodeGetInfo": ("Empty", c["NodeGetInfoResponse"](node_id="N", max_volumes_per_node=5, accessible_topology={"segments": {"zone": "z"}})),
-                   "NodeGetCapabilities": ("Empty", c["NodeGetCapabilitiesResponse"](capabilities=[{"rpc": {"type": 1}}]))}
+                   "NodeGetCapabilities": ("Empty", c["NodeGetCapabilitiesResponse"](capabilities=[{"rpc": {"type": t}} for t in (1, 2)]))}
+        answers["NodeGetVolumeStats"] = ("NodeGetVolumeStatsRequest", c["NodeGetVolumeStatsResponse"](
+            usage=[{"unit": 1, "total": 100, "available": 60, "used": 40}]))
         answers["NodeExpandVolume"] = ("NodeExpandVolumeRequest", c["NodeExpandVolumeResponse"]())
         for name in ("NodeStageVolume", "NodeUnstageVolume", "NodePublishVolume", "NodeUnpublishVolume"):
             answers[name] = (f"{name}Request", c["Empty"]())
@@ -112,6 +115,7 @@ async def test_staged_published_and_undone(world: tuple[Driver, Drivers, Client]
     assert publish.volume_capability.mount.fs_type == "ext4" and list(publish.volume_capability.mount.mount_flags) == ["noatime"]
     assert publish.volume_capability.access_mode.mode == 5
     assert publish.volume_context["a"] == "b" and publish.volume_context["csi.storage.k8s.io/pod.name"] == "p"
+    assert await drivers.usage(target) == ((100, 60, 40), (0, 0, 0)) and await drivers.usage("/elsewhere") is None
     await drivers.publish({**POD, "metadata": {**POD["metadata"], "uid": "u2"}}, SOURCE, PV, "v")
     driver.calls.clear()
     await drivers.unpublish(f"{tmp_path}/pods/u1")

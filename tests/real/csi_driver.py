@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kubern.kubelet import plugins, proto
-from kubern.kubelet.csi import EXPAND, MESSAGES, STAGE_UNSTAGE
+from kubern.kubelet.csi_driver import BYTES, EXPAND, INODES, MESSAGES, STAGE_UNSTAGE, STATS
 
 NAME, TOPOLOGY = "csi.kubern.test", "csi.kubern.test/node"
 GB = 1 << 30
@@ -111,7 +111,7 @@ class Driver:
         return self.c["NodeGetInfoResponse"](node_id=f"id-{self.node}", max_volumes_per_node=8, accessible_topology={"segments": {TOPOLOGY: self.node}})
 
     async def NodeGetCapabilities(self, r: Any) -> Any:
-        return self.c["NodeGetCapabilitiesResponse"](capabilities=[{"rpc": {"type": t}} for t in (STAGE_UNSTAGE, EXPAND)])
+        return self.c["NodeGetCapabilitiesResponse"](capabilities=[{"rpc": {"type": t}} for t in (STAGE_UNSTAGE, STATS, EXPAND)])
 
     async def NodeStageVolume(self, r: Any) -> Any:
         path = str(self.backend / r.volume_id)
@@ -156,6 +156,11 @@ class Driver:
         (self.backend / f"{r.volume_id}.size").write_text(str(r.capacity_range.required_bytes))
         return self.c["NodeExpandVolumeResponse"](capacity_bytes=r.capacity_range.required_bytes)
 
+    async def NodeGetVolumeStats(self, r: Any) -> Any:
+        total = int((self.backend / f"{r.volume_id}.size").read_text())
+        return self.c["NodeGetVolumeStatsResponse"](usage=[{"unit": BYTES, "total": total, "available": total - 12345, "used": 12345},
+                                                          {"unit": INODES, "total": 100, "available": 93, "used": 7}])
+
     # ---- serving
 
     def row(self, name: str, takes: str) -> tuple[Any, Any]:
@@ -171,7 +176,8 @@ async def main(node: str, root: str, backend: str) -> None:
     socket = f"{root}/plugins/{NAME}/csi.sock"
     controller = {n: d.row(n, f"{n}Request") for n in ("CreateVolume", "DeleteVolume", "ControllerPublishVolume", "ControllerUnpublishVolume", "GetCapacity",
                                                        "ControllerExpandVolume", "ControllerModifyVolume")}
-    served = {n: d.row(n, f"{n}Request") for n in ("NodeStageVolume", "NodeUnstageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeExpandVolume")}
+    served = {n: d.row(n, f"{n}Request") for n in ("NodeStageVolume", "NodeUnstageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeExpandVolume",
+                                                       "NodeGetVolumeStats")}
     served |= {n: d.row(n, "Empty") for n in ("NodeGetInfo", "NodeGetCapabilities")}
     servers = [await proto.serve(socket, {"csi.v1.Controller": controller, "csi.v1.Node": served})]
 

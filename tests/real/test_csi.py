@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +54,12 @@ class World:
     def __init__(self, cluster: Any, backend: Path) -> None:
         self.cluster, self.backend = cluster, backend
 
+    def drive(self, node: str) -> subprocess.Popen[bytes]:
+        """The driver, in a node unit."""
+        unit = json.loads((self.cluster.home / "nodes" / node / "unit.json").read_text())["pid"]
+        inside = Path(f"/proc/{unit}/task/{unit}/children").read_text().split()[0]
+        return subprocess.Popen(["nsenter", "-t", inside, "-m", "-n", "-p", sys.executable, driver.__file__, node, "/var/lib/kubelet", str(self.backend)])
+
     def apply(self, *objs: dict[str, Any]) -> None:
         self.cluster.apply(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objs)}))
 
@@ -71,13 +79,9 @@ def world(cluster: Any) -> Iterator[World]:
     backend = cluster.home / "csi"
     backend.mkdir()
     (backend / "calls.jsonl").touch()
-    processes = []
-    for node in ("node-0", "node-1"):
-        unit = json.loads((cluster.home / "nodes" / node / "unit.json").read_text())["pid"]
-        inside = Path(f"/proc/{unit}/task/{unit}/children").read_text().split()[0]
-        processes.append(subprocess.Popen(["nsenter", "-t", inside, "-m", "-n", "-p", sys.executable, driver.__file__, node,
-                                           "/var/lib/kubelet", str(backend)]))
+    processes: list[subprocess.Popen[bytes]] = []
     w = World(cluster, backend)
+    processes += [w.drive(node) for node in ("node-0", "node-1")]
     try:
         w.apply(*objects())
         socket = f"{cluster.home}/nodes/node-0/kubelet/plugins/{NAME}/csi.sock"
@@ -120,6 +124,18 @@ def test_provisioned_where_there_is_room_attached_staged_and_published(world: Wo
     assert set(tokens) == {"vault"} and tokens["vault"]["token"].count(".") == 2
     c.exec("one", "sh", "-c", "echo hello > /v/note")
     assert (world.backend / handle / "note").read_text() == "hello\n" and (world.backend / handle / "note").stat().st_gid == 4242
+
+
+def test_the_driver_says_what_is_in_it(world: World) -> None:
+    c = world.cluster
+    stats = json.loads(c.kubectl("get", "--raw", "/api/v1/nodes/node-1/proxy/stats/summary"))
+    (room,) = [v for p in stats["pods"] if p["podRef"]["name"] == "one" for v in p["volume"] if v["name"] == "v"]
+    assert {k: v for k, v in room.items() if k != "time"} == {
+        "name": "v", "pvcRef": {"name": "data", "namespace": "default"}, "usedBytes": 12345, "capacityBytes": 5 << 30,
+        "availableBytes": (5 << 30) - 12345, "inodes": 100, "inodesFree": 93, "inodesUsed": 7}
+    metrics = c.kubectl("get", "--raw", "/api/v1/nodes/node-1/proxy/metrics")
+    assert 'kubelet_volume_stats_used_bytes{namespace="default",persistentvolumeclaim="data"} 12345' in metrics
+    assert world.calls("NodeGetVolumeStats")[0]["volume_path"].endswith("/mount")
 
 
 def test_it_grows_on_controller_and_node(world: World) -> None:
@@ -197,6 +213,60 @@ def test_inline_volumes_live_with_their_pod(world: World) -> None:
     assert not world.calls("NodeStageVolume", volume_id=publish["volume_id"])
 
 
+def test_whose_the_files_are_is_the_drivers_policy(world: World) -> None:
+    """"File" is what the first pod showed; None leaves files alone, ReadWriteOnceWithFSType those of volumes for many."""
+    c = world.cluster
+    for policy, mode, group in (("None", "ReadWriteOnce", 0), ("ReadWriteOnceWithFSType", "ReadWriteMany", 0),
+                                ("ReadWriteOnceWithFSType", "ReadWriteOnce", 4242), ("File", "ReadWriteMany", 4242)):
+        c.kubectl("patch", "csidriver", NAME, "-p", json.dumps({"spec": {"fsGroupPolicy": policy}}))
+        name = f"{policy}-{mode}".lower()
+        world.apply(claim(name, accessModes=[mode]), pod(name, of(name), securityContext={"fsGroup": 4242}))
+        c.wait(f"pod/{name}")
+        assert (world.backend / world.handle(name)).stat().st_gid == group, name
+        c.kubectl("delete", f"pod/{name}", f"pvc/{name}", "--timeout=60s")
+
+
+def test_a_volume_of_the_pods_own_and_no_more_than_the_node_takes(world: World) -> None:
+    c = world.cluster
+    own = {"ephemeral": {"volumeClaimTemplate": {"spec": claim("")["spec"]}}}
+    for node in ("node-0", "node-1"):
+        c.kubectl("patch", "csinode", node, "--type=json", "-p", '[{"op": "replace", "path": "/spec/drivers/0/allocatable/count", "value": 1}]')
+    world.apply(pod("own", own))
+    c.wait("pod/own")
+    world.apply(pod("over", own, nodeSelector={driver.TOPOLOGY: c.get("pod", "own")["spec"]["nodeName"]}))
+
+    def told() -> bool:
+        said = [x["message"] for x in c.get("pod", "over")["status"].get("conditions") or () if x["type"] == "PodScheduled"]
+        return any("node(s) exceed max volume count" in m for m in said)
+    c.until(told, "why it waits")
+    handle = world.handle("own-v")
+    world.delete_pod("own")
+    c.wait("pod/over")
+    c.until(lambda: not (world.backend / handle).exists(), "the first volume goes")
+    world.delete_pod("over")
+
+
+def test_one_pod_at_a_time(world: World) -> None:
+    """The scheduler keeps a second one away; one that is put on the node by hand is refused by the kubelet."""
+    c = world.cluster
+    world.apply(claim("single", accessModes=["ReadWriteOncePod"]), pod("holder", of("single")))
+    c.wait("pod/holder")
+    world.apply(pod("waiter", of("single")))
+
+    def told() -> bool:
+        said = [x["message"] for x in c.get("pod", "waiter")["status"].get("conditions") or () if x["type"] == "PodScheduled"]
+        return any("ReadWriteOncePod access mode already in-use by another pod" in m for m in said)
+    c.until(told, "why it waits")
+    c.kubectl("delete", "pod/holder", "pod/waiter", "--timeout=60s")
+    c.kubectl("delete", "pvc", "single", "--timeout=30s")
+
+
+def test_selinux_mount_options() -> None:
+    if not Path("/sys/fs/selinux/enforce").exists():
+        pytest.skip("this kernel has no SELinux: volumes cannot be mounted with -o context=, nor files relabelled")
+    pytest.fail("SELinux is here, and the kubelet does not mount with its contexts yet")
+
+
 def test_a_driver_that_is_missing_is_named(world: World) -> None:
     c = world.cluster
     world.apply(pod("nodriver", {"csi": {"driver": "missing.example.com"}}))
@@ -206,3 +276,29 @@ def test_a_driver_that_is_missing_is_named(world: World) -> None:
         return any("driver name missing.example.com not found in the list of registered CSI drivers" in e["message"] for e in events)
     c.until(told, "an event")
     c.kubectl("delete", "pod", "nodriver", "--timeout=30s")
+
+
+def test_a_dead_node_lets_go_of_its_volumes(world: World) -> None:
+    """Its machine lost power and an administrator says so: pods go, volumes are detached at once and follow to another node."""
+    c = world.cluster
+    world.apply(claim("roams", storageClassName="kept"))
+    c.until(lambda: c.get("pvc", "roams")["status"].get("phase") == "Bound", "bound")
+    world.apply({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "roams"}, "spec": {
+        "serviceName": "roams", "selector": {"matchLabels": {"app": "roams"}}, "template": {"metadata": {"labels": {"app": "roams"}}, "spec": {
+            **pod("", of("roams"))["spec"], "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+                {"weight": 1, "preference": {"matchExpressions": [{"key": driver.TOPOLOGY, "operator": "In", "values": ["node-1"]}]}}]}}}}}})
+    c.until(lambda: c.pods("app=roams"), "a pod")
+    c.wait("pod/roams-0")
+    assert c.get("pod", "roams-0")["spec"]["nodeName"] == "node-1"
+    c.exec("roams-0", "sh", "-c", "echo moved > /v/note; sync")
+
+    def attached() -> list[str]:
+        return [a["spec"]["nodeName"] for a in c.get("volumeattachments")["items"] if a["status"]["attached"]]
+    assert attached() == ["node-1"]
+    os.kill(json.loads((c.home / "nodes" / "node-1" / "unit.json").read_text())["pid"], signal.SIGKILL)
+    c.kubectl("taint", "node", "node-1", "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+    c.until(lambda: attached() == ["node-0"], "detached from one, attached to the other", 90)
+    c.wait("pod/roams-0")
+    assert c.exec("roams-0", "cat", "/v/note") == "moved\n" and c.get("pod", "roams-0")["spec"]["nodeName"] == "node-0"
+    (gone, *_) = world.calls("ControllerUnpublishVolume", volume_id=world.handle("roams"))
+    assert gone["node_id"] == "id-node-1"

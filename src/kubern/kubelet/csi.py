@@ -3,8 +3,7 @@
 A driver's registrar puts a socket into ROOT/plugins_registry; we ask it who it is, let the node's CSINode say so, and then have the driver
 stage and publish volumes, mounted or as block devices. Attachment is waited for where the driver's CSIDriver asks for it. What was published
 is written down (vol_data.json), so that a kubelet that restarted can undo it; what is published needs care from time to time (csi_upkeep.py).
-The few messages this takes are described here, field numbers and all, instead of carrying generated code. SELinux mount options are left out.
-Specs: CSI csi.proto v1 (Node service); upstream pkg/volume/csi.
+A driver's messages are csi_driver.py's. SELinux mount options are left out. Specs: CSI csi.proto v1 (Node service); upstream pkg/volume/csi.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from kubern.client.client import Client
 from kubern.kubelet import proto
+from kubern.kubelet.csi_driver import BYTES, INODES, MOUNT_GROUP, MULTI_WRITER, STATS, Driver, ask, call, classes
+from kubern.kubelet.paths import own
 from kubern.kubelet.projection import Missing
 from kubern.kubelet.record import write_whole
-from kubern.kubelet.volumes import own
 from kubern.model.invalid import quote
 from kubern.model.object import Object
 from kubern.model.resources import by_path
@@ -39,7 +38,6 @@ log = logging.getLogger(__name__)
 CSI_NODES, CSI_DRIVERS = by_path["storage.k8s.io", "v1", "csinodes"], by_path["storage.k8s.io", "v1", "csidrivers"]
 ATTACHMENTS, SECRETS, NODES = by_path["storage.k8s.io", "v1", "volumeattachments"], by_path["", "v1", "secrets"], by_path["", "v1", "nodes"]
 ACCOUNTS = by_path["", "v1", "serviceaccounts"]
-STAGE_UNSTAGE, EXPAND, MULTI_WRITER, MOUNT_GROUP = 1, 3, 5, 6                # of NodeServiceCapability.RPC
 ACCESS = {"ReadWriteOnce": 1, "ReadOnlyMany": 3, "ReadWriteMany": 5, "ReadWriteOncePod": 1}
 ACCESS_MULTI_WRITER = {**ACCESS, "ReadWriteOnce": 7, "ReadWriteOncePod": 6}  # for drivers that tell writers of one node apart
 DATA = "vol_data.json"
@@ -47,52 +45,10 @@ TELL_S = 10.0                                                                # f
 FOLDERS = ("volumes/kubernetes.io~csi", "volumeDevices/kubernetes.io~csi")   # of a pod: mounted ones, block devices
 PERSISTENT, EPHEMERAL = "Persistent", "Ephemeral"
 
-# as proto.py reads them
-MESSAGES: proto.Messages = {
-    "Empty": (),
-    "NodeGetInfoResponse": (("node_id", 1, "string"), ("max_volumes_per_node", 2, "int64"), ("accessible_topology", 3, "Topology")),
-    "Topology": (("segments", 1, "map"),), "NodeGetCapabilitiesResponse": (("capabilities", 1, "NodeServiceCapability*"),),
-    "NodeServiceCapability": (("rpc", 1, "Rpc"),), "Rpc": (("type", 1, "int32"),),
-    "MountVolume": (("fs_type", 1, "string"), ("mount_flags", 2, "string*"), ("volume_mount_group", 3, "string")),
-    "AccessMode": (("mode", 1, "int32"),),
-    "VolumeCapability": (("block", 1, "Empty"), ("mount", 2, "MountVolume"), ("access_mode", 3, "AccessMode")),
-    "NodeStageVolumeRequest": (("volume_id", 1, "string"), ("publish_context", 2, "map"), ("staging_target_path", 3, "string"),
-                               ("volume_capability", 4, "VolumeCapability"), ("secrets", 5, "map"), ("volume_context", 6, "map")),
-    "NodeUnstageVolumeRequest": (("volume_id", 1, "string"), ("staging_target_path", 2, "string")),
-    "NodePublishVolumeRequest": (("volume_id", 1, "string"), ("publish_context", 2, "map"), ("staging_target_path", 3, "string"),
-                                 ("target_path", 4, "string"), ("volume_capability", 5, "VolumeCapability"), ("readonly", 6, "bool"),
-                                 ("secrets", 7, "map"), ("volume_context", 8, "map")),
-    "NodeUnpublishVolumeRequest": (("volume_id", 1, "string"), ("target_path", 2, "string")),
-    "CapacityRange": (("required_bytes", 1, "int64"), ("limit_bytes", 2, "int64")),
-    "NodeExpandVolumeRequest": (("volume_id", 1, "string"), ("volume_path", 2, "string"), ("capacity_range", 3, "CapacityRange"),
-                                ("staging_target_path", 4, "string"), ("volume_capability", 5, "VolumeCapability"), ("secrets", 6, "map")),
-    "NodeExpandVolumeResponse": (("capacity_bytes", 1, "int64"),),
-}
-
-
-@cache
-def classes() -> Mapping[str, Any]:
-    """The message classes of MESSAGES."""
-    return proto.define("kubern.csi", MESSAGES)
-
-
-async def call(socket: str, method: str, request: Any, answer: str) -> Any:
-    """One unary call on a unix socket. Raises grpc.aio.AioRpcError."""
-    return await proto.call(socket, method, request, classes()[answer])
-
-
-@dataclass(frozen=True, slots=True)
-class Driver:
-    name: str
-    socket: str
-    node_id: str
-    can: frozenset[int] = frozenset()
-    volumes_max: int = 0
-    topology: Mapping[str, str] | None = None
-
-    @property
-    def stages(self) -> bool:
-        return STAGE_UNSTAGE in self.can
+class Room(NamedTuple):
+    total: int = 0
+    available: int = 0
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +119,9 @@ class Drivers:
     # --- registration ---
 
     async def register(self, name: str, socket: str, versions: list[str]) -> None:
-        driver = await self.ask(name, socket)
+        driver = await ask(name, socket)
         await self.tell_api(name, driver)
         self.known[name] = driver
-
-    async def ask(self, name: str, socket: str) -> Driver:
-        """Who a driver is and what it can do."""
-        c = classes()
-        who = await call(socket, "/csi.v1.Node/NodeGetInfo", c["Empty"](), "NodeGetInfoResponse")
-        can = await call(socket, "/csi.v1.Node/NodeGetCapabilities", c["Empty"](), "NodeGetCapabilitiesResponse")
-        return Driver(name, socket, who.node_id, frozenset(x.rpc.type for x in can.capabilities), who.max_volumes_per_node,
-                      dict(who.accessible_topology.segments))
 
     async def unregister(self, name: str, socket: str) -> None:
         if self.known.pop(name, None) is not None:
@@ -366,6 +314,27 @@ class Drivers:
                 del self._wanted[name]
                 if self.nudge is not None:
                     self.nudge()
+
+    def owns(self, path: str) -> bool:
+        """Whether a volume is published there."""
+        return path in self.published
+
+    async def usage(self, path: str) -> tuple[Room, Room] | None:
+        """What the driver says of the volume published at a path: bytes and inodes; None if it says nothing."""
+        import grpc.aio
+
+        v = self.published.get(path)
+        driver = self.known.get(v.driver) if v else None
+        if v is None or driver is None or STATS not in driver.can:
+            return None
+        try:
+            told = await call(driver.socket, "/csi.v1.Node/NodeGetVolumeStats",
+                              classes()["NodeGetVolumeStatsRequest"](volume_id=v.handle, volume_path=v.target), "NodeGetVolumeStatsResponse")
+        except grpc.aio.AioRpcError as e:
+            log.info("csi: NodeGetVolumeStats of %s: %s", v.handle, proto.go_error(e))
+            return None
+        rows = {u.unit: Room(u.total, u.available, u.used) for u in told.usage}
+        return (rows.get(BYTES, Room()), rows.get(INODES, Room())) if rows else None
 
     # --- what a call needs ---
 

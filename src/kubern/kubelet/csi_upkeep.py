@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kubern.kubelet import proto
-from kubern.kubelet.csi import EXPAND, Driver, Drivers, Published, call, capability, classes
+from kubern.kubelet.csi import Drivers, Published, capability
+from kubern.kubelet.csi_driver import EXPAND, Driver, ask, call, classes
 from kubern.kubelet.projection import Missing
 from kubern.model import quantity
 from kubern.model.intent import Emit
@@ -83,7 +84,7 @@ class Upkeep:
         period = (await self.drivers.driver_spec(driver.name) or {}).get("nodeAllocatableUpdatePeriodSeconds") or 0
         self._next_count_s[driver.name] = self.clock() + (period or REPUBLISH_S)
         if period:
-            now = await self.drivers.ask(driver.name, driver.socket)
+            now = await ask(driver.name, driver.socket)
             if now.volumes_max != driver.volumes_max and driver.name in self.drivers.known:
                 await self.drivers.tell_api(driver.name, now)
                 self.drivers.known[driver.name] = now

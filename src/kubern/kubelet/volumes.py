@@ -1,25 +1,24 @@
 """Volumes of pods on this node: set up below ROOT/pods/UID/volumes, mounted into containers, kept up to date, taken down.
 
 emptyDir (Memory too), configMap, secret, downwardAPI, projected, hostPath, NFS, images, and claims bound to hostPath, local or CSI volumes.
-Blocking parts run in threads. VolumeFailure's text goes into a FailedMount event. Upstream: pkg/kubelet/volumemanager, pkg/volume/*,
-pkg/volume/util/subpath (no symlink may lead out of a volume).
+Blocking parts (mounts.py, paths.py) run in threads. VolumeFailure's text goes into a FailedMount event. Upstream: pkg/kubelet/volumemanager,
+pkg/volume/*.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import re
 import shutil
 import stat
-import subprocess
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kubern.kubelet import pods
+from kubern.kubelet import mounts, paths, pods
 from kubern.kubelet.container import PROPAGATION, CannotCreate, effective_security
 from kubern.kubelet.env import Lookup, Values, expand
 from kubern.kubelet.projection import SOURCES, Missing, Payload, payload, write
@@ -29,15 +28,10 @@ from kubern.model.invalid import quote
 from kubern.model.object import Object
 from kubern.model.status import StatusError
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 4096, 16384, 2, 4, 8
-_MNT_DETACH = 2
 PLUGIN = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap", "secret": "kubernetes.io~secret",
           "downwardAPI": "kubernetes.io~downward-api", "projected": "kubernetes.io~projected", "csi": "kubernetes.io~csi", "nfs": "kubernetes.io~nfs",
-          "image": "kubernetes.io~image"}
+          "image": "kubernetes.io~image", "local": "kubernetes.io~local-volume"}
 _VARIABLE = re.compile(r"\$\(([^)]*)\)")
-RW_MASK, DIR_MASK = 0o660, 0o2110
-MOUNT_S = 120
 
 
 class VolumeFailure(Exception):
@@ -46,19 +40,6 @@ class VolumeFailure(Exception):
     def __init__(self, volume: str, message: str) -> None:
         super().__init__(f"MountVolume.SetUp failed for volume {quote(volume)} : {message}")
         self.volume, self.message = volume, message
-
-
-def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    if _libc.mount(source.encode(), target.encode(), kind.encode() or None, flags, data.encode() or None) != 0:
-        e = ctypes.get_errno()
-        raise OSError(e, os.strerror(e), target)
-
-
-def mounts_below(folder: str) -> list[str]:
-    """Mount points under a directory, innermost first."""
-    with open("/proc/self/mountinfo") as f:
-        points = [line.split(" ", 5)[4].replace("\\040", " ") for line in f if folder in line]
-    return sorted((p for p in points if p == folder or p.startswith(folder + "/")), reverse=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +81,7 @@ class Volumes:
     root: str                                                      # "/var/lib/kubelet"
     needs: Needs
     ready: dict[str, dict[str, Mounted]] = field(default_factory=dict)      # pod uid -> volume -> where
+    _disks: threading.Lock = field(default_factory=threading.Lock)          # a disk is not unmounted while another pod takes it
 
     def pod_dir(self, uid: str) -> str:
         return f"{self.root}/pods/{uid}"
@@ -148,7 +130,7 @@ class Volumes:
         if source == "emptyDir":
             return Mounted(name, source, await asyncio.to_thread(self._empty_dir, pod, name, spec, values))
         if source == "hostPath":
-            await asyncio.to_thread(check_host_path, spec["path"], spec.get("type") or "")
+            await asyncio.to_thread(paths.check_host_path, spec["path"], spec.get("type") or "")
             return Mounted(name, source, spec["path"])
         if source in ("persistentVolumeClaim", "ephemeral"):
             claim = spec.get("claimName") or f"{pod['metadata']['name']}-{name}"
@@ -156,7 +138,7 @@ class Volumes:
         if source == "csi" and self.needs.csi is not None:
             return Mounted(name, source, await self.needs.csi(pod, spec, {}, name), bool(spec.get("readOnly")))
         if source == "nfs":
-            return Mounted(name, source, await asyncio.to_thread(mount_nfs, spec, self._path(pod, source, name)), bool(spec.get("readOnly")))
+            return Mounted(name, source, await asyncio.to_thread(mounts.mount_nfs, spec, self._path(pod, source, name)), bool(spec.get("readOnly")))
         raise Missing(f"no volume plugin matched: {source}")
 
     async def set_up_image(self, pod: Object, name: str, image: str) -> None:
@@ -166,7 +148,7 @@ class Volumes:
         points = await self.needs.image_mounts(image, image_key(uid, name))
         path = self._path(pod, "image", name)
         if points is not None:
-            await asyncio.to_thread(_mount_image, points, path)
+            await asyncio.to_thread(mounts.mount_image, points, path)
         self.ready.setdefault(uid, {})[name] = Mounted(name, "image", path, read_only=True, image="" if points is not None else image)
 
     def _path(self, pod: Object, source: str, name: str) -> str:
@@ -178,11 +160,11 @@ class Volumes:
         os.makedirs(path, exist_ok=True)
         if spec.get("medium") == "Memory" and not os.path.ismount(path):
             size = memory_size(pod, spec, values)
-            mount("tmpfs", path, "tmpfs", 0, f"size={size}" if size else "")
+            mounts.mount("tmpfs", path, "tmpfs", 0, f"size={size}" if size else "")
             fresh = True
         elif (spec.get("medium") or "").startswith("HugePages") and not os.path.ismount(path):
             page = spec["medium"].partition("-")[2] or "2Mi"
-            mount("nodev", path, "hugetlbfs", 0, f"pagesize={quantity.value(page) // 1024}K")
+            mounts.mount("nodev", path, "hugetlbfs", 0, f"pagesize={quantity.value(page) // 1024}K")
             fresh = True
         if fresh:
             if stat.S_IMODE(os.stat(path).st_mode) & 0o777 != 0o777:
@@ -193,7 +175,7 @@ class Volumes:
     def _own(self, pod: Object, path: str) -> None:
         group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
         if group is not None:
-            own(path, int(group), (pod["spec"].get("securityContext") or {}).get("fsGroupChangePolicy") or "Always")
+            paths.own(path, int(group), (pod["spec"].get("securityContext") or {}).get("fsGroupChangePolicy") or "Always")
 
     async def _projected(self, pod: Object, name: str, source: str, spec: Mapping[str, Any], values: Values) -> str:
         path = self._path(pod, source, name)
@@ -215,7 +197,7 @@ class Volumes:
     def _write(path: str, files: Payload, group: int | None, user: int | None, owned: dict[str, int]) -> None:
         os.makedirs(path, exist_ok=True)
         if not os.path.ismount(path):
-            mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV)
+            mounts.mount("tmpfs", path, "tmpfs", mounts.NOSUID | mounts.NODEV)
             if group is not None:
                 os.chown(path, -1, int(group))
                 os.chmod(path, 0o3777)
@@ -232,24 +214,43 @@ class Volumes:
         spec = pv["spec"]
         block = spec.get("volumeMode") == "Block"
         if spec.get("hostPath"):
-            await asyncio.to_thread(check_host_path, spec["hostPath"]["path"], spec["hostPath"].get("type") or "")
+            await asyncio.to_thread(paths.check_host_path, spec["hostPath"]["path"], spec["hostPath"].get("type") or "")
             return Mounted(name, "persistentVolumeClaim", spec["hostPath"]["path"], read_only, block)
         if spec.get("local"):
             path = spec["local"]["path"]
             if not await asyncio.to_thread(os.path.exists, path):
                 raise Missing(f"path {quote(path)} does not exist")
             if not block:
-                await asyncio.to_thread(self._own, pod, path)
+                path = await asyncio.to_thread(self._local, pod, pv, read_only)
             return Mounted(name, "persistentVolumeClaim", path, read_only, block)
         if spec.get("csi") and self.needs.csi is not None:
             source = {**spec["csi"], "readOnly": read_only or bool(spec["csi"].get("readOnly"))}
             return Mounted(name, "persistentVolumeClaim", await self.needs.csi(pod, source, pv, name), source["readOnly"], block)
         if spec.get("nfs"):
             only = read_only or bool(spec["nfs"].get("readOnly"))
-            path = await asyncio.to_thread(mount_nfs, spec["nfs"], self._path(pod, "nfs", pv["metadata"]["name"]), spec.get("mountOptions") or ())
+            path = await asyncio.to_thread(mounts.mount_nfs, spec["nfs"], self._path(pod, "nfs", pv["metadata"]["name"]), spec.get("mountOptions") or ())
             return Mounted(name, "persistentVolumeClaim", path, only)
-        kind = next((k for k in spec if k in ( "iscsi", "csi", "fc", "cephfs", "rbd", "glusterfs")), "unknown")
+        kind = next((k for k in spec if k in ("iscsi", "csi", "fc", "cephfs", "rbd", "glusterfs")), "unknown")
         raise Missing(f"volumes of kind {kind} are not supported by this node (claim {pvc['metadata']['name']})")
+
+    def _disk_path(self, pv: str) -> str:
+        return f"{self.root}/plugins/kubernetes.io/local-volume/mounts/{pv}"
+
+    def _local(self, pod: Object, pv: Object, read_only: bool) -> str:
+        """A directory of the machine as it is, or the file system of a disk, which all its pods here share. Raises Missing, OSError."""
+        spec, name = pv["spec"], pv["metadata"]["name"]
+        source, target = spec["local"]["path"], self._path(pod, "local", name)
+        with self._disks:
+            if stat.S_ISBLK(os.stat(source).st_mode):
+                options = [*(["ro"] if read_only else []), *(spec.get("mountOptions") or ())]
+                mounts.mount_disk(source, self._disk_path(name), spec["local"].get("fsType") or "", options)
+                source = self._disk_path(name)
+            elif not os.path.isdir(source):
+                raise Missing("only directory and block device are supported")
+            mounts.bind(source, target)
+        if not read_only:
+            self._own(pod, target)
+        return target
 
     # --- into a container ---
 
@@ -306,22 +307,22 @@ class Volumes:
         base = os.path.realpath(v.path)
         wanted = os.path.join(base, sub)
         if not os.path.lexists(wanted) or not os.path.exists(wanted):
-            safe_make(base, sub)
+            paths.safe_make(base, sub)
         inside = os.path.realpath(wanted)
         if inside != base and not inside.startswith(base + "/"):
             raise OSError(1, f"subpath {sub} leads out of the volume")
-        fd = safe_open(base, os.path.relpath(inside, base))
+        fd = paths.safe_open(base, os.path.relpath(inside, base))
         try:
             target = f"{self.pod_dir(uid)}/volume-subpaths/{v.name}/{container}/{index}"
             os.makedirs(os.path.dirname(target), exist_ok=True)
             if os.path.ismount(target):
-                _libc.umount2(target.encode(), _MNT_DETACH)
+                mounts.unmount(target)
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 os.makedirs(target, exist_ok=True)
             elif not os.path.exists(target):
                 with open(target, "w"):
                     pass
-            mount(f"/proc/{os.getpid()}/fd/{fd}", target, "", _MS_BIND | _MS_REC)
+            mounts.mount(f"/proc/{os.getpid()}/fd/{fd}", target, "", mounts.BIND | mounts.REC)
         finally:
             os.close(fd)
         return target
@@ -349,10 +350,21 @@ class Volumes:
         folder = self.pod_dir(uid)
         if not os.path.isdir(folder):
             return
-        for point in mounts_below(folder):
-            _libc.umount2(point.encode(), _MNT_DETACH)
-        if not mounts_below(folder):
+        local = _names(f"{folder}/volumes/{PLUGIN['local']}")
+        for point in mounts.mounts_below(folder):
+            mounts.unmount(point)
+        for name in local:
+            with self._disks:
+                self._release_disk(name)
+        if not mounts.mounts_below(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _release_disk(self, pv: str) -> None:
+        """Unmounts a local volume's disk unless some pod still has it."""
+        disk = self._disk_path(pv)
+        if os.path.ismount(disk) and not any(os.path.ismount(f"{self.pod_dir(uid)}/volumes/{PLUGIN['local']}/{pv}") for uid in self.left_over()):
+            mounts.unmount(disk)
+            os.rmdir(disk)
 
     def left_over(self) -> list[str]:
         """uids of pods that have a directory."""
@@ -369,13 +381,6 @@ def _names(folder: str) -> list[str]:
 def image_key(uid: str, volume: str) -> str:
     """By which the runtime keeps an image's files for a volume."""
     return f"kubern-{uid}-{volume}"
-
-
-def _mount_image(points: Sequence[MountPoint], path: str) -> None:
-    os.makedirs(path, exist_ok=True)
-    if not os.path.ismount(path):
-        for p in points:
-            mount(p.source, path, p.kind, p.flags, p.data)
 
 
 def memory_size(pod: Object, spec: Mapping[str, Any], values: Values) -> int:
@@ -396,91 +401,3 @@ def common_user(pod: Object) -> int | None:
     users = {effective_security(pod, c).get("runAsUser") for kind, c in pods.every_container(pod["spec"]) if kind != "ephemeral"}
     only = users.pop() if len(users) == 1 else None
     return None if only is None else int(only)
-
-
-def own(path: str, group: int, policy: str) -> None:
-    """fsGroup: everything in the volume belongs to the group, directories hand it on."""
-    top = os.lstat(path)
-    if policy == "OnRootMismatch" and top.st_gid == group and (top.st_mode & DIR_MASK) == DIR_MASK:
-        return
-    for d, folders, files in os.walk(path):
-        for name in (*files, *(f for f in folders if os.path.islink(os.path.join(d, f)))):
-            at = os.path.join(d, name)
-            os.lchown(at, -1, group)
-            mode = os.lstat(at).st_mode
-            if not stat.S_ISLNK(mode):
-                os.chmod(at, stat.S_IMODE(mode) | RW_MASK)
-        os.chown(d, -1, group)
-        os.chmod(d, stat.S_IMODE(os.lstat(d).st_mode) | RW_MASK | DIR_MASK)
-
-
-def mount_nfs(spec: Mapping[str, Any], path: str, options: Sequence[str] = ()) -> str:
-    """By mount.nfs of the machine; where there is none its complaint says so. Raises Missing."""
-    os.makedirs(path, 0o750, exist_ok=True)
-    if not os.path.ismount(path):
-        server = f"[{spec['server']}]" if ":" in spec["server"] else spec["server"]
-        wanted = [*(["ro"] if spec.get("readOnly") else []), *options]
-        arguments = ["-t", "nfs", *(["-o", ",".join(wanted)] if wanted else []), f"{server}:{spec['path']}", path]
-        done = subprocess.run(["mount", *arguments], capture_output=True, text=True, timeout=MOUNT_S, check=False)
-        if done.returncode:
-            os.rmdir(path)
-            raise Missing(f"mount failed: exit status {done.returncode}\nMounting command: mount\nMounting arguments: {' '.join(arguments)}\n"
-                          f"Output: {done.stderr.strip() or done.stdout.strip()}\n")
-    return path
-
-
-def check_host_path(path: str, kind: str) -> None:
-    """Makes or checks a hostPath after its type. Raises Missing."""
-    if not kind:
-        return
-    if kind == "DirectoryOrCreate" and not os.path.exists(path):
-        os.makedirs(path, 0o755)
-    elif kind == "FileOrCreate" and not os.path.exists(path):
-        with open(path, "x"):
-            os.chmod(path, 0o644)
-    tests = {"Directory": (os.path.isdir, "a directory"), "File": (os.path.isfile, "a file"),
-             "Socket": (lambda p: stat.S_ISSOCK(os.stat(p).st_mode), "a socket file"),
-             "CharDevice": (lambda p: stat.S_ISCHR(os.stat(p).st_mode), "a character device"),
-             "BlockDevice": (lambda p: stat.S_ISBLK(os.stat(p).st_mode), "a block device")}
-    test, words = tests[kind.removesuffix("OrCreate")]
-    if not os.path.exists(path) or not test(path):
-        raise Missing(f"hostPath type check failed: {path} is not {words}")
-
-
-def safe_open(base: str, relative: str) -> int:
-    """A descriptor of base/relative, no component of which is a symlink."""
-    fd = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    for part in relative.split("/"):
-        if part in ("", "."):
-            continue
-        try:
-            deeper = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = deeper
-        if stat.S_ISLNK(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise OSError(40, "a symlink where none may be", relative)
-    return fd
-
-
-def safe_make(base: str, relative: str) -> None:
-    """Makes the directories of base/relative that are missing, with the volume's mode, following no symlink."""
-    mode = stat.S_IMODE(os.stat(base).st_mode)
-    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        for part in relative.split("/"):
-            if part in ("", "."):
-                continue
-            try:
-                os.mkdir(part, dir_fd=fd)
-                made = True
-            except FileExistsError:
-                made = False
-            deeper = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            os.close(fd)
-            fd = deeper
-            if made:
-                os.fchmod(fd, mode)
-    finally:
-        os.close(fd)
