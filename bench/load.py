@@ -7,10 +7,14 @@ Target and gives a dict: how many, how long, per second, latencies in ms. Not th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
+import socket
 import ssl
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -78,6 +82,7 @@ class Connection(asyncio.Protocol):
                 at = head.lower().find(b"content-length:")
                 self._missing = int(head[at + 15:].split(b"\r", 1)[0]) if at >= 0 else 0
             self.status = int(head[9:12])
+            self.retry_after = b"\r\nRetry-After:" in head
         if self.chunks is not None:
             self.chunks(data)
             return
@@ -111,33 +116,43 @@ def summary(latencies_ms: list[float], seconds: float, errors: int = 0, **more: 
             "p99_ms": at(0.99), "max_ms": at(1.0), "errors": errors, **more}
 
 
-Outcome = tuple[list[float], int, str, float, float]       # latencies, errors, the first error, when it began and ended
+# latencies, statuses, refusals that do not say when to come again, the first error, when it began and ended
+Outcome = tuple[list[float], Counter[int], int, str, float, float]
 
 
-async def _clients(target: Target, requests: Iterator[bytes], clients: int, ok: tuple[int, ...]) -> Outcome:
+def put_back(target: Target, request: bytes, body: bytes) -> bytes:
+    """What a GET answered, its first data of x changed, as a PUT to where it came from."""
+    path = request.split(b" ", 2)[1].decode()
+    return target.request("PUT", path, body.replace(b'"x', b'"%dx' % (time.perf_counter_ns() % 1_000_000), 1))
+
+
+async def _clients(target: Target, requests: Iterator[bytes], clients: int, ok: tuple[int, ...], again: bool = False) -> Outcome:
     latencies: list[float] = []
-    errors, first = 0, ""
+    statuses, silent, first = Counter[int](), 0, ""
     connections = [await connect(target) for _ in range(clients)]
 
     async def one(connection: Connection) -> None:
-        nonlocal errors, first
+        nonlocal silent, first
         for request in requests:
             at = time.perf_counter()
             status, body = await connection.ask(request)
+            if again and status == 200:
+                status, body = await connection.ask(put_back(target, request, body))
             latencies.append((time.perf_counter() - at) * 1000)
+            statuses[status] += 1
+            silent += status == 429 and not connection.retry_after
             if status not in ok:
-                errors += 1
                 first = first or f"{status} {body[:200].decode(errors='replace')}"
         connection.close()
     began = time.perf_counter()
     await asyncio.gather(*(one(c) for c in connections))
-    return latencies, errors, first, began, time.perf_counter()
+    return latencies, statuses, silent, first, began, time.perf_counter()
 
 
-def _process(target: Target, requests: list[bytes], clients: int, ok: tuple[int, ...]) -> Outcome:
+def _process(target: Target, requests: list[bytes], clients: int, ok: tuple[int, ...], again: bool) -> Outcome:
     import uvloop
 
-    return uvloop.run(_clients(target, iter(requests), clients, ok))
+    return uvloop.run(_clients(target, iter(requests), clients, ok, again))
 
 
 class Load:
@@ -149,15 +164,17 @@ class Load:
         self._pool = ProcessPoolExecutor(processes)
         list(self._pool.map(abs, range(processes)))
 
-    def run(self, make: Requests, n: int, clients: int, ok: tuple[int, ...] = (200, 201)) -> dict[str, Any]:
-        """n requests by so many clients."""
+    def run(self, make: Requests, n: int, clients: int, ok: tuple[int, ...] = (200, 201), *, again: bool = False) -> dict[str, Any]:
+        """n requests by so many clients; `again`: GETs whose answers are changed and put back, both counted as one."""
         shares = [[make(i) for i in range(k, n, self.processes)] for k in range(self.processes)]
         each = max(1, clients // self.processes)
-        results = [f.result() for f in [self._pool.submit(_process, self.target, s, each, ok) for s in shares if s]]
-        self.began = min(r[3] for r in results)
-        seconds = max(r[4] for r in results) - self.began
-        first = next((r[2] for r in results if r[2]), "")
-        return summary(list(itertools.chain.from_iterable(r[0] for r in results)), seconds, sum(r[1] for r in results),
+        results = [f.result() for f in [self._pool.submit(_process, self.target, s, each, ok, again) for s in shares if s]]
+        self.began = min(r[4] for r in results)
+        seconds = max(r[5] for r in results) - self.began
+        statuses = sum((r[1] for r in results), Counter[int]())
+        first = next((r[3] for r in results if r[3]), "")
+        return summary(list(itertools.chain.from_iterable(r[0] for r in results)), seconds, sum(c for s, c in statuses.items() if s not in ok),
+                       **({"statuses": dict(statuses), "no_retry_after": sum(r[2] for r in results)} if 429 in statuses else {}),
                        **({"first_error": first} if first else {}))
 
     def close(self) -> None:
@@ -182,10 +199,16 @@ async def _watchers(target: Target, path: str, watchers: int, events: int, make:
     _, answer = await (first := await connect(target)).ask(target.request("GET", path + "?limit=1"))
     revision = orjson.loads(answer)["metadata"]["resourceVersion"]
     delivered, wanted, done = 0, watchers * events, asyncio.Event()
+    sent: dict[bytes, float] = {}                  # what names an object -> when its creation was sent
+    late: list[float] = []
 
     def chunk(data: bytes) -> None:
         nonlocal delivered
-        delivered += data.count(b'{"type":"ADDED"')
+        here = data.count(b'{"type":"ADDED"')
+        delivered += here
+        at = data.rfind(b'"name":"') + 8           # the last of a piece: one in a few is enough to know how late they come
+        if here and (then := sent.get(data[at:data.find(b'"', at)])):
+            late.append((time.perf_counter() - then) * 1000)
         if delivered >= wanted:
             done.set()
     open_ = []
@@ -196,10 +219,14 @@ async def _watchers(target: Target, path: str, watchers: int, events: int, make:
         c._transport.write(target.request("GET", f"{path}?watch=1&resourceVersion={revision}"))
         await c._answer
         open_.append(c)
-    requests = iter([make(i) for i in range(events)])
+    def timed() -> Iterator[bytes]:
+        for request in [make(i) for i in range(events)]:
+            at = request.find(b'"name":"') + 8
+            sent[request[at:request.find(b'"', at)]] = time.perf_counter()
+            yield request
     opened()
     at = time.perf_counter()
-    writers = asyncio.create_task(_clients(target, requests, 8, (201,)))
+    writers = asyncio.create_task(_clients(target, timed(), 8, (201,)))
     try:
         async with asyncio.timeout(120):
             await done.wait()
@@ -209,8 +236,10 @@ async def _watchers(target: Target, path: str, watchers: int, events: int, make:
     await writers
     for c in (*open_, first):
         c.close()
+    late.sort()
     return {"watchers": watchers, "events": events, "delivered": delivered, "expected": wanted, "seconds": round(seconds, 3),
-            "per_s": round(delivered / seconds, 1)}
+            "per_s": round(delivered / seconds, 1), "p50_ms": round(late[len(late) // 2], 2) if late else 0.0,
+            "p99_ms": round(late[int(len(late) * 0.99)], 2) if late else 0.0}
 
 
 def watch_fan_out(target: Target, path: str, watchers: int, events: int, make: Requests, opened: Callable[[], Any] = lambda: None) -> dict[str, Any]:
@@ -256,3 +285,32 @@ async def _until(target: Target, path: str, enough: int, sign: bytes, start: Cal
 def until(target: Target, path: str, enough: int, sign: bytes, start: Callable[[], Any], timeout_s: float = 600.0) -> tuple[float, int]:
     """Runs `start` and waits until a watch of `path` has shown so many objects with the sign: (time.perf_counter() then, objects)."""
     return asyncio.run(_until(target, path, enough, sign, start, timeout_s))
+
+
+def slow_readers(target: Target, requests: list[bytes]) -> Callable[[], None]:
+    """Connections that ask and then read next to nothing: 1 kB a second at most. Returns what ends them."""
+    stop, asked = threading.Event(), threading.Event()
+
+    def run() -> None:
+        connections = []
+        for request in requests:
+            plain = socket.create_connection((target.host, target.port))
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            connections.append(target.context().wrap_socket(plain, server_hostname=target.host))
+            connections[-1].sendall(request)
+            connections[-1].settimeout(0.001)
+        asked.set()
+        while not stop.wait(1.0):
+            for c in connections:
+                with contextlib.suppress(OSError):
+                    c.recv(1024)
+        for c in connections:
+            c.close()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    asked.wait(30)
+
+    def end() -> None:
+        stop.set()
+        thread.join(10)
+    return end
