@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -33,17 +34,19 @@ def answer(target: str) -> Any:
     """What a metrics adapter says."""
     path, _, query = target.partition("?")
     parts = path.strip("/").split("/")
+    whose = parse_qs(query).get("labelSelector", ["app=a"])[0].removeprefix("app=")
+    pods = (f"{whose}-0", f"{whose}-1")
     if len(parts) == 3:
         return {"kind": "APIResourceList", "groupVersion": f"{parts[1]}/{parts[2]}", "resources": []}
     if parts[1] == "metrics.k8s.io":
         def usage(cpu: str) -> Any:
             return {"cpu": cpu, "memory": "10Mi"}
         return {"items": [{"metadata": {"name": n, "namespace": "default"}, "timestamp": NOW, "window": "15s", "containers": [
-            {"name": "c", "usage": usage("200m")}, {"name": "sidecar", "usage": usage("0")}]} for n in ("p0", "p1")]}
+            {"name": "c", "usage": usage("200m")}, {"name": "sidecar", "usage": usage("0")}]} for n in pods]}
     if parts[1] == "external.metrics.k8s.io":
         assert parts[-1] == "queue" and "labelSelector=topic%3Djobs" in query
         return {"items": [{"metricName": "queue", "timestamp": NOW, "value": v} for v in ("100", "50")]}
-    what = ({"kind": "Pod", "namespace": "default"}, ("p0", "p1")) if "pods" in parts else ({"kind": "Service", "namespace": "default"}, ("web",))
+    what = ({"kind": "Pod", "namespace": "default"}, pods) if "pods" in parts else ({"kind": "Service", "namespace": "default"}, ("web",))
     return {"items": [{"describedObject": {**what[0], "name": n}, "metric": {"name": parts[-1]}, "timestamp": NOW, "value": "30"} for n in what[1]]}
 
 
@@ -108,33 +111,57 @@ KINDS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {     # name -> m
 }
 
 
-async def test_every_kind_of_metric(client: Client) -> None:
-    for name in ("p0", "p1"):
-        p = pod(name, labels={"app": "a"})
+async def target(c: Client, name: str, labels: dict[str, str]) -> None:
+    """A Deployment of two pods that are there and ready."""
+    for pod_name in (f"{name}-0", f"{name}-1"):
+        p = pod(pod_name, labels=labels)
         p["spec"]["containers"] = [{"name": n, "image": "x", "resources": {"requests": {"cpu": "100m"}}} for n in ("c", "sidecar")]
-        made = await client.create({k: v for k, v in p.items() if k != "status"} | {"metadata": {"name": name, "namespace": "default", "labels": {"app": "a"}}})
+        made = await c.create({k: v for k, v in p.items() if k != "status"} | {"metadata": {"name": pod_name, "namespace": "default", "labels": labels}})
         status = {**p["status"], "startTime": "2020-01-01T00:00:00Z"}
         status["conditions"] = [{"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z"}]
-        await client.update({**made, "status": status}, "status")
+        await c.update({**made, "status": status}, "status")
+    await c.create({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "default"}, "spec": {
+        "replicas": 2, "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}})
+    await c.patch(BUILT_IN["deployments.apps"], "default", name, {"status": {"replicas": 2}}, subresource="status")
+
+
+def hpa(name: str, metric: dict[str, Any], version: str = "apps/v1") -> dict[str, Any]:
+    return {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": name, "namespace": "default"}, "spec": {
+        "scaleTargetRef": {"apiVersion": version, "kind": "Deployment", "name": name}, "minReplicas": 1, "maxReplicas": 9, "metrics": [metric],
+        "behavior": {"scaleUp": {"policies": [{"type": "Pods", "value": 9, "periodSeconds": 15}]}}}}
+
+
+async def test_every_kind_of_metric(client: Client) -> None:
     for name, (metric, _, _) in KINDS.items():
-        await client.create({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "default"}, "spec": {
-            "replicas": 2, "selector": {"matchLabels": {"app": "a"}},
-            "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}})
-        await client.patch(BUILT_IN["deployments.apps"], "default", name, {"status": {"replicas": 2}}, subresource="status")
-        await client.create({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": name, "namespace": "default"}, "spec": {
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}, "minReplicas": 1, "maxReplicas": 9, "metrics": [metric],
-            "behavior": {"scaleUp": {"policies": [{"type": "Pods", "value": 9, "periodSeconds": 15}]}}}})
+        await target(client, name, {"app": name})
+        await client.create(hpa(name, metric, "apps/v1beta1" if name == "pods" else "apps/v1"))       # any version of the kind will do
     task = asyncio.create_task(run_controllers((replace(autoscaler.controller(), after_s=0.0),), lambda user, agent: client, clock=time.time))
     try:
         found = await _until(client, "horizontalpodautoscalers.autoscaling", lambda o: all((h.get("status") or {}).get("desiredReplicas") for h in o))
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    for hpa in found:
-        metric, wanted, told = KINDS[hpa["metadata"]["name"]]
+    for h in found:
+        metric, wanted, told = KINDS[h["metadata"]["name"]]
         field = next(k for k in metric if k != "type")
-        assert (hpa["status"]["desiredReplicas"], hpa["status"]["currentMetrics"]) == (wanted, [{"type": metric["type"], field: told}]), hpa["metadata"]["name"]
-        conditions = {c["type"]: c["reason"] for c in hpa["status"]["conditions"]}
+        assert (h["status"]["desiredReplicas"], h["status"]["currentMetrics"]) == (wanted, [{"type": metric["type"], field: told}]), h["metadata"]["name"]
+        conditions = {c["type"]: c["reason"] for c in h["status"]["conditions"]}
         assert conditions == {"AbleToScale": "SucceededRescale", "ScalingActive": "ValidMetricFound", "ScalingLimited": "DesiredWithinRange"}
     sizes = {d["metadata"]["name"]: d["spec"]["replicas"] for d in (await client.list(BUILT_IN["deployments.apps"]))[0]}
     assert sizes == {name: wanted for name, (_, wanted, _) in KINDS.items()}
+
+
+async def test_two_autoscalers_of_the_same_pods(client: Client) -> None:
+    """Neither knows what the other does: the second to look gives up."""
+    for name in ("one", "two"):
+        await target(client, name, {"app": "shared"})
+        await client.create(hpa(name, KINDS["external"][0]))
+    task = asyncio.create_task(run_controllers((replace(autoscaler.controller(), after_s=0.0),), lambda user, agent: client, clock=time.time))
+    try:
+        found = await _until(client, "horizontalpodautoscalers.autoscaling", lambda o: all((h.get("status") or {}).get("conditions") for h in o))
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    told = [c["message"] for h in found for c in h["status"]["conditions"] if c["reason"] == "AmbiguousSelector"]
+    assert told == ["pods by selector app=shared are controlled by multiple HPAs: [{one default} {two default}]"]

@@ -85,3 +85,10 @@ def find(view: View, api_version: str, kind: str) -> Resource | None:
             if row is not None and any(v.get("name") == version and v.get("served") for v in spec.get("versions") or ()):
                 return row
     return None
+
+
+def of_kind(view: View, group: str, kind: str) -> Resource | None:
+    """The row of a kind in the version it is stored in, whichever version was meant, or None."""
+    found = (r for r in BUILT_IN.values() if (r.group, r.kind) == (group, kind))
+    custom = (r for crd in _crds(view) if (r := of_crd(crd)) is not None and (r.group, r.kind) == (group, kind))
+    return next(found, None) or next(custom, None)
