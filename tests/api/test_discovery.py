@@ -26,8 +26,9 @@ def without_cbor(value):
 @needs_data
 @pytest.mark.parametrize("key", [k for k in openapi.index_keys(HAVE) if not k.startswith(".")])
 def test_openapi_v3(key):
-    """Everything but the wording of descriptions is as upstream's published document, which is made without enumerations."""
+    """Everything but the wording of descriptions is as upstream's published document, which is made without enumerations and a version."""
     want = without_cbor(json.loads((DATA / "openapi-v3" / f"{key.replace('/', '__')}_openapi.json").read_text()))
+    want["info"]["version"] = "1.36"
     differences: list[str] = []
     compare(want, json.loads(json.dumps(openapi.document(SimpleNamespace(), HAVE, key))), key, differences)
     assert differences == []

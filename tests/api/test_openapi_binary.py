@@ -1,4 +1,4 @@
-"""The v2 document in protobuf, read back field by field."""
+"""OpenAPI documents in protobuf, read back field by field."""
 
 from __future__ import annotations
 
@@ -77,3 +77,28 @@ async def test_all_of_it(accept: str) -> None:
     patch = fields(item[8][0])
     assert patch[5] == [want["patch"]["operationId"].encode()] and len(patch[8]) == len(want["patch"]["parameters"])
     assert set(named(patch[9][0])) == set(want["patch"]["responses"])
+
+
+
+@pytest.mark.parametrize("accept", ("application/com.github.proto-openapi.spec.v3@v1.0+protobuf", "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"))
+async def test_a_v3_document(accept: str) -> None:
+    server = Server(MemoryStore(), settings=ApiSettings(bootstrap=False))
+    await server.start()
+    path = "/openapi/v3/apis/apps/v1"
+    whole: Any = (await server.handle(Request("GET", path, {}, {"accept": "application/json"}, user=MASTERS))).body
+    response: Any = await server.handle(Request("GET", path, {}, {"accept": accept}, user=MASTERS))
+    await server.stop()
+    assert response.status == 200 and response.header("Content-Type") == "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
+    wanted, got = orjson.loads(whole), fields(response.body)
+    schemas = named(fields(got[5][0])[1][0])
+    assert got[1] == [b"3.0.0"] and set(schemas) == set(wanted["components"]["schemas"]) and set(named(got[4][0])) == set(wanted["paths"])
+    deployment = fields(fields(schemas["io.k8s.api.apps.v1.Deployment"])[1][0])
+    assert deployment[25] == [b"object"] and orjson.loads(fields(fields(deployment[36][0])[2][0])[2][0])[0]["kind"] == "Deployment"
+    spec = fields(fields(named(deployment[31][0])["spec"])[1][0])
+    assert fields(fields(spec[26][0])[2][0]) == {1: [b"#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"]} and spec[33] == [b""]
+    item = fields(named(got[4][0])["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"])
+    patch = fields(item[10][0])
+    assert patch[5] == [b"patchAppsV1NamespacedDeployment"] and set(named(patch[8][0], 2)) == {"200", "201", "401"}
+    assert "application/merge-patch+json" in named(fields(fields(patch[7][0])[1][0])[2][0])
+    force = next(p for p in (fields(fields(p)[1][0]) for p in patch[6]) if p[1] == [b"force"])
+    assert force[2] == [b"query"] and fields(fields(force[10][0])[1][0])[25] == [b"boolean"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Doc = dict[str, Any]
 V3_PROTOBUF = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
 V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
-_INFO = {"title": "Kubernetes", "version": "unversioned"}
+_INFO = {"title": "Kubernetes", "version": ".".join(KUBERNETES_VERSION.removeprefix("v").split(".")[:2])}
 _SECURITY = {"BearerToken": {"description": "Bearer Token authentication", "in": "header", "name": "authorization", "type": "apiKey"}}
 _BUILD = hashlib.sha512(f"kubern {KUBERNETES_VERSION} 1".encode()).hexdigest()
 
@@ -153,14 +153,14 @@ def swagger(server: Server, have: Catalog) -> Doc:
         used |= names
     schemas = closure(used, made, "", "")
     shared = _Shared()
-    return {"swagger": "2.0", "info": {"title": "Kubernetes", "version": f"v{KUBERNETES_VERSION.removeprefix('v')}"},
+    return {"swagger": "2.0", "info": _INFO,
             "paths": {p: _path_v2(item, shared, p.endswith("/")) for p, item in sorted(table.items())},
             "definitions": {n: _schema_v2(n, s, n in made) for n, s in schemas.items()},
             "parameters": dict(sorted(shared.parameters.items())),
             "securityDefinitions": _SECURITY, "security": [{"BearerToken": []}]}
 
 
-_MEDIA_ORDER = ("application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/json;stream=watch",
+_MEDIA_ORDER = ("text/plain", "application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/json;stream=watch",
                 "application/vnd.kubernetes.protobuf;stream=watch", "application/json-patch+json", "application/merge-patch+json",
                 "application/strategic-merge-patch+json", "application/apply-patch+yaml")
 
@@ -224,6 +224,8 @@ def _path_v2(item: Doc, shared: _Shared, roots: bool) -> Doc:
             for code, r in op["responses"].items()}
         if roots:
             new["consumes"] = new["produces"]
+            if len(new["consumes"]) == 1 and "version" not in op["tags"]:
+                del new["consumes"]
         new |= {k: v for k, v in op.items() if k.startswith("x-")}
         out[method] = new
     return out
@@ -306,21 +308,24 @@ def _answer(request: Request, packed: bytes, tag: str, extra: list[tuple[str, st
     return Response(200, headers, gzip.decompress(packed))
 
 
-def _binary_wanted(request: Request) -> bool:
-    """Whether protobuf comes first; its old name has an @ where the new one has a dot."""
-    first = request.headers.get("accept", "").split(",")[0].partition(";")[0].strip().lower()
-    return first.replace("@", ".") == V2_PROTOBUF
+def _binary_wanted(request: Request, protobuf: str) -> bool:
+    """Whether protobuf comes first; its old name has an @ where the new one has a dot. Raises 406 where neither it nor JSON is accepted."""
+    media = [part.partition(";")[0].strip().lower().replace("@", ".") for part in request.headers.get("accept", "").split(",")]
+    if media[0] == protobuf:
+        return True
+    if media != [""] and not any(m in ("application/json", "*/*", "application/*", "*") for m in media):
+        if protobuf in media:
+            return True
+        raise StatusError(406, "NotAcceptable", f"only the following media types are accepted: application/json, {protobuf}")
+    return False
 
 
-def _json_wanted(request: Request, protobuf: str) -> None:
-    accept = request.headers.get("accept", "")
-    if not accept:
-        return
-    for part in accept.split(","):
-        media = part.partition(";")[0].strip().lower()
-        if media in ("application/json", "*/*", "application/*", "*"):
-            return
-    raise StatusError(406, "NotAcceptable", f"only the following media types are accepted: application/json, {protobuf}")
+def _binary(have: Catalog, key: Any, packed: bytes, encode: Callable[[Doc], bytes]) -> bytes:
+    """A document in protobuf, made from its gzipped JSON when first asked for, and gzipped itself."""
+    found: bytes | None = have.documents.get(("binary", key))
+    if found is None:
+        found = have.documents["binary", key] = gzip.compress(encode(orjson.loads(gzip.decompress(packed))), 6, mtime=0)
+    return found
 
 
 async def respond(server: Server, request: Request, parts: list[str]) -> Response | None:
@@ -328,16 +333,12 @@ async def respond(server: Server, request: Request, parts: list[str]) -> Respons
     have = catalog(server)
     if parts[1:] == ["v2"]:
         tag = hashlib.sha512("".join(_hash(server, have, k) for k in index_keys(have)).encode()).hexdigest().upper()
-        if _binary_wanted(request):
+        packed = _kept(have, "v2", lambda: swagger(server, have))
+        if _binary_wanted(request, V2_PROTOBUF):
             from kubern.api.openapi_binary import encode
 
-            kept: bytes | None = have.documents.get("v2 binary")
-            if kept is None:
-                doc = orjson.loads(gzip.decompress(_kept(have, "v2", lambda: swagger(server, have))))
-                kept = have.documents["v2 binary"] = gzip.compress(encode(doc), 6, mtime=0)
-            return _answer(request, kept, tag, [], V2_PROTOBUF)
-        _json_wanted(request, V2_PROTOBUF)
-        return _answer(request, _kept(have, "v2", lambda: swagger(server, have)), tag, [])
+            return _answer(request, _binary(have, "v2", packed, encode), tag, [], V2_PROTOBUF)
+        return _answer(request, packed, tag, [])
     if parts[1:2] != ["v3"]:
         return None
     if len(parts) == 2:
@@ -347,7 +348,7 @@ async def respond(server: Server, request: Request, parts: list[str]) -> Respons
     key = "/".join(parts[2:])
     if key not in index_keys(have):
         return None
-    _json_wanted(request, V3_PROTOBUF)
+    binary = _binary_wanted(request, V3_PROTOBUF)
     tag = _hash(server, have, key)
     asked = request.param("hash")
     extra: list[tuple[str, str]] = []
@@ -356,9 +357,12 @@ async def respond(server: Server, request: Request, parts: list[str]) -> Respons
             return Response(301, [("Location", f"/openapi/v3/{key}?hash={tag}"), ("Content-Type", "text/html; charset=utf-8")], b"")
         extra = [("Cache-Control", "public, immutable"), ("Expires", "Fri, 31 Dec 2100 00:00:00 GMT")]
     remote = _remote(server, key)
-    if remote is not None:
-        return Response(200, [("Content-Type", "application/json"), ("ETag", f'"{tag}"'), ("Vary", "Accept"), *extra], remote)
-    return _answer(request, _kept(have, ("v3", key), lambda: document(server, have, key)), tag, extra)
+    packed = gzip.compress(remote, 1) if remote is not None else _kept(have, ("v3", key), lambda: document(server, have, key))
+    if binary:
+        from kubern.api.openapi_binary import encode_v3
+
+        return _answer(request, _binary(have, ("v3", key, tag), packed, encode_v3), tag, extra, V3_PROTOBUF)
+    return _answer(request, packed, tag, extra)
 
 
 __all__ = ["document", "index_keys", "model_name", "render", "respond", "swagger"]

@@ -1,7 +1,7 @@
-"""The v2 document in protobuf, which is what kubectl asks for when it validates by itself (a List in `apply -f` or `replace -f`).
+"""OpenAPI documents in protobuf: v2 is what kubectl asks for when it validates by itself (a List in `apply -f` or `replace -f`).
 
-A table a message: JSON name -> (field number, how its value is written). What the tables do not name, our document does not hold.
-Message and field numbers: gnostic's OpenAPIv2.proto.
+A table a message: JSON name -> (field number, how its value is written). What the tables do not name, our documents do not hold.
+Message and field numbers: gnostic's OpenAPIv2.proto and OpenAPIv3.proto.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def _named(make: Callable[[Any], bytes], field: int = 1) -> Write:
     return lambda number, value: _piece(number, b"".join(_piece(field, _text(1, k) + _piece(2, make(v))) for k, v in value.items()))
 
 
+# ---------------------------------------------------------------- v2
+
 def _schema(obj: Any) -> bytes:
     return _SCHEMA(obj)
 
@@ -139,3 +141,57 @@ _DOCUMENT = _message({
 def encode(document: dict[str, Any]) -> bytes:
     """A v2 document as the bytes of openapi.v2.Document."""
     return _DOCUMENT(document)
+
+
+# ---------------------------------------------------------------- v3
+
+def _schema_v3(obj: Any) -> bytes:
+    """A schema or a reference."""
+    return _piece(2, _text(1, obj["$ref"])) if "$ref" in obj else _piece(1, _plain_v3(obj))
+
+
+def _plain_v3(obj: Any) -> bytes:
+    return _SCHEMA_V3(obj)
+
+
+def _default(number: int, value: Any) -> bytes:
+    """A number, a flag or a text; others stand there as empty, for which there is no room."""
+    if isinstance(value, bool):
+        return _piece(number, varint_bytes(2 << 3) + varint_bytes(int(value)))
+    if isinstance(value, (int, float)):
+        return _piece(number, _double(1, value))
+    return _piece(number, _text(3, value) if isinstance(value, str) else b"")
+
+
+_SCHEMA_V3 = _message({
+    "nullable": (1, _flag), "readOnly": (3, _flag), "writeOnly": (4, _flag), "example": (7, _any), "deprecated": (8, _flag), "title": (9, _text),
+    "multipleOf": (10, _double), "maximum": (11, _double), "exclusiveMaximum": (12, _flag), "minimum": (13, _double), "exclusiveMinimum": (14, _flag),
+    "maxLength": (15, _integer), "minLength": (16, _integer), "pattern": (17, _text), "maxItems": (18, _integer), "minItems": (19, _integer),
+    "uniqueItems": (20, _flag), "maxProperties": (21, _integer), "minProperties": (22, _integer), "required": (23, _texts), "enum": (24, _anys),
+    "type": (25, _text), "allOf": (26, _each(_schema_v3)), "oneOf": (27, _each(_schema_v3)), "anyOf": (28, _each(_schema_v3)),
+    "not": (29, lambda n, v: _piece(n, _plain_v3(v))), "items": (30, lambda n, v: _piece(n, _piece(1, _schema_v3(v)))),
+    "properties": (31, _named(_schema_v3)),
+    "additionalProperties": (32, lambda n, v: _piece(n, _flag(2, v) if isinstance(v, bool) else _piece(1, _schema_v3(v)))),
+    "default": (33, _default), "description": (34, _text), "format": (35, _text)}, 36)
+_CONTENT = _named(_message({"schema": (1, _one(_schema_v3))}, 5))
+_PARAMETER_V3 = _message({"name": (1, _text), "in": (2, _text), "description": (3, _text), "required": (4, _flag), "schema": (10, _one(_schema_v3))}, 14)
+_PARAMETERS_V3 = _each(lambda p: _piece(1, _PARAMETER_V3(p)))
+_BODY_V3 = _message({"description": (1, _text), "content": (2, _CONTENT), "required": (3, _flag)}, 4)
+_RESPONSE_V3 = _message({"description": (1, _text), "content": (3, _CONTENT)}, 5)
+_OPERATION_V3 = _message({
+    "tags": (1, _texts), "summary": (2, _text), "description": (3, _text), "operationId": (5, _text), "parameters": (6, _PARAMETERS_V3),
+    "requestBody": (7, lambda n, v: _piece(n, _piece(1, _BODY_V3(v)))), "responses": (8, _named(lambda r: _piece(1, _RESPONSE_V3(r)), 2)),
+    "deprecated": (10, _flag)}, 13)
+_ITEM_V3 = _message({
+    "summary": (2, _text), "description": (3, _text), "parameters": (13, _PARAMETERS_V3),
+    **{m: (n, _one(_OPERATION_V3)) for m, n in (("get", 4), ("put", 5), ("post", 6), ("delete", 7), ("options", 8), ("head", 9), ("patch", 10))}}, 14)
+_SCHEME_V3 = _message({"type": (1, _text), "description": (2, _text), "name": (3, _text), "in": (4, _text)}, 9)
+_DOCUMENT_V3 = _message({
+    "openapi": (1, _text), "info": (2, _one(_message({"title": (1, _text), "description": (2, _text), "version": (6, _text)}, 7))),
+    "paths": (4, _named(_ITEM_V3)),
+    "components": (5, _one(_message({"schemas": (1, _named(_schema_v3)), "securitySchemes": (7, _named(lambda d: _piece(1, _SCHEME_V3(d))))}, 10)))}, 9)
+
+
+def encode_v3(document: dict[str, Any]) -> bytes:
+    """A v3 document as the bytes of openapi.v3.Document."""
+    return _DOCUMENT_V3(document)
