@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from kubern.scheduler.nominated import Nominations
 from kubern.scheduler.pick import Decision, Extra, feasible, pick, scores
 from kubern.scheduler.plain import Plain
 from kubern.scheduler.pod import pod_info
@@ -60,4 +61,24 @@ def test_others_go_the_ordinary_way():
     for spec in ({"containers": [{"ports": [{"hostPort": 80}]}]}, {"nodeName": "n1"}, {"resourceClaims": [{"name": "c", "resourceClaimName": "c"}]},
                  {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}, {"hostNetwork": True, "hostUsers": False}):
         assert Plain(t).pick(pod("b", "1", **spec), Extra(), lambda n: 0) is None
-    assert Plain(t).pick(pod("c", "1"), Extra(nominated=((0, pod("d", "1")),)), lambda n: 0) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_promised_room_counts_as_in_pick(seed):
+    rng = random.Random(seed)
+    t = table(rng)
+    plain, nominated = Plain(t), Nominations(t)
+    for i in range(200):
+        p = pod(f"p{i}", rng.choice(("500m", "1", "2")), "500Mi", priority=rng.randrange(3))
+        if rng.random() < 0.4:
+            nominated.set(p, f"n{rng.randrange(62)}")
+        extra = Extra(nominated=nominated)
+        found, wanted = plain.pick(p, extra, lambda n: 0), pick(p, t, lambda n: 0, extra)
+        assert found == wanted if isinstance(wanted, Decision) else found is None
+        if found is not None and rng.random() < 0.5:
+            nominated.drop(p.key)
+            t.add_pod(p, found.node)
+        if i % 9 == 0 and nominated:
+            nominated.drop(rng.choice(list(nominated.nodes)))
+        if i % 60 == 0:
+            t.set_node(node(f"new{i}", "4", "8Gi"))

@@ -12,13 +12,14 @@ from typing import Any
 from kubern.client.client import Client, path_of
 from kubern.model.object import Object, meta, name
 from kubern.model.resources import by_kind
-from kubern.model.status import StatusError
+from kubern.model.status import StatusError, conflict
 from kubern.model.time import rfc3339
 from kubern.scheduler import claims, volumes
 from kubern.scheduler.claims import Reserved
 from kubern.scheduler.devices import BadClaim, conditions_of
 from kubern.scheduler.events import Speaker
 from kubern.scheduler.extenders import Extender, ExtenderFailed
+from kubern.scheduler.hints import Change
 from kubern.scheduler.pick import Decision
 from kubern.scheduler.pod import PodInfo
 from kubern.scheduler.queue import Queued
@@ -45,7 +46,8 @@ class Binder:
         devices = state.devices.reserve(p, state.table, decision.slot) if p.claims or p.backed else None
         p.assumed = True
         state.table.add_pod(p, decision.node)
-        state.nominated.pop(p.key, None)
+        state.nominated.drop(p.key)
+        state.queue.placed(queued)
         return self._bind(queued, p, decision.node, bound, devices or Reserved([]))
 
     async def _bind(self, queued: Queued, p: PodInfo, node: str, bound: volumes.Bindings, devices: Reserved) -> None:
@@ -58,6 +60,8 @@ class Binder:
                 await self._take_devices(p, node, devices)
             if bound.static or bound.provision:
                 await self._bind_volumes(p, node, bound)
+            if p.volumes:
+                await self._same_claims(p)
             extender = next((e for e in self.extenders if e.concerns(p)), None)
             if extender is not None:
                 await extender.bind(p, node)
@@ -72,9 +76,10 @@ class Binder:
             if slow:
                 await self._expect(p, None)
             if p.assumed and state.table.placed.get(p.key) is p:
+                slot = p.slot
                 state.table.remove_pod(p)
                 p.assumed = False
-                state.event("pod-removed", state.clock())
+                state.event("pod-removed", state.clock(), Change(state.table, slot, was=p))
             if isinstance(e, StatusError) and e.code == 404:
                 state.queue.remove(p.key)
                 return
@@ -174,6 +179,21 @@ class Binder:
             log.info("returning %s/%s: %s", p.namespace, m["name"], e.message)
 
     # --- volumes ----------------------------------------------------------------------------------------------------
+
+    async def _same_claims(self, p: PodInfo) -> None:
+        """A pod that is newer than our copy of its claims may mean others by the same names, that wait for it. Raises StatusError."""
+        mirror, wanted = self.state.mirrors.mirror("persistentvolumeclaims"), volumes.claims_of(p, self.state.mirrors)
+        if not isinstance(wanted, volumes.Wanted) or int(meta(p.pod).get("resourceVersion") or 0) <= mirror.revision:
+            return
+        for claim in wanted.bound:
+            try:
+                live: Object = await self.client.get(mirror.resource, p.namespace, name(claim))
+            except StatusError as e:
+                if e.code != 404:
+                    raise
+                live = {"metadata": {}}
+            if meta(live).get("uid") != meta(claim)["uid"]:
+                raise conflict("", "persistentvolumeclaims", name(claim), "it is another than the pod was placed by")
 
     async def _bind_volumes(self, p: PodInfo, node: str, bound: volumes.Bindings) -> None:
         """Promise volumes to claims and name the node to provisioners, then wait until the claims are bound."""

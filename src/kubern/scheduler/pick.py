@@ -7,10 +7,11 @@ All nodes are looked at (upstream samples them): the arrays make that cheaper th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from kubern.scheduler.nominated import Nominations
 from kubern.scheduler.plugins import node, resources, topology
 from kubern.scheduler.plugins.verdict import Ints, Mask, Reject, Restrict, Verdict
 from kubern.scheduler.pod import PodInfo, Spread
@@ -76,7 +77,7 @@ class Extra:
     late_scores: tuple[tuple[str, Callable[[PodInfo, NodeTable, Mask], Ints | None]], ...] = ()      # normalized here
     default_spreads: tuple[Spread, ...] = ()
     profile: Profile | None = None                      # None: upstream's default
-    nominated: tuple[tuple[int, PodInfo], ...] = ()     # (slot, pod) of at least this pod's priority, not placed yet
+    nominated: Nominations | None = None
 
 
 def feasible(p: PodInfo, t: NodeTable, extra: Extra, *, explain: bool = False) -> tuple[Mask, Rejection]:
@@ -103,7 +104,9 @@ def feasible(p: PodInfo, t: NodeTable, extra: Extra, *, explain: bool = False) -
                 out.plugins.add(name)
                 final |= alive & ~verdict.only
                 alive &= verdict.only
-    reserved = _reserve(t, extra.nominated)
+    promised = extra.nominated.sums(p) if extra.nominated else None
+    if promised is not None:
+        t.used[:len(promised)] += promised              # nobody takes the room that was made for another
     try:
         for name, run in (*FILTERS, *extra.filters, *AFTER_VOLUMES, *extra.late_filters, *LAST):
             if name in off:
@@ -133,26 +136,40 @@ def feasible(p: PodInfo, t: NodeTable, extra: Extra, *, explain: bool = False) -
                     only_fit |= failing
                 alive &= ~failing
     finally:
-        _release(t, reserved)
+        if promised is not None:
+            t.used[:len(promised)] -= promised
+    if extra.nominated:
+        _meet(p, t, extra, alive, final, out, explain)
     out.candidates = t.all() & ~alive & ~final
     out.only_resources = only_fit
     return alive, out
 
 
-def _reserve(t: NodeTable, nominated: tuple[tuple[int, PodInfo], ...]) -> list[tuple[int, PodInfo]]:
-    """Count nominated pods as if they were there, so nobody takes the room that was made for them."""
-    for slot, q in nominated:
-        for r, v in q.requests.items():
-            t.used[t.resource_row(r), slot] += v
-        t.used[3, slot] += 1
-    return list(nominated)
-
-
-def _release(t: NodeTable, reserved: list[tuple[int, PodInfo]]) -> None:
-    for slot, q in reserved:
-        for r, v in q.requests.items():
-            t.used[t.resource_row(r), slot] -= v
-        t.used[3, slot] -= 1
+def _meet(p: PodInfo, t: NodeTable, extra: Extra, alive: Mask, final: Mask, out: Rejection, explain: bool) -> None:
+    """Where others are nominated and more than room is at stake (ports, affinity, spreading), a node must do with them there as well as without."""
+    assert extra.nominated is not None
+    for slot, others in extra.nominated.meeting(p):
+        if not alive[slot]:
+            continue
+        for q in others:
+            t.add_pod(q, t.names[slot])
+        try:
+            ok, why = feasible(p, t, replace(extra, nominated=None), explain=True)
+        finally:
+            for q in others:
+                t.remove_pod(q)
+        if ok[slot]:
+            continue
+        alive[slot] = False
+        final[slot] = why.candidates is None or not why.candidates[slot]
+        for plugin, reason, nodes in why.per_node:
+            if nodes[slot]:
+                out.reasons[reason] = out.reasons.get(reason, 0) + 1
+                out.plugins.add(plugin)
+                if explain:
+                    here = np.zeros(t.size, bool)
+                    here[slot] = True
+                    out.per_node.append((plugin, reason, here))
 
 
 def _normalized(score: Ints, ok: Mask, reverse: bool) -> Ints:
@@ -204,6 +221,10 @@ def pick(p: PodInfo, t: NodeTable, random: Callable[[int], int], extra: Extra | 
 
 def best(p: PodInfo, t: NodeTable, ok: Mask, extra: Extra, random: Callable[[int], int], more: Ints | None = None) -> Decision:
     """The node with the highest score of those that will do (one at least); `more` is added to what the plugins say."""
+    if extra.nominated:
+        first = t.slots.get(extra.nominated.node_of(p.key), -1)
+        if first >= 0 and ok[first]:                    # room was made there, so there it goes
+            return Decision(t.names[first], first, 1)
     slots = np.nonzero(ok)[0]
     if len(slots) == 1:
         slot = int(slots[0])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kubern.scheduler.nominated import Nominations
 from kubern.scheduler.pick import FILTERS, Decision, Extra
 from kubern.scheduler.plugins import node, resources, topology
 from kubern.scheduler.plugins.verdict import Ints
@@ -62,7 +63,7 @@ class Plain:
         t = self.table
         if extra.profile is not None or p.backed:
             return None
-        if extra.filters or extra.prefilters or extra.late_filters or extra.nominated:
+        if extra.filters or extra.prefilters or extra.late_filters:
             return None
         key = _signature(p)
         if key is None:
@@ -76,11 +77,19 @@ class Plain:
                 del self._kinds[next(iter(self._kinds))]
             self._kinds[key] = kind
         scores = kind.scores
+        if extra.nominated:
+            found = self._promised(p, scores, extra.nominated)
+            if found is None:
+                return None
+            scores = found
         if p.has_terms or p.spreads or extra.default_spreads or any(t.carried.values()):
             found = self._among(p, scores, extra)
             if found is None:
                 return None
             scores = found
+        first = t.slots.get(extra.nominated.node_of(p.key), -1) if extra.nominated else -1
+        if first >= 0 and scores[first] >= 0:
+            return Decision(t.names[first], first, 1)
         high = scores.max() if len(scores) else -1
         if high < 0:
             return None
@@ -104,6 +113,24 @@ class Plain:
             if part is not None:
                 total = total + weight * part
         return np.where(ok, total, -1)
+
+    def _promised(self, p: PodInfo, scores: Ints, nominated: Nominations) -> Ints | None:
+        """The scores without nodes whose room is promised to others; None where more than room is at stake."""
+        t = self.table
+        if nominated.meeting(p):
+            return None
+        asked = [(PODS, 1), *((t.resource_row(name), want) for name, want in p.requests.items() if want and name not in resources.IGNORED)]
+        promised = nominated.sums(p)
+        if promised is None:
+            return scores
+        slots = np.flatnonzero(promised[PODS, :t.size])
+        at, wanted = np.ix_(np.array([row for row, _ in asked]), slots), np.array([want for _, want in asked])
+        full = (t.used[at] + promised[at] + wanted[:, None] > t.allocatable[at]).any(axis=0)
+        if not full.any():
+            return scores
+        out = scores.copy()
+        out[slots[full]] = -1
+        return out
 
     def _learn(self, p: PodInfo) -> Kind | None:
         t = self.table

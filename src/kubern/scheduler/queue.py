@@ -15,6 +15,7 @@ from kubern.scheduler.pod import PodInfo
 
 INITIAL_BACKOFF_S, MAX_BACKOFF_S = 1.0, 10.0
 UNSCHEDULABLE_MAX_S = 300.0
+MEANWHILE_MAX = 1000                            # events remembered for a pod that is being refused; past them anything may have happened
 EXTENDER = "Extender"                           # what an extender refused anything may cure
 
 # Which plugins' refusals an event may cure; None: any. The event's name is what changed.
@@ -28,13 +29,13 @@ CURES: dict[str, frozenset[str] | None] = {
     "node-features": frozenset({"NodeDeclaredFeatures"}),
     "pod-placed": frozenset({"InterPodAffinity", "PodTopologySpread"}),
     "pod-removed": frozenset({"NodeResourcesFit", "NodePorts", "PodTopologySpread", "InterPodAffinity", "VolumeRestrictions", "NodeVolumeLimits",
-                              "DynamicResources", "Preemption"}),
+                              "DynamicResources"}),
     "pod-leaving": frozenset({"PodTopologySpread"}),
     "pod-labels": frozenset({"InterPodAffinity", "PodTopologySpread"}),
     "storage": frozenset({"VolumeBinding", "VolumeZone", "VolumeRestrictions", "NodeVolumeLimits"}),
     "claims": frozenset({"DynamicResources"}),
-    "self": None,
 }
+Helps = Callable[[str, PodInfo], bool]          # (plugin, pod): whether this event may cure that plugin's refusal of that pod (hints.py)
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +47,8 @@ class Queued:
     parked_s: float = 0.0                            # when it was found unschedulable
     plugins: set[str] = field(default_factory=set)   # who refused it
     place: str = ""                                  # active | backoff | parked | gated | "" (being scheduled)
-    moved: bool = False                              # something that may cure it happened while it was being scheduled
+    moved: bool = False                              # it changed itself while it was being scheduled
+    meanwhile: list[tuple[str, Helps | None]] = field(default_factory=list)      # events in that time
 
 
 class Queue:
@@ -131,10 +133,14 @@ class Queue:
         return None
 
     def _take(self, q: Queued) -> Queued:
-        q.place, q.moved = "", False
+        q.place, q.moved, q.meanwhile = "", False, []
         q.attempts += 1
         self._flying[q.info.key] = q
         return q
+
+    def placed(self, q: Queued) -> None:
+        """It got a node; nothing that happens now matters to it."""
+        self._flying.pop(q.info.key, None)
 
     def _flush(self, now_s: float) -> None:
         for heap in (self._backoff, self._errors):
@@ -153,8 +159,9 @@ class Queue:
             self._parked.setdefault(plugin, {})[q.info.key] = q
         q.until_s = now_s + min(self.initial_backoff_s * 2 ** min(q.attempts - 1, 10), self.max_backoff_s)
         q.place = "parked"
-        if q.moved:
+        if q.moved or len(q.meanwhile) >= MEANWHILE_MAX or any(self._cured(q, name, helps) for name, helps in q.meanwhile):
             self._wake(q, now_s)
+        q.meanwhile = []
 
     def retry(self, q: Queued, now_s: float) -> None:
         """Something other than the cluster's state failed (a refused binding): try again after the back-off."""
@@ -165,16 +172,20 @@ class Queue:
             q.place = "backoff"
             heapq.heappush(self._errors, (q.until_s, self._serial, q))
 
-    def event(self, name: str, now_s: float, room: Callable[[PodInfo], bool] | None = None) -> None:
-        """Something changed: wake the unschedulable pods it may cure. Costs what it wakes, not what waits.
-        `room` says of a pod that lacks resources whether it may find them now; the others of its plugins are asked by name alone."""
+    def event(self, name: str, now_s: float, helps: Helps | None = None) -> None:
+        """Something changed: wake the unschedulable pods it may cure. Costs what it wakes and asks, not what waits. Without `helps` the name decides."""
         for q in self._flying.values():
-            q.moved = True
+            if len(q.meanwhile) < MEANWHILE_MAX:
+                q.meanwhile.append((name, helps))
         cures = CURES[name]
         for plugin in tuple(self._parked) if cures is None else (*cures, EXTENDER):
             for q in tuple(self._parked.get(plugin, {}).values()):
-                if q.place == "parked" and (room is None or plugin != "NodeResourcesFit" or room(q.info)):
+                if q.place == "parked" and (helps is None or helps(plugin, q.info)):
                     self._wake(q, now_s)
+
+    def _cured(self, q: Queued, name: str, helps: Helps | None) -> bool:
+        cures = CURES[name]
+        return any((cures is None or plugin in cures or plugin == EXTENDER) and (helps is None or helps(plugin, q.info)) for plugin in q.plugins)
 
     def leftovers(self, now_s: float) -> None:
         """Pods unschedulable for five minutes get another look whatever happened."""

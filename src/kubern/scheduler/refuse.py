@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from kubern.client.client import Client
-from kubern.model.object import Object, deleting, meta, name, notes
+from kubern.model.object import Object, condition, deleting, meta, name, notes
 from kubern.model.status import StatusError
 from kubern.model.time import rfc3339
 from kubern.scheduler import claims, extended
@@ -20,7 +20,7 @@ from kubern.scheduler.events import Speaker, quiet
 from kubern.scheduler.extenders import Extender, ExtenderFailed
 from kubern.scheduler.pick import Extra, Rejection
 from kubern.scheduler.pod import PodInfo
-from kubern.scheduler.preempt import NoHelp, Victims, hurt, preempt
+from kubern.scheduler.preempt import DryRuns, NoHelp, Victims, hurt, preempt
 from kubern.scheduler.profile import DEFAULT
 from kubern.scheduler.queue import Queued
 from kubern.scheduler.state import State
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 REPORTS_PER_S, REPORTS_BURST = 100.0, 200
 NO_CLAIMS = "no new claims to deallocate"
 NO_NODES = "no nodes available to schedule pods"
+Work = Coroutine[Any, Any, None]
+Found = list[Victims] | NoHelp | Object | None               # nodes with victims, why there are none, or a claim to give up first
 
 
 class Refusals:
@@ -40,17 +42,44 @@ class Refusals:
         self.extenders = [e for e in extenders if e.spec.preempt_verb]
         self.untold: dict[tuple[str, str], tuple[PodInfo, str]] = {}        # to be told, the newest of each pod
         self.telling = asyncio.Event()
+        self.runs = DryRuns()
 
-    def refused(self, queued: Queued, p: PodInfo, rejection: Rejection, extra: Extra) -> Any:
-        """Looks for victims at once, while the plugins still know this pod; the coroutine that does the rest."""
-        found: list[Victims] | NoHelp | None = None
-        claim: Object | None = None
-        told = not rejection.message or rejection.plugins == {"DynamicResources"}       # else the device plugin knows nothing of the pod
-        if rejection.total and told and (extra.profile is None or extra.profile.preempts):
-            claim = self._in_the_way(p)
-            if claim is None:
-                found = preempt(p, self.state.table, rejection, self.state.mirrors.list("poddisruptionbudgets.policy"), extra, self.random)
-        return self._carry_out(queued, p, rejection, found, claim)
+    def refused(self, queued: Queued, p: PodInfo, rejection: Rejection, extra: Extra) -> Work:
+        """Looks for victims and promises their room at once, while the plugins still know this pod; the coroutine that does the rest."""
+        return self._settled(queued, p, rejection, self._looked(p, rejection, extra))
+
+    async def refused_by_all(self, queued: Queued, p: PodInfo, rejection: Rejection, extra: Extra) -> Work:
+        """The same with extenders asked about the victims; nobody else is decided meanwhile."""
+        found = self._looked(p, rejection, extra)
+        if isinstance(found, list):
+            try:
+                found = await self._heard(p, found) or None
+            except ExtenderFailed as e:
+                found = NoHelp(str(e), waits=True)
+        return self._settled(queued, p, rejection, found)
+
+    def _looked(self, p: PodInfo, rejection: Rejection, extra: Extra) -> Found:
+        known = not rejection.message or rejection.plugins == {"DynamicResources"}       # else the device plugin knows nothing of the pod
+        if not rejection.total or not known or (extra.profile is not None and not extra.profile.preempts):
+            return None
+        claim = self._in_the_way(p)
+        if claim is not None:
+            return claim
+        return preempt(p, self.state.table, rejection, self.state.mirrors.list("poddisruptionbudgets.policy"), extra, self.random, self.runs)
+
+    def _settled(self, queued: Queued, p: PodInfo, rejection: Rejection, found: Found) -> Work:
+        """Promises and takes back room; what is left to do needs the API."""
+        nominated = self.state.nominated
+        if isinstance(found, list):
+            best = found[0]
+            lesser = [q for q in nominated.on(best.node) if q.priority < p.priority]      # may not fit any more: free to go elsewhere
+            for q in lesser:
+                nominated.drop(q.key)
+            nominated.set(p, best.node)
+            return self._preempt(queued, p, rejection, best, lesser)
+        keeps = (isinstance(found, NoHelp) and found.waits) or isinstance(found, dict) or bool(found is None and rejection.total and rejection.message)
+        dropped = not keeps and bool(nominated.drop(p.key) or (p.pod.get("status") or {}).get("nominatedNodeName"))
+        return self._refuse(queued, p, rejection, found, dropped)
 
     def _in_the_way(self, p: PodInfo) -> Object | None:
         """A claim that keeps the pod from being placed and that nobody else uses: it is given up before anybody is evicted."""
@@ -60,34 +89,37 @@ class Refusals:
         return devices.stale or next((c for c in devices.unavailable if all(
             r.get("uid") == p.uid for r in (c.get("status") or {}).get("reservedFor") or ())), None)
 
-    async def _carry_out(self, queued: Queued, p: PodInfo, rejection: Rejection, found: list[Victims] | NoHelp | None, claim: Object | None) -> None:
-        state, now = self.state, self.state.clock()
-        tail, nominate, plugins = "", "", rejection.plugins
-        if claim is not None:
-            tail = await self._give_up(claim) + "."
+    async def _preempt(self, queued: Queued, p: PodInfo, rejection: Rejection, best: Victims, lesser: list[PodInfo]) -> None:
+        """Evicts; the pod waits for its victims to be gone, or tries again soon where they could not be evicted."""
+        state, text = self.state, rejection.text()
+        for q in lesser:
+            await self._patch(q, {"nominatedNodeName": None})
+        done = await self._evict(p, best)
+        if done:
+            state.queue.park(queued, rejection.plugins, state.clock())
+        else:
+            state.queue.retry(queued, state.clock())
+        state.wake.set()
+        self.untold.pop(p.key, None)
+        self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
+        await self._condition(p, text, {"nominatedNodeName": best.node})
+
+    async def _refuse(self, queued: Queued, p: PodInfo, rejection: Rejection, found: Found, dropped: bool) -> None:
+        state, tail = self.state, ""
+        if isinstance(found, dict):
+            tail = await self._give_up(found) + "."
         elif isinstance(found, NoHelp):
             known = (p.claims or p.backed) and not rejection.message
             tail = f"{'still not schedulable' if known else NO_CLAIMS}, preemption: {found.message}"
-        elif found:
-            try:
-                best = await self._heard(p, found)
-            except ExtenderFailed as e:
-                best, tail = None, f"preemption: {e}"
-            if best is not None:
-                nominate, plugins = best.node, plugins | {"Preemption"}
-                state.nominated[p.key] = (nominate, p)
-                await self._evict(p, best)
         elif rejection.message:
             tail = "not found"                                          # upstream's device plugin has no state then, and says so
         text = rejection.text(tail) if rejection.total else NO_NODES
-        if not nominate and state.nominated.pop(p.key, None) is not None:
-            nominate = "-"
-        state.queue.park(queued, plugins or {"NodeAdded"}, now)
+        state.queue.park(queued, rejection.plugins or {"NodeAdded"}, state.clock())
         state.wake.set()
-        if nominate:
+        if dropped:
             self.untold.pop(p.key, None)
             self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
-            await self._condition(p, text, nominate)
+            await self._condition(p, text, {"nominatedNodeName": None})
         else:
             self.untold[p.key] = (p, text)
             self.telling.set()
@@ -97,10 +129,10 @@ class Refusals:
         self.state.queue.retry(queued, self.state.clock())
         self.state.wake.set()
         self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
-        await self._condition(p, text, "", "SchedulerError")
+        await self._condition(p, text, {}, "SchedulerError")
 
-    async def _heard(self, p: PodInfo, found: list[Victims]) -> Victims | None:
-        """The least harm of what extenders leave."""
+    async def _heard(self, p: PodInfo, found: list[Victims]) -> list[Victims]:
+        """What extenders leave of it, the least harm first."""
         for e in self.extenders:
             if not e.concerns(p):
                 continue
@@ -109,7 +141,7 @@ class Refusals:
             except ExtenderFailed:
                 if not e.spec.ignorable:
                     raise
-        return min((v for v in found if v.pods), key=hurt, default=None)
+        return sorted((v for v in found if v.pods), key=hurt)
 
     async def _give_up(self, claim: Object) -> str:
         """Free the claim's devices; what upstream says of it."""
@@ -147,47 +179,48 @@ class Refusals:
             p, text = self.untold.pop(key)
             if key in self.state.queue.pods:                       # else it has been placed or deleted meanwhile
                 self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
-                await self._condition(p, text, "")
+                await self._condition(p, text, {})
 
-    async def _condition(self, p: PodInfo, text: str, nominate: str, reason: str = "Unschedulable") -> None:
-        status = p.pod.get("status") or {}
-        old: Object = next((c for c in status.get("conditions") or () if c.get("type") == "PodScheduled"), {})
-        patch: Object = {}
+    async def _condition(self, p: PodInfo, text: str, patch: Object, reason: str = "Unschedulable") -> None:
+        """PodScheduled=False beside what else of the status is to be changed."""
+        old = condition(p.pod, "PodScheduled") or {}
         if (old.get("status"), old.get("reason"), old.get("message")) != ("False", reason, text):
             at = old.get("lastTransitionTime") if old.get("status") == "False" else None
-            condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": text, "lastProbeTime": None,
-                         "lastTransitionTime": at or rfc3339(self.state.clock())}
-            if meta(p.pod).get("generation"):
-                condition["observedGeneration"] = meta(p.pod)["generation"]
-            patch["conditions"] = [condition]
-        if nominate == "-":
-            patch["nominatedNodeName"] = None
-        elif nominate and status.get("nominatedNodeName") != nominate:
-            patch["nominatedNodeName"] = nominate
+            patch = {**patch, "conditions": [self._made(p, "PodScheduled", "False", reason, text, at)]}
         if patch:
-            try:
-                await self.client.patch(POD, p.namespace, p.name, {"metadata": {"uid": p.uid}, "status": patch}, "strategic", subresource="status")
-            except StatusError as e:
-                if e.code not in (404, 409):
-                    log.warning("condition of %s/%s: %s", p.namespace, p.name, e.message)
+            await self._patch(p, patch)
 
-    async def _evict(self, p: PodInfo, found: Victims) -> None:
-        """Delete the victims, with the condition and the event that say why."""
-        for v in found.pods:
-            if deleting(v.pod):
-                continue
-            condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
-                         "message": f"{p.spec.get('schedulerName', DEFAULT)}: preempting to accommodate a higher priority pod", "lastProbeTime": None,
-                         "lastTransitionTime": rfc3339(self.state.clock())}
-            if meta(v.pod).get("generation"):
-                condition["observedGeneration"] = meta(v.pod)["generation"]
-            try:
-                order = [{"type": c["type"]} for c in (v.pod.get("status") or {}).get("conditions") or () if c["type"] != condition["type"]]
-                status = {"conditions": [condition], "$setElementOrder/conditions": [*order, {"type": condition["type"]}]}
-                await self.client.patch(POD, v.namespace, v.name, {"metadata": {"uid": v.uid}, "status": status}, "strategic", subresource="status")
-                await self.client.delete(POD, v.namespace, v.name, uid=v.uid)
-            except StatusError as e:
-                if e.code not in (404, 409):
-                    log.warning("preempting %s/%s: %s", v.namespace, v.name, e.message)
-                continue
-            self.speaker.say(v.pod, "Normal", "Preempted", "Preempting", f"Preempted by pod {p.uid} on node {found.node}", p.pod)
+    def _made(self, p: PodInfo, type_: str, status: str, reason: str, message: str, since: str | None = None) -> Object:
+        generation = meta(p.pod).get("generation")
+        return {"type": type_, "status": status, "reason": reason, "message": message, "lastProbeTime": None,
+                "lastTransitionTime": since or rfc3339(self.state.clock()), **({"observedGeneration": generation} if generation else {})}
+
+    async def _patch(self, p: PodInfo, status: Object) -> bool:
+        """Changes a pod's status; False where that failed though the pod may be there."""
+        try:
+            await self.client.patch(POD, p.namespace, p.name, {"metadata": {"uid": p.uid}, "status": status}, "strategic", subresource="status")
+        except StatusError as e:
+            if e.code not in (404, 409):
+                log.warning("status of %s/%s: %s", p.namespace, p.name, e.message)
+                return False
+        return True
+
+    async def _evict(self, p: PodInfo, found: Victims) -> bool:
+        """Delete the victims, with the condition and the event that say why. False: somebody could not be evicted."""
+        return all(await asyncio.gather(*(self._evict_one(p, v, found.node) for v in found.pods if not deleting(v.pod))))
+
+    async def _evict_one(self, p: PodInfo, v: PodInfo, node: str) -> bool:
+        message = f"{p.spec.get('schedulerName', DEFAULT)}: preempting to accommodate a higher priority pod"
+        target = self._made(v, "DisruptionTarget", "True", "PreemptionByScheduler", message)
+        order = [{"type": c["type"]} for c in (v.pod.get("status") or {}).get("conditions") or () if c["type"] != target["type"]]
+        if not await self._patch(v, {"conditions": [target], "$setElementOrder/conditions": [*order, {"type": target["type"]}]}):
+            return False
+        try:
+            await self.client.delete(POD, v.namespace, v.name, uid=v.uid)
+        except StatusError as e:
+            if e.code in (404, 409):
+                return True
+            log.warning("preempting %s/%s: %s", v.namespace, v.name, e.message)
+            return False
+        self.speaker.say(v.pod, "Normal", "Preempted", "Preempting", f"Preempted by pod {p.uid} on node {node}", p.pod)
+        return True

@@ -131,7 +131,7 @@ class Scheduler:
     def _carry_out(self, queued: Queued, decision: Decision | Rejection, extra: Extra) -> Work:
         if isinstance(decision, Decision):
             return self.binder.assume(queued, decision)            # type: ignore[no-any-return]
-        return self.refusals.refused(queued, queued.info, decision, extra)    # type: ignore[no-any-return]
+        return self.refusals.refused(queued, queued.info, decision, extra)
 
     async def _extended(self, queued: Queued, extenders: list[Extender]) -> Work:
         """The same with extenders asked; nobody else is decided meanwhile."""
@@ -155,7 +155,7 @@ class Scheduler:
         still = np.zeros(table.size, bool)                         # nodes may have gone while the extenders thought
         still[:len(ok)] = ok & table.live[:len(ok)]
         if not still.any():
-            return self._carry_out(queued, rejection, extra)
+            return await self.refusals.refused_by_all(queued, p, rejection, extra)
         grown = np.zeros(table.size, np.int64)
         grown[:len(more)] = more
         return self._carry_out(queued, best(p, table, still, extra, self.random, grown), extra)

@@ -12,9 +12,10 @@ from typing import Any
 from kubern.client.mirror import Mirrors
 from kubern.model.object import Object, controller_of, deleting, meta
 from kubern.scheduler import claims, volumes
+from kubern.scheduler.hints import Change
+from kubern.scheduler.nominated import Nominations
 from kubern.scheduler.pick import Extra
-from kubern.scheduler.plugins.resources import fits_at
-from kubern.scheduler.pod import PodInfo, Spread, default_spreads, listed_spreads, pod_info
+from kubern.scheduler.pod import PodInfo, Spread, default_spreads, listed_spreads, pod_info, start_time
 from kubern.scheduler.profile import ARGS, DEFAULT, Configuration
 from kubern.scheduler.queue import Queue
 from kubern.scheduler.table import NodeTable
@@ -33,7 +34,7 @@ class State:
         self.mirrors, self.clock, self.profiles = mirrors, clock, configuration.profiles
         self.table, self.queue = NodeTable(), Queue(configuration.initial_backoff_s, configuration.max_backoff_s)
         self.homeless: dict[str, dict[tuple[str, str], PodInfo]] = {}      # pods on nodes that are not there (yet)
-        self.nominated: dict[tuple[str, str], tuple[str, PodInfo]] = {}
+        self.nominated = Nominations(self.table)
         self.promised: dict[str, str] = {}                                  # volume -> uid of the claim it was given to
         self.allocating: dict[str, Any] = {}                                # uid of a claim -> its allocation, on the way to the API
         self.wake = asyncio.Event()
@@ -63,7 +64,7 @@ class State:
             if slot >= 0:
                 self.homeless.setdefault(name, {}).update(self.table.pods[slot])
             self.table.remove_node(name)
-            self.event("node-removed", now)
+            self.event("node-removed", now, Change(self.table, before=old))
             return
         name = meta(new)["name"]
         if old is not None and name in self.table.slots and not _node_differs(old, new):
@@ -74,17 +75,18 @@ class State:
         if not known:
             for p in self.homeless.pop(name, {}).values():
                 self.table.add_pod(p, name)
-            self.event("node-added", now)
+            self.event("node-added", now, Change(self.table, self.table.slots[name], node=new))
             return
         assert old is not None
+        change = Change(self.table, self.table.slots[name], node=new, before=old)
         if ((old.get("status") or {}).get("allocatable")) != ((new.get("status") or {}).get("allocatable")):
-            self.event("node-allocatable", now, self._room_at(self.table.slots[name]))
+            self.event("node-allocatable", now, change)
         if meta(old).get("labels") != meta(new).get("labels"):
-            self.event("node-labels", now)
+            self.event("node-labels", now, change)
         if _taints(old) != _taints(new):
-            self.event("node-taints", now)
+            self.event("node-taints", now, change)
         if _features(old) != _features(new):
-            self.event("node-features", now)
+            self.event("node-features", now, change)
 
     def on_pod(self, old: Object | None, new: Object | None) -> None:
         now = self.clock()
@@ -106,18 +108,19 @@ class State:
         if placed is not None and placed.uid == uid:
             slot = placed.slot
             self.table.remove_pod(placed)
-            self.event("pod-removed", now, self._room_at(slot))
+            self.event("pod-removed", now, Change(self.table, slot, was=placed))
         for there in self.homeless.values():
             there.pop(key, None)
         queued = self.queue.pods.get(key)
         if queued is not None and queued.info.uid == uid:
             self.queue.remove(key)
-        if self.nominated.pop(key, None) is not None:
-            self.event("pod-removed", now)
+        promised = self.nominated.drop(key)
+        if promised:
+            self.event("pod-removed", now, Change(self.table, self.table.slots.get(promised, -1)))
 
     def _placed(self, key: tuple[str, str], pod: Object, node: str, now: float) -> None:
         self.queue.remove(key)
-        self.nominated.pop(key, None)
+        self.nominated.drop(key)
         before = self.table.placed.get(key)
         if before is not None and before.uid == meta(pod).get("uid") and self.table.names[before.slot] == node:
             was_assumed, before.assumed = before.assumed, False
@@ -125,26 +128,29 @@ class State:
             same = (meta(old_pod).get("labels") == meta(pod).get("labels") and deleting(old_pod) == deleting(pod)
                     and (was_assumed or (old_pod.get("spec") == pod.get("spec") and _resources(old_pod) == _resources(pod))))
             if same:
+                if start_time(before) != (old_pod.get("status") or {}).get("startTime"):
+                    self.table.stamp(before.slot)
                 if was_assumed:
-                    self.event("pod-placed", now)
+                    self.event("pod-placed", now, Change(self.table, before.slot, before))
                 return
             slot = before.slot
             self.table.remove_pod(before)
             info = pod_info(pod)
             self.table.add_pod(info, node)
+            change = Change(self.table, slot, info, before)
             if before.labels != info.labels:
-                self.event("pod-labels", now)
+                self.event("pod-labels", now, change)
             elif deleting(pod) and not deleting(old_pod) and _resources(old_pod) == _resources(pod):
-                self.event("pod-leaving", now)                    # it still holds what it has
+                self.event("pod-leaving", now, change)                    # it still holds what it has
             else:
-                self.event("pod-removed", now, self._room_at(slot))
+                self.event("pod-removed", now, change)
             return
         if before is not None:
             self.table.remove_pod(before)
         info = pod_info(pod)
         if not self.table.add_pod(info, node):
             self.homeless.setdefault(node, {})[key] = info
-        self.event("pod-placed", now)
+        self.event("pod-placed", now, Change(self.table, info.slot, info))
 
     def _waiting(self, key: tuple[str, str], old: Object | None, new: Object, now: float) -> None:
         if deleting(new):
@@ -154,9 +160,7 @@ class State:
         if placed is not None and placed.assumed and placed.uid == meta(new).get("uid"):
             return                                                         # our binding is on its way
         info = pod_info(new)
-        nominated = (new.get("status") or {}).get("nominatedNodeName")
-        if nominated:
-            self.nominated[key] = (nominated, info)
+        self._nominated(info, old, new)
         gated = bool((new.get("spec") or {}).get("schedulingGates")) or (info.claims and isinstance(claims.claims_of(info, self.mirrors), str))
         known = self.queue.pods.get(key)
         opens = known is not None and known.place == "gated" and not gated        # its claims are named now
@@ -166,6 +170,18 @@ class State:
             return
         self.queue.add(info, now, gated)
         self.wake.set()
+
+    def _nominated(self, info: PodInfo, old: Object | None, new: Object) -> None:
+        """Whoever writes a pod's nomination is heard. News that know of none, before or after, leave standing what has just been promised here."""
+        before, now = (((pod or {}).get("status") or {}).get("nominatedNodeName") or "" for pod in (old, new))
+        if before or now:
+            node = now
+        else:
+            node = self.nominated.node_of(info.key)
+        if node:
+            self.nominated.set(info, node)
+        else:
+            self.nominated.drop(info.key)
 
     def on_namespace(self, old: Object | None, new: Object | None) -> None:
         if new is None:
@@ -177,7 +193,7 @@ class State:
     def on_storage(self, old: Object | None, new: Object | None) -> None:
         if new is not None and new.get("kind") == "PersistentVolume" and (new.get("spec") or {}).get("claimRef"):
             self.promised.pop(meta(new)["name"], None)
-        self.event("storage", self.clock())
+        self.event("storage", self.clock(), Change(self.table, node=new or old))
 
     def on_devices(self, old: Object | None, new: Object | None) -> None:
         now = self.clock()
@@ -191,26 +207,21 @@ class State:
                     self.queue.add(queued.info, now)
         self.event("claims", now)
 
-    def event(self, name: str, now: float, room: Callable[[PodInfo], bool] | None = None) -> None:
-        """`room`: whether a pod that lacks resources may find them after this."""
-        self.queue.event(name, now, room)
+    def event(self, name: str, now: float, change: Change | None = None) -> None:
+        """`change`: what it was, so that only those are woken whom it may help."""
+        self.queue.event(name, now, None if change is None else change.helps)
         self.wake.set()
-
-    def _room_at(self, slot: int) -> Callable[[PodInfo], bool]:
-        return lambda p: fits_at(p, self.table, slot)
 
     # --- what a pod needs besides the table ---------------------------------------------------------------------------
 
     def extra_for(self, p: PodInfo, devices: claims.DynamicResources | None = None) -> Extra:
         """What picking this pod needs besides the table. `devices`: another plugin than the scheduler's, for who only asks."""
         plugin = devices or self.devices
-        nominated = tuple((self.table.slots[node], q) for key, (node, q) in self.nominated.items()
-                          if q.priority >= p.priority and key != p.key and node in self.table.slots)
         profile = self.profiles.get(p.spec.get("schedulerName", DEFAULT))
         p.args = ARGS if profile is None else profile.args
         asks = plugin.concerns(p)
         prefilters = (*(self.volume_prefilters if p.volumes else ()), *((("DynamicResources", plugin.prefilter),) if asks else ()))
-        return Extra(filters=self.volume_filters if p.volumes else (), prefilters=prefilters, nominated=nominated, profile=profile,
+        return Extra(filters=self.volume_filters if p.volumes else (), prefilters=prefilters, nominated=self.nominated, profile=profile,
                      late_filters=(("DynamicResources", plugin.filter),) if asks else (),
                      late_scores=(("DynamicResources", plugin.score),) if asks else (),
                      default_spreads=() if p.spreads else self._default_spreads(p))

@@ -25,6 +25,7 @@ Ints = NDArray[np.int64]
 CPU, MEMORY, STORAGE, PODS = range(4)
 NONE = -1                       # value id of a label that is absent
 TOUCHED_MAX = 2000
+BELOW_MAX = 32                  # priorities whose lesser pods are summed up
 COUNTERS_MAX = 4000             # more sets than this and the counts start again from nothing
 
 
@@ -96,6 +97,9 @@ class NodeTable:
         self.placed: dict[tuple[str, str], PodInfo] = {}
         self.version = 0
         self.touches, self.touched = 0, list[int]()               # how often a pod came or went, and the slots of the newest times
+        self.stamps: list[int] = []                               # by slot, when anything there last changed
+        self._stamp = 0
+        self._below: dict[int, Ints] = {}                         # priority -> what pods of a lower one use, as `used`
         self.masks: dict[Any, tuple[int, Any]] = {}               # what plugins remember of nodes, by their key, for one version
         # counters of pods in a set (by PodSet.sig), of pods carrying a term (by kind and Term.sig), and match results by label signature
         self._counters: dict[str, tuple[PodSet, Counter]] = {}
@@ -113,6 +117,7 @@ class NodeTable:
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros((getattr(self, name).shape[0], pad), np.int64)], axis=1))
         for key, column in self.columns.items():
             self.columns[key] = np.concatenate([column, np.full(pad, NONE, np.int64)])
+        self._below.clear()
         for c in self._all_counters():
             c.counts = np.concatenate([c.counts, np.zeros(pad, np.int64)])
 
@@ -129,6 +134,7 @@ class NodeTable:
             extra = np.zeros((1, self.capacity), np.int64)
             self.allocatable = np.concatenate([self.allocatable, extra])
             self.used = np.concatenate([self.used, extra.copy()])
+            self._below.clear()
         return row
 
     def value_id(self, text: str) -> int:
@@ -164,10 +170,12 @@ class NodeTable:
                 slot, self.size = self.size, self.size + 1
                 self.names.append("")
                 self.nodes.append(None)
+                self.stamps.append(0)
                 self.pods.append({})
                 self.ports.append(set())
             self.slots[name], self.names[slot], self.live[slot] = slot, name, True
             self.count += 1
+        self.stamp(slot)
         self._forget_images(slot)
         self.nodes[slot] = node
         spec, status = node.get("spec") or {}, node.get("status") or {}
@@ -238,6 +246,7 @@ class NodeTable:
     def _count(self, p: PodInfo, slot: int, sign: int) -> None:
         self.touches += 1
         self.touched.append(slot)
+        self.stamp(slot)
         if len(self.touched) > TOUCHED_MAX:
             del self.touched[:TOUCHED_MAX // 2]
         for r, v in p.requests.items():
@@ -246,6 +255,9 @@ class NodeTable:
         self.used[PODS, slot] += sign
         self.nonzero[0, slot] += sign * p.nonzero_cpu
         self.nonzero[1, slot] += sign * p.nonzero_memory
+        for priority, sums in self._below.items():
+            if p.priority < priority:
+                self._sum(sums, p, slot, sign)
         for pods, counter in self._counters.values():
             if self.in_set(pods, p):
                 counter.bump(slot, sign)
@@ -259,6 +271,28 @@ class NodeTable:
                     entry[1].bump(slot, sign)
                     if entry[1].total == 0:
                         del self.carried[kind][t.sig]
+
+    def stamp(self, slot: int) -> None:
+        """Notes that something about a node, its pods or who is promised room there is not what it was."""
+        self._stamp += 1
+        self.stamps[slot] = self._stamp
+
+    def _sum(self, sums: Ints, p: PodInfo, slot: int, sign: int) -> None:
+        for r, v in p.requests.items():
+            sums[self.resources[r], slot] += sign * v
+        sums[PODS, slot] += sign
+
+    def below(self, priority: int) -> Ints:
+        """What pods of a lower priority use on each node, as `used`; summed up once, then kept up to date."""
+        sums = self._below.get(priority)
+        if sums is None:
+            if len(self._below) >= BELOW_MAX:
+                del self._below[next(iter(self._below))]
+            sums = self._below[priority] = np.zeros_like(self.used)
+            for p in self.placed.values():
+                if p.priority < priority:
+                    self._sum(sums, p, p.slot, 1)
+        return sums
 
     def in_set(self, pods: PodSet, p: PodInfo) -> bool:
         """Whether a pod belongs to a set; remembered by the pod's namespace and labels."""
