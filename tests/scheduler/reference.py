@@ -311,3 +311,33 @@ class World:
             raw[n["metadata"]["name"]] = s
         low, high = min(raw.values()), max(raw.values())
         return {k: int(100.0 * ((v - low) / (high - low))) if high > low else 0 for k, v in raw.items()}
+
+    # --- preemption ---
+
+    def victims(self, pod: Object, node: Object, budgets: list[Object]) -> tuple[list[Object], int] | None:
+        """Whom to evict on a node, most important first, and how many of them are protected; None if nobody's leaving helps."""
+        def weight(q: Object) -> tuple[int, str]:
+            return -q["spec"].get("priority", 0), q["status"].get("startTime", "9999")
+        lower = sorted((q for q in self.on(node) if q["spec"].get("priority", 0) < pod["spec"].get("priority", 0)), key=weight)
+        everybody = list(self.pods)
+        try:
+            self.pods = [q for q in everybody if q not in lower]
+            if not lower or self.why_not(pod, node):
+                return None
+            left = {b["metadata"]["name"]: b["status"]["disruptionsAllowed"] for b in budgets}
+            protected = []
+            for q in lower:
+                mine = [b for b in budgets if b["metadata"]["namespace"] == q["metadata"]["namespace"] and selects(b["spec"]["selector"], q)]
+                for b in mine:
+                    left[b["metadata"]["name"]] -= 1
+                if any(left[b["metadata"]["name"]] < 0 for b in mine):
+                    protected.append(q)
+            out = []
+            for q in [*protected, *(q for q in lower if q not in protected)]:
+                self.pods.append(q)
+                if self.why_not(pod, node):
+                    self.pods.remove(q)
+                    out.append(q)
+            return (sorted(out, key=weight), sum(q in protected for q in out)) if out else None
+        finally:
+            self.pods = everybody
