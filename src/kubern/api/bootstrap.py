@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kubern.api import aggregate, allocate, flow_status
 from kubern.api.allocate import Allocator
 from kubern.api.authn import Authenticator, Keys
+from kubern.api.authn.legacy import Tracking
 from kubern.model.addresses import networks
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.metadata import parse_timestamp
@@ -186,6 +187,10 @@ def background(server: Server) -> list[asyncio.Task[None]]:
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(_expire_events(server), name="event expiry"), loop.create_task(_identity(server), name="identity lease"),
              loop.create_task(flow_status.run(server), name="flow schemas")]
+    if server.authenticator.keys is not None and server.settings.bootstrap:
+        tokens = Tracking(server)
+        server.authenticator.used = tokens.used
+        tasks.append(loop.create_task(tokens.run(), name="legacy tokens"))
     aggregator = aggregate.Aggregator(server)
     server.extra_paths["aggregate"] = aggregator.serve
     tasks.append(loop.create_task(aggregator.run(), name="aggregated APIs"))

@@ -17,7 +17,7 @@ from functools import partial
 
 from kubern.api.authn import impersonate
 from kubern.api.authn.certificates import Certificates, proxied
-from kubern.api.authn.tokens import ISSUER, Get, Keys, TokenError, Verified, check, check_bootstrap
+from kubern.api.authn.tokens import ISSUER, Get, Keys, TokenError, Used, Verified, check, check_bootstrap, unrecorded
 from kubern.api.authz import Authorizer, from_request
 from kubern.api.authz.unanswered import settled
 from kubern.model.invalid import aggregate
@@ -48,6 +48,7 @@ class Authenticator:
                  proxy_cas: bytes = b"", proxy_names: Sequence[str] = ("front-proxy-client",), others: Sequence[TokenCheck] = (),
                  anonymous: bool = True, now: Callable[[], float] = time.time) -> None:
         self.keys, self.others, self.anonymous = keys, list(others), anonymous
+        self.used: Used = unrecorded                            # is told of Secrets whose tokens are used, every TOKEN_CACHE_S at most
         self.anonymous_paths: frozenset[str] = frozenset()      # where one may be anonymous; empty: everywhere
         self.audiences = tuple(audiences) or ((keys.issuer,) if keys else (ISSUER,))
         self._authorizer, self._get, self._now = authorizer, get, now
@@ -132,7 +133,7 @@ class Authenticator:
         verified: Verified | None = None
         if self.keys is not None:
             try:
-                verified = check(token, self.keys, self._get, audiences, self.audiences, now)
+                verified = check(token, self.keys, self._get, audiences, self.audiences, now, self.used)
             except TokenError as e:
                 problems.append(str(e))
         if verified is None and self.implied(audiences):

@@ -35,6 +35,7 @@ TOKEN_BYTES_MAX = 64 * 1024
 INVALID_SINCE = "kubernetes.io/legacy-token-invalid-since"
 
 Get = Callable[[str, str, str], Object | None]   # (plural, namespace, name)
+Used = Callable[[Object], None]                  # (Secret) whose token was used
 
 
 class TokenError(Exception):
@@ -49,6 +50,10 @@ class Verified:
     audiences: tuple[str, ...] = ()
     expires_s: float = 0.0                                 # 0: never
     uids: tuple[str, ...] = field(default=())              # objects it dies with
+
+
+def unrecorded(secret: Object) -> None:
+    """Nobody asks when it was used."""
 
 
 def b64(data: bytes) -> str:
@@ -186,9 +191,9 @@ def _strings(values: Sequence[str]) -> str:
     return "[" + " ".join(quote(v) for v in values) + "]"
 
 
-def check(token: str, keys: Keys, get: Get, wanted: Sequence[str], ours: Sequence[str], now_s: float) -> Verified | None:
-    """A service-account token for one of the `wanted` audiences; `ours` are the API server's own. None: not one of ours.
-    Raises TokenError for one of ours that does not hold."""
+def check(token: str, keys: Keys, get: Get, wanted: Sequence[str], ours: Sequence[str], now_s: float, used: Used = unrecorded) -> Verified | None:
+    """A service-account token for one of the `wanted` audiences; `ours` are the API server's own; `used` is told the Secret of one that lives in it.
+    None: not one of ours. Raises TokenError for one of ours that does not hold."""
     parsed = parse(token)
     if parsed is None:
         return None
@@ -204,7 +209,7 @@ def check(token: str, keys: Keys, get: Get, wanted: Sequence[str], ours: Sequenc
     both = tuple(a for a in held if a in wanted)
     if not both:
         raise TokenError(f"token audiences {_strings(held)} is invalid for the target audiences {_strings(wanted)}")
-    user, uids = (_legacy if issuer == LEGACY_ISSUER else _bound)(token, payload, get, now_s)
+    user, uids = _legacy(token, payload, get, used) if issuer == LEGACY_ISSUER else _bound(token, payload, get, now_s)
     return Verified(user, both, float(payload.get("exp") or 0), uids)
 
 
@@ -274,7 +279,7 @@ def _alive(get: Get, plural: str, word: str, ns: str, ref: dict[str, Any], now_s
     return uid
 
 
-def _legacy(token: str, payload: dict[str, Any], get: Get, now_s: float) -> tuple[User, tuple[str, ...]]:
+def _legacy(token: str, payload: dict[str, Any], get: Get, used: Used) -> tuple[User, tuple[str, ...]]:
     prefix = "kubernetes.io/serviceaccount/"
     if not payload.get("sub"):
         raise TokenError("sub claim is missing")
@@ -300,6 +305,7 @@ def _legacy(token: str, payload: dict[str, Any], get: Get, now_s: float) -> tupl
         raise TokenError(f"ServiceAccount {ns}/{name} has been deleted")
     if account["metadata"].get("uid") != uid:
         raise TokenError(f"ServiceAccount UID ({account['metadata'].get('uid')}) does not match claim ({uid})")
+    used(secret)
     if (secret["metadata"].get("labels") or {}).get(INVALID_SINCE):
         raise TokenError(f"the token in secret {ns}/{secret_name} for service account {ns}/{name} has been marked invalid. "
                          "Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the "
