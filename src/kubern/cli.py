@@ -117,9 +117,9 @@ def up(
                     encryption_config=encryption_config, authentication_config=authentication_config,
                     authorization_config=authorization_config, audit_policy_file=audit_policy_file, audit_log_path=audit_log_path,
                     audit_log_maxsize=audit_log_maxsize, audit_log_maxbackup=audit_log_maxbackup)
-    from kubern import daemon
+    from kubern.commands import life
 
-    sys.exit(daemon.up(s, detach=detach, merge=merge_kubeconfig))
+    sys.exit(life.up(s, detach=detach, merge=merge_kubeconfig))
 
 
 @app.command()
@@ -138,23 +138,23 @@ def manifest(name: Annotated[str, typer.Argument(help="gateway-api: its CustomRe
 def down(data_dir: DataDir = None, config: Config = "",
          purge: Annotated[bool, typer.Option("--purge", help="Delete the cluster's data too.")] = False) -> None:
     """Stop the cluster and remove every process, mount, namespace, cgroup and address of it. Its data stays unless --purge."""
-    from kubern import daemon
+    from kubern.commands import life
 
-    sys.exit(daemon.down(settings_of(config, data_dir=data_dir), purge=purge))
+    sys.exit(life.down(settings_of(config, data_dir=data_dir), purge=purge))
 
 
 @app.command()
 def status(data_dir: DataDir = None, config: Config = "") -> None:
     """What runs: the control plane, nodes and pods."""
-    from kubern import daemon
+    from kubern.commands import look
 
-    sys.exit(daemon.status(settings_of(config, data_dir=data_dir)))
+    sys.exit(look.status(settings_of(config, data_dir=data_dir)))
 
 
 @app.command()
 def demo(data_dir: DataDir = None, config: Config = "") -> None:
     """Run the example: nginx and redis in one pod, three replicas, behind a Service; then show it answering."""
-    from kubern import demo as example
+    from kubern.commands import demo as example
 
     sys.exit(example.run(settings_of(config, data_dir=data_dir)))
 
@@ -163,9 +163,9 @@ def demo(data_dir: DataDir = None, config: Config = "") -> None:
 def why(what: Annotated[str, typer.Argument(help="pod/NAME.")], namespace: Annotated[str, typer.Option("--namespace", "-n")] = "default",
         data_dir: DataDir = None, config: Config = "") -> None:
     """Why a pod is not placed: per node and plugin the verdict, and the nearest fix."""
-    from kubern import daemon
+    from kubern.commands import look
 
-    sys.exit(daemon.why(settings_of(config, data_dir=data_dir), what, namespace))
+    sys.exit(look.why(settings_of(config, data_dir=data_dir), what, namespace))
 
 
 @app.command()
@@ -179,15 +179,15 @@ def kubeconfig(data_dir: DataDir = None, config: Config = "",
     if not merge:
         typer.echo(path.read_text(), nl=False)
         return
-    from kubern import daemon
+    from kubern.commands import life
 
-    daemon.merge_context(s)
+    life.merge_context(s)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def kubectl() -> None:
     """The real kubectl, pointed at this cluster; everything after it goes to kubectl. KUBERN_DATA_DIR chooses the cluster."""
-    from kubern.demo import kubectl_binary
+    from kubern.commands.demo import kubectl_binary
 
     s, binary = settings_of(), kubectl_binary()
     if not binary:
@@ -205,58 +205,58 @@ def logs(component: Annotated[str, typer.Argument(help="control-plane, or a node
          follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing as lines come.")] = False,
          lines: Annotated[int, typer.Option("--tail", help="How many lines from the end.")] = 200) -> None:
     """The logs of the control plane or of a node (not of pods: that is `kubern kubectl logs`)."""
-    from kubern import daemon
+    from kubern.commands import look
 
-    sys.exit(daemon.logs(settings_of(config, data_dir=data_dir), component, follow, lines))
+    sys.exit(look.logs(settings_of(config, data_dir=data_dir), component, follow, lines))
 
 
 @node_app.command("list")
 def node_list(data_dir: DataDir = None, config: Config = "") -> None:
     """The node units on this machine, running or not."""
-    from kubern import daemon
+    from kubern.commands import nodes
 
-    sys.exit(daemon.node_list(settings_of(config, data_dir=data_dir)))
+    sys.exit(nodes.node_list(settings_of(config, data_dir=data_dir)))
 
 
 @node_app.command("add")
 def node_add(name: Annotated[str, typer.Argument(help="Its name; default: the next free one.")] = "", data_dir: DataDir = None, config: Config = "") -> None:
     """Add a real node to the running cluster, and wait until it is Ready."""
-    from kubern import daemon
+    from kubern.commands import nodes
 
-    sys.exit(daemon.node_add(settings_of(config, data_dir=data_dir), name))
+    sys.exit(nodes.node_add(settings_of(config, data_dir=data_dir), name))
 
 
 @node_app.command("remove")
 def node_remove(name: Annotated[str, typer.Argument(help="Its name.")], data_dir: DataDir = None, config: Config = "",
                 kill: Annotated[bool, typer.Option("--kill", help="Kill it as a power cut would: its Node stays and turns NotReady.")] = False) -> None:
     """Remove a node: cordon it, evict its pods, take it away and delete its Node object."""
-    from kubern import daemon
+    from kubern.commands import nodes
 
-    sys.exit(daemon.node_remove(settings_of(config, data_dir=data_dir), name, kill))
+    sys.exit(nodes.node_remove(settings_of(config, data_dir=data_dir), name, kill))
 
 
 @image_app.command("build")
 def image_build(data_dir: DataDir = None, config: Config = "") -> None:
     """Build the demo images (pause, busybox, nginx, redis) from Debian packages; needs no registry."""
-    from kubern import daemon
+    from kubern.commands import images
 
-    sys.exit(daemon.image_build(settings_of(config, data_dir=data_dir)))
+    sys.exit(images.image_build(settings_of(config, data_dir=data_dir)))
 
 
 @image_app.command("import")
 def image_import(file: Annotated[Path, typer.Argument(help="An OCI or Docker archive (docker save).")], data_dir: DataDir = None, config: Config = "") -> None:
     """Make the images of an archive available to every node."""
-    from kubern import daemon
+    from kubern.commands import images
 
-    sys.exit(daemon.image_import(settings_of(config, data_dir=data_dir), file))
+    sys.exit(images.image_import(settings_of(config, data_dir=data_dir), file))
 
 
 @image_app.command("list")
 def image_list(data_dir: DataDir = None, config: Config = "") -> None:
     """The images that nodes can run without a registry."""
-    from kubern import daemon
+    from kubern.commands import images
 
-    sys.exit(daemon.image_list(settings_of(config, data_dir=data_dir)))
+    sys.exit(images.image_list(settings_of(config, data_dir=data_dir)))
 
 
 @token_app.command("create")
@@ -268,26 +268,26 @@ def token_create(token: Annotated[str, typer.Argument(help="Its text, xxxxxx.xxx
                  groups: Annotated[str, typer.Option(help="Comma-separated groups its bearer is in.")] = "system:bootstrappers:kubeadm:default-node-token",
                  data_dir: DataDir = None, config: Config = "") -> None:
     """Make a token; with --print-join-command print what to run on the machine that is to join."""
-    from kubern import join as joining
+    from kubern.commands import tokens
 
     split = (tuple(filter(None, x.split(","))) for x in (usages, groups))
-    sys.exit(joining.token_create(settings_of(config, data_dir=data_dir), token, ttl, description, print_join_command, *split))
+    sys.exit(tokens.token_create(settings_of(config, data_dir=data_dir), token, ttl, description, print_join_command, *split))
 
 
 @token_app.command("list")
 def token_list(data_dir: DataDir = None, config: Config = "") -> None:
     """The tokens there are."""
-    from kubern import join as joining
+    from kubern.commands import tokens
 
-    sys.exit(joining.token_list(settings_of(config, data_dir=data_dir)))
+    sys.exit(tokens.token_list(settings_of(config, data_dir=data_dir)))
 
 
 @token_app.command("delete")
 def token_delete(token: Annotated[str, typer.Argument(help="Its id, or the whole token.")], data_dir: DataDir = None, config: Config = "") -> None:
     """Delete a token: nobody can join by it any more. Nodes that did stay."""
-    from kubern import join as joining
+    from kubern.commands import tokens
 
-    sys.exit(joining.token_delete(settings_of(config, data_dir=data_dir), token))
+    sys.exit(tokens.token_delete(settings_of(config, data_dir=data_dir), token))
 
 
 @app.command()
@@ -303,7 +303,7 @@ def join(server: Annotated[str, typer.Argument(help="The API server, ADDRESS:POR
          registry: Annotated[str, typer.Option(metavar="URL", help="A mirror for images [default: the cluster's, where it can be reached].")] = "",
          data_dir: DataDir = None, config: Config = "") -> None:
     """Make this machine a node of a cluster that runs elsewhere. It must share a network segment with the other nodes."""
-    from kubern import join as joining
+    from kubern.commands import join as joining
 
     s = settings_of(config, data_dir=data_dir)
     sys.exit(joining.join(s, joining.Wish(server, token, tuple(ca_hash or ()), any_ca, node_name, node_address, registry, tuple(node_label or ()),

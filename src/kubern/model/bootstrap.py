@@ -203,3 +203,14 @@ def access() -> list[Object]:
                 "kubernetes.io/kube-apiserver-client", "kubernetes.io/kubelet-serving"]},
             {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]),
         _binding("kubern:node-approver", "kubern:node-approver", [("ServiceAccount", APPROVER)])]
+
+
+def cluster_of(kubeconfig: str) -> tuple[str, bytes]:
+    """(server, CA in PEM) of cluster-info's kubeconfig. Raises ValueError."""
+    import yaml
+
+    try:
+        cluster = yaml.safe_load(kubeconfig)["clusters"][0]["cluster"]
+        return str(cluster["server"]), base64.b64decode(cluster["certificate-authority-data"])
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as e:
+        raise ValueError(f"cluster-info holds no usable kubeconfig: {e}") from None

@@ -1,19 +1,16 @@
-"""Join: how a machine without credentials becomes a node, and the tokens that let it.
+"""`kubern join`: how a machine without credentials becomes a node.
 
-On the cluster's side `token create|list|delete`, and what must lie in the cluster for it (`ensure`). On the other side `kubern join`:
 cluster-info is fetched unverified, must be signed by the token and its CA have the given hash, and is fetched again over that CA; then the
 token buys a certificate request for the node's identity, and the node's identity those of its proxy. The machine (or the network
 namespace it is run in) becomes the node. Joining again with the same data directory starts the node with what it has.
-Upstream: kubeadm join, phases preflight to kubelet-start; "kubeadm token".
+Upstream: kubeadm join, phases preflight to kubelet-start.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
-import secrets as random
 import socket
 import subprocess
 import tarfile
@@ -21,22 +18,18 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kubern.client.client import Client
+from kubern.commands.terminal import say
 from kubern.config import Settings
-from kubern.daemon import ask, say
 from kubern.model import bootstrap
 from kubern.model import csr as request
 from kubern.model.object import Object, condition
 from kubern.model.resources import by_kind
 from kubern.model.status import StatusError
-from kubern.model.time import rfc3339
 
-if TYPE_CHECKING:
-    from kubern.cluster import Context
+CONFIG_MAP, NODE = by_kind["v1", "ConfigMap"], by_kind["v1", "Node"]
 
-CONFIG_MAP, SECRET, NODE = by_kind["v1", "ConfigMap"], by_kind["v1", "Secret"], by_kind["v1", "Node"]
 INFO_PATH = f"/api/v1/namespaces/{bootstrap.PUBLIC}/configmaps/{bootstrap.CLUSTER_INFO}"
 DISCOVERY_S, POLL_S = 60.0, 0.5
 READY_S = 120.0
@@ -44,135 +37,6 @@ READY_S = 120.0
 
 class CannotJoin(RuntimeError):
     """The message says what is wrong and what to do."""
-
-
-# ---- the cluster's side
-
-async def ensure(ctx: Context, registry: str) -> None:
-    """Puts cluster-info, the nodes' common settings and the access rules in place; objects somebody changed stay, addresses are kept true."""
-    from kubern.cluster import MASTERS, cluster_dns
-
-    s, client = ctx.settings, ctx.client(MASTERS)
-    for obj in bootstrap.access():
-        await create(client, obj)
-    config = {"podCIDR": s.pod_cidr, "serviceCIDR": s.service_cidr, "clusterDNS": cluster_dns(s.service_cidr), "clusterDomain": s.cluster_domain,
-              "registry": registry}
-    for obj in (bootstrap.cluster_info(f"https://{url_host(ctx.public_address)}:{s.port}", ctx.pki.ca.cert), bootstrap.node_config(config)):
-        have = await create(client, obj)
-        data = {**(have.get("data") or {}), **obj["data"]} if have else {}
-        if have and data != have.get("data"):
-            await client.update({**have, "apiVersion": "v1", "kind": "ConfigMap", "data": data})
-
-
-def url_host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
-async def create(client: Client, obj: Object) -> Object | None:
-    """Creates it; what is there already, if something is."""
-    try:
-        await client.create(obj)
-    except StatusError as e:
-        if e.code != 409:
-            raise
-        return await client.get(client.row(obj["apiVersion"], obj["kind"]), obj["metadata"].get("namespace") or "", obj["metadata"]["name"])
-    return None
-
-
-def new_token() -> str:
-    return "".join(random.choice(bootstrap.LETTERS) for _ in range(6)) + "." + "".join(random.choice(bootstrap.LETTERS) for _ in range(16))
-
-
-def token_create(s: Settings, text: str, ttl: str, description: str, print_join_command: bool, usages: Iterable[str] = bootstrap.USAGES,
-                 groups: Iterable[str] = (bootstrap.DEFAULT_GROUP,)) -> int:
-    """Make a token and print it, or the command that joins with it."""
-    try:
-        id_, secret = bootstrap.parse(text or new_token())
-        seconds = bootstrap.ttl_seconds(ttl)
-    except ValueError as e:
-        say(f"kubern: {e}")
-        return 1
-    token = bootstrap.Token(id_, secret, time.time() + seconds if seconds else 0.0, tuple(usages), tuple(groups), description)
-    failure: list[str] = []
-
-    async def make(client: Client) -> Object | None:
-        try:
-            await client.create(bootstrap.secret_of(token))
-        except StatusError as e:
-            failure.append(f"a token with id {id_} already exists" if e.code == 409 else e.message)
-            return None
-        return await client.get(CONFIG_MAP, bootstrap.PUBLIC, bootstrap.CLUSTER_INFO)
-    info = ask(s, make)
-    if failure or (info is None and ask(s, lambda c: c.get(SECRET, bootstrap.SYSTEM, bootstrap.SECRET_PREFIX + id_)) is None):
-        say(f"kubern: {failure[0] if failure else f'no cluster is running in {s.data_dir}; start one with: kubern up'}")
-        return 1
-    if not print_join_command:
-        say(token.text)
-        return 0
-    if info is None:
-        say("kubern: this cluster takes no other machines: it has simulated nodes; start one with: kubern up --runtime none")
-        return 1
-    server, ca = read_info(info["data"][bootstrap.KUBECONFIG])
-    say(f"kubern join {server.removeprefix('https://')} --token {token.text} --discovery-token-ca-cert-hash {bootstrap.ca_hash(ca)}")
-    return 0
-
-
-def token_list(s: Settings) -> int:
-    """Print the tokens, as `kubeadm token list` does."""
-    found = ask(s, lambda client: client.list(SECRET, bootstrap.SYSTEM, fields=f"type={bootstrap.SECRET_TYPE}"))
-    if found is None:
-        say(f"kubern: no cluster is running in {s.data_dir}; start one with: kubern up")
-        return 1
-    tokens = sorted((t for t in map(bootstrap.token_of, found[0]) if t), key=lambda t: t.id)
-    rows = [("TOKEN", "TTL", "EXPIRES", "USAGES", "DESCRIPTION", "EXTRA GROUPS")]
-    for t in tokens:
-        rows.append((t.text, _left(t.expires_s, time.time()), rfc3339(t.expires_s) if t.expires_s else "<never>", ",".join(t.usages) or "<none>",
-                     t.description or "<none>", ",".join(t.groups) or "<none>"))
-    widths = [max(len(r[i]) for r in rows) for i in range(6)]
-    for r in rows:
-        say("   ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip())
-    return 0
-
-
-def _left(expires_s: float, now: float) -> str:
-    left = int(expires_s - now)
-    if not expires_s:
-        return "<forever>"
-    if left <= 0:
-        return "<invalid>"
-    return f"{left // 3600}h" if left >= 3600 else f"{left // 60}m" if left >= 60 else f"{left}s"
-
-
-def token_delete(s: Settings, text: str) -> int:
-    """Delete a token by its id or the whole of it."""
-    id_ = text.partition(".")[0]
-    done: list[int] = []
-
-    async def drop(client: Client) -> bool:
-        try:
-            await client.delete(SECRET, bootstrap.SYSTEM, bootstrap.SECRET_PREFIX + id_)
-        except StatusError as e:
-            done.append(e.code)
-            return False
-        return True
-    if ask(s, drop):
-        say(f'bootstrap token "{id_}" deleted')
-        return 0
-    say(f"kubern: there is no bootstrap token {id_}" if done else f"kubern: no cluster is running in {s.data_dir}; start one with: kubern up")
-    return 1
-
-
-# ---- discovery
-
-def read_info(kubeconfig: str) -> tuple[str, bytes]:
-    """(server, CA in PEM) of cluster-info's kubeconfig. Raises CannotJoin."""
-    import yaml
-
-    try:
-        cluster = yaml.safe_load(kubeconfig)["clusters"][0]["cluster"]
-        return str(cluster["server"]), base64.b64decode(cluster["certificate-authority-data"])
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as e:
-        raise CannotJoin(f"cluster-info holds no usable kubeconfig: {e}") from None
 
 
 def verify_info(info: Object, token: str, hashes: Iterable[str], any_ca: bool) -> bytes:
@@ -187,7 +51,10 @@ def verify_info(info: Object, token: str, hashes: Iterable[str], any_ca: bool) -
         raise LookupError(f"cluster-info is not signed by token {id_}")
     if not bootstrap.is_signed(content, found, id_, secret):
         raise CannotJoin("the signature of cluster-info is not this token's: wrong token, or somebody in between")
-    _, ca = read_info(content)
+    try:
+        _, ca = bootstrap.cluster_of(content)
+    except ValueError as e:
+        raise CannotJoin(str(e)) from None
     pins = [h.lower() for h in hashes]
     if not any_ca and bootstrap.ca_hash(ca) not in pins:
         raise CannotJoin(f"the cluster's CA has the hash {bootstrap.ca_hash(ca)}, not {' or '.join(pins) or 'one that was given'}")
@@ -226,8 +93,6 @@ async def discover(server: str, token: str, hashes: Iterable[str], any_ca: bool)
         raise CannotJoin("cluster-info changed between the first and the verified look")
     return ca
 
-
-# ---- the machine's side
 
 @dataclass(frozen=True, slots=True)
 class Wish:

@@ -13,8 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from shutil import which
 
+from kubern.commands.terminal import say
 from kubern.config import Settings
-from kubern.daemon import running_pid, saved, say
+from kubern.daemon import running_pid, saved
 
 READY_TIMEOUT_S = 180
 
