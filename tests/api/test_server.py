@@ -288,3 +288,31 @@ async def test_a_table_of_an_older_version_is_made_of_what_is_stored(api: Api) -
     assert status == 201, answer.get("message")
     _, table = await api("GET", "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers/h", accept=TABLE)
     assert table["rows"][0]["cells"][2] == "cpu: <unknown>/10%"
+
+
+async def test_what_was_given_as_empty_is_shown_as_empty(api: Api) -> None:
+    """Empty lists and maps are not kept; a refusal shows them as upstream's types hold them."""
+    spec = {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {}}, "spec": POD["spec"]}}
+    _, why = await api("POST", f"{APPS}/daemonsets", {"metadata": {"name": "d"}, "spec": spec})
+    assert why["message"].endswith("spec.template.metadata.labels: Invalid value: {}: `selector` does not match template `labels`")
+    spec["template"] = {"spec": POD["spec"]}
+    _, why = await api("POST", f"{APPS}/daemonsets", {"metadata": {"name": "d"}, "spec": spec})
+    assert why["message"].endswith("spec.template.metadata.labels: Invalid value: null: `selector` does not match template `labels`")
+
+
+async def test_creates_that_are_odd_in_their_metadata(api: Api) -> None:
+    assert (await api("POST", f"{NS}/configmaps", {"metadata": {"name": "a", "resourceVersion": "abc"}}))[0] == 201
+    assert (await api("POST", f"{NS}/configmaps", {"metadata": {"name": "b", "resourceVersion": "7"}}))[0] == 400
+    _, why = await api("POST", f"{NS}/services", {"spec": {"ports": [{"port": 80}]}})
+    assert why["message"].startswith('Service "" is invalid: spec.clusterIPs: Invalid value: [""]: failed to allocate IP: IPAddress.networking.k8s.io "10.')
+    job = {"spec": {"completionMode": "Indexed", "completions": 2, "template": {"spec": {"restartPolicy": "Never", **POD["spec"]}}}}
+    _, why = await api("POST", "/apis/batch/v1/namespaces/default/jobs", job)
+    assert why["message"].endswith('metadata.name: Invalid value: "": will not able to create pod with invalid DNS label: -1]')
+
+
+async def test_bytes_may_be_a_list_of_numbers(api: Api) -> None:
+    _, secret = await api("POST", f"{NS}/secrets", {"metadata": {"name": "a"}, "data": {"a": [104, 105], "b": []}})
+    assert secret["data"] == {"a": "aGk=", "b": ""}
+    for bad, what in (("x", "string"), (256, "number 256"), (1.5, "number 1.5")):
+        _, why = await api("POST", f"{NS}/secrets", {"metadata": {"name": "b"}, "data": {"a": [bad]}})
+        assert why["message"].endswith(f"json: cannot unmarshal {what} into Go struct field Secret.data of type uint8")

@@ -314,6 +314,9 @@ class Allocator:
         found = self.next_ip(taken, family, dry_run)
         if not found:
             raise internal(f'failed to allocate a serviceIP for Service "{service["metadata"].get("name", "")}": range is full')
+        if not service["metadata"].get("name") and not dry_run:                # the IPAddress must name its owner
+            raise _refusal(service, [invalid.invalid("spec.clusterIPs", list(ips), f'failed to allocate IP: IPAddress.networking.k8s.io "{found}" is '
+                                                                                   "invalid: spec.parentRef.name: Required value")])
         return found
 
     def _update_ips(self, taken: Taken, service: Object, old: Object, dry_run: bool) -> None:

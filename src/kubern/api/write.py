@@ -158,9 +158,12 @@ def meta_update_errors(served: Served, new: dict[str, Any], old: dict[str, Any],
     return errors
 
 
-def raise_invalid(served: Served, name: str, errors: list[FieldError]) -> None:
+def raise_invalid(call: Call, name: str, errors: list[FieldError]) -> None:
     if errors:
-        raise invalid(served.row.storage[0], served.row.kind, name, errors)
+        row = call.served.row
+        if call.request.method != "PATCH" and any(e.value is None for e in errors):
+            errors = field_error.as_given(errors, call.request.body)
+        raise invalid(row.storage[0], row.kind, name, errors)
 
 
 # --- create ---
@@ -173,7 +176,8 @@ async def create(call: Call) -> Response:
     options = write_options(call.request, "CreateOptions")
     obj = await decode_object(call, options)
     meta = obj["metadata"]
-    if meta.get("resourceVersion", "0") not in ("", "0"):
+    version = meta.get("resourceVersion", "")
+    if version.isascii() and version.isdigit() and int(version):         # what is no number is no version
         raise bad_request("resourceVersion should not be set on objects to be created")
     metadata.wipe(meta)
     match_namespace(meta, call)
@@ -236,7 +240,7 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
         errors = meta_errors(served, meta)
         errors += kind.validate(obj)
         name = meta.get("name") or ""
-        raise_invalid(served, name, errors)
+        raise_invalid(call, name, errors)
         for w in kind.warnings(obj, None):
             call.warn(w)
         admission.obj, admission.name = obj, name
@@ -244,7 +248,8 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
         key = f"{meta['namespace']}/{name}" if row.namespaced else name
         if taken is not None and not options.dry_run:
             await taken.reserve()
-        value = value_of(obj if served.webhook is None else await served.kept(obj), served.marks)
+        kept = obj if served.webhook is None else await served.kept(obj)
+        value = value_of(kept, served.marks)
         if options.dry_run:
             if key in collection.items:
                 raise _exists(call, key, name)
@@ -252,7 +257,7 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
                 await taken.undo()
             return value, 0
         try:
-            revision = await server.put(collection.prefix + key, value, 0)
+            revision = await server.put(collection.prefix + key, value, 0, kept)
         except Conflict:
             raise _exists(call, key, name) from None
     except BaseException as e:
@@ -375,7 +380,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             if errors and served.custom is not None:
                 for w in kind.warnings(new, live):
                     call.warn(w)
-            raise_invalid(served, meta.get("name") or "", errors)
+            raise_invalid(call, meta.get("name") or "", errors)
             for w in kind.warnings(new, live) if not sub else kind.status_warnings(new) if sub == "status" else ():
                 call.warn(w)
             _forget_times(new, live)
@@ -405,7 +410,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                     await taken.undo()
                 return value, item.revision, False
             try:
-                revision = await server.put(collection.prefix + key, value, item.revision)
+                revision = await server.put(collection.prefix + key, value, item.revision, kept)
             except Conflict:
                 if taken is not None:
                     await taken.undo()
@@ -501,19 +506,20 @@ def item_of(call: Call, value: bytes, revision: int) -> Item:
 
 
 async def change(call: Call, build: Build, options: WriteOptions) -> int:
-    """A change the server makes by itself: no admission, no validation, no managed fields. The new revision."""
+    """A change of a built-in kind that the server makes by itself: no admission, no validation, no managed fields; its new revision. `build`
+    gets an object that others read as well, and leaves it as it is."""
     collection, row = call.served.collection, call.served.row
     for _ in range(RACE_ATTEMPTS):
         await call.server.settled(collection.prefix + call.key)
         item = collection.items.get(call.key)
         if item is None:
             raise not_found(row.group, row.plural, call.attributes.name)
-        new = build(call.served.stored(item))
+        new = build({"kind": row.kind, "apiVersion": row.api_version, **item.read()})
         value = value_of(new, item.version)
         if value == item.value or options.dry_run:
             return item.revision
         try:
-            return await call.server.put(collection.prefix + call.key, value, item.revision)
+            return await call.server.put(collection.prefix + call.key, value, item.revision, new)
         except Conflict:
             continue
     raise conflict(row.group, row.plural, call.attributes.name, MODIFIED)

@@ -5,8 +5,9 @@ A validator returns a list of these, in the order upstream finds them. `type` is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -133,6 +134,30 @@ def too_many(field: str, actual: int, max_items: int) -> FieldError:
 
 def internal(field: str, detail: str) -> FieldError:
     return FieldError("InternalError", field, None, detail)
+
+
+def as_given(errors: list[FieldError], body: bytes) -> list[FieldError]:
+    """Lists and maps that a request gave as empty are not kept; in what is said of them they are shown as they were given. Bodies in JSON only."""
+    try:
+        given = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return errors
+    return [replace(e, value=empty) if e.value is None and (empty := _at(given, e.field)) in ([], {}) else e for e in errors]
+
+
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+
+
+def _at(value: Any, path: str) -> Any:
+    """What stands at "a.b[0].c"; None for nothing, or where a step names a key of a map."""
+    for name, index in _STEP.findall(path):
+        if name and isinstance(value, dict):
+            value = value.get(name)
+        elif index and isinstance(value, list) and int(index) < len(value):
+            value = value[int(index)]
+        else:
+            return None
+    return value
 
 
 def aggregate(texts: Iterable[str]) -> str:

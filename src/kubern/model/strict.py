@@ -213,6 +213,8 @@ class Walk:
         return int(v)
 
     def base64(self, v: Any) -> Any:
+        if isinstance(v, list) and not isinstance(v, Pairs):
+            return self.octets(v)
         if not isinstance(v, str):
             self.mismatch(v, "[]uint8")
             return _SKIP
@@ -222,6 +224,18 @@ class Walk:
             self.fail(f"illegal base64 data at input byte {at}")
             return _SKIP
         return binascii.b2a_base64(binascii.a2b_base64(text), newline=False).decode()
+
+    def octets(self, v: list[Any]) -> Any:
+        """Go takes bytes as a list of numbers too."""
+        out = bytearray()
+        for x in v:
+            if isinstance(x, bool) or not isinstance(x, (int, float)):
+                self.mismatch(x, "uint8")
+            elif isinstance(x, float) or not 0 <= x <= 255:
+                self.mismatch(x, "uint8", literal=True)
+            else:
+                out.append(x)
+        return binascii.b2a_base64(bytes(out), newline=False).decode()
 
     def items(self, v: Any, p: Schema, path: str) -> Any:
         if not isinstance(v, list) or isinstance(v, Pairs):

@@ -184,9 +184,10 @@ def validate_job(obj: Object, old: Object | None = None) -> Errors:
     yield from _validate_selected_spec(spec, before.get("template") if old is not None else None)
     completions = spec.get("completions")
     if spec.get("completionMode") == "Indexed" and completions is not None and completions > 0:
-        host = f"{obj['metadata'].get('name')}-{completions - 1}"
+        name = obj["metadata"].get("name") or ""
+        host = f"{name}-{completions - 1}"
         if names.is_dns1123_label(host):
-            yield invalid("metadata.name", obj["metadata"].get("name"), f"will not able to create pod with invalid DNS label: {host}")
+            yield invalid("metadata.name", name, f"will not able to create pod with invalid DNS label: {host}")
 
 
 def _validate_selected_spec(spec: Object, old_template: Object | None) -> Errors:

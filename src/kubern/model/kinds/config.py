@@ -49,7 +49,7 @@ def _config_map(obj: Object) -> Errors:
         yield from messages(f"binaryData[{key}]", key, names.is_config_map_key(key))
         total += _bytes(value)
     if total > DATA_BYTES_MAX:
-        yield too_long("", DATA_BYTES_MAX)
+        yield too_long("[]", DATA_BYTES_MAX)            # how Go prints a path that has no name
 
 
 # Secret ------------------------------------------------------------------------------------------------------------------------

@@ -353,6 +353,7 @@ def validate_ip_address(obj: Object) -> Errors:
 
 
 def validate_ip_address_update(new: Object, old: Object) -> Errors:
+    yield from validate_ip_address(new)
     yield from immutable((new.get("spec") or {}).get("parentRef"), (old.get("spec") or {}).get("parentRef"), "spec.parentRef",
                          "networking.ParentReference")
 
