@@ -138,7 +138,8 @@ async def handle(call: Call) -> Response:
         elif patching:
             from kubern.model.patch import patched
 
-            after, warnings = patched(type_, tracked if owned else before, call.request.body, schema, kind=KIND, api_version=API_VERSION, validation=options.validation)
+            after, warnings = patched(type_, tracked if owned else before, call.request.body, schema, kind=KIND, api_version=API_VERSION,
+                                      validation=options.validation)
             for w in warnings:
                 call.warn(w)
         else:
