@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kubern.model.kinds import sysctls
 from kubern.model.kinds.labels import selector_is_valid
 from kubern.model.kinds.placement import REQUIRED, bad_values_in_terms, match_label_keys, pod_affinity_terms, pod_term_selectors
 from kubern.model.kinds.pod_resources import is_huge_page, is_sidecar
@@ -80,9 +81,7 @@ def _all(spec: Object) -> list[Object]:
 
 
 def _host_sysctl(name: str, spec: Object) -> bool:
-    from kubern.model.kinds.pod_security import host_sysctl
-
-    return next(host_sysctl(name, bool(spec.get("hostNetwork")), bool(spec.get("hostIPC")), ""), None) is not None
+    return next(sysctls.host_sysctl(name, bool(spec.get("hostNetwork")), bool(spec.get("hostIPC")), ""), None) is not None
 
 
 def _nonlocal_token(spec: Object) -> bool:

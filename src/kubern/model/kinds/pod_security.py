@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from kubern.model import names
 from kubern.model.invalid import FieldError, duplicate, forbidden, invalid, not_supported, required, too_long
+from kubern.model.kinds import sysctls
 from kubern.model.kinds.internal_form import struct
 from kubern.model.kinds.labels import messages
 from kubern.model.kinds.leeway import Leeway
@@ -93,39 +94,19 @@ def pod_security_context(spec: Object, path: str, leeway: Leeway) -> Errors:
         yield not_supported(f"{path}.seLinuxChangePolicy", change, allowed)
 
 
-_SYSCTL = "([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?"
-_is_sysctl = re.compile(_SYSCTL).fullmatch
-_IPC_SYSCTLS = frozenset(f"kernel.{n}" for n in (
-    "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced", "shm", "msgmax", "msgmnb", "msgmni", "msg"))
-
-
-def _sysctls(sysctls: list[Object], spec: Object, path: str, leeway: Leeway) -> Errors:
+def _sysctls(given: list[Object], spec: Object, path: str, leeway: Leeway) -> Errors:
     seen: set[str] = set()
-    for i, s in enumerate(sysctls):
+    for i, s in enumerate(given):
         name, here = s.get("name", ""), f"{path}[{i}].name"
         if not name:
             yield required(here)
-        elif names.size(name) > 253 or not _is_sysctl(name):
-            yield invalid(here, name, f"must have at most 253 characters and match regex ^{_SYSCTL}$")
+        elif names.size(name) > 253 or not sysctls.is_name(name):
+            yield invalid(here, name, f"must have at most 253 characters and match regex ^{sysctls.PATTERN}$")
         elif name in seen:
             yield duplicate(here, name)
         if not leeway.host_sysctls:
-            yield from host_sysctl(name, bool(spec.get("hostNetwork")), bool(spec.get("hostIPC")), here)
+            yield from sysctls.host_sysctl(name, bool(spec.get("hostNetwork")), bool(spec.get("hostIPC")), here)
         seen.add(name)
-
-
-def host_sysctl(name: str, host_network: bool, host_ipc: bool, path: str) -> Errors:
-    """A sysctl of a namespace that the pod shares with its node."""
-    dot, slash = name.find("."), name.find("/")
-    plain = name
-    if slash != -1 and (dot == -1 or slash < dot):             # written with slashes: a.b/c is a/b.c
-        plain = name.translate({ord("/"): ".", ord("."): "/"})
-    plain = plain.partition("*")[0]
-    if plain.startswith("net."):
-        if host_network:
-            yield invalid(path, name, "may not be specified when 'hostNetwork' is true")
-    elif host_ipc and (plain in _IPC_SYSCTLS or plain.startswith("fs.mqueue.")):
-        yield invalid(path, name, "may not be specified when 'hostIPC' is true")
 
 
 # Profiles ----------------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,6 @@ from kubern.model import names
 from kubern.model.addresses import (
     cidr_warnings,
     ip_warnings,
-    is_dual_stack,
-    is_ipv6,
     parse_ip,
     validate_endpoint_ip,
     validate_legacy_cidr,
@@ -25,7 +23,7 @@ from kubern.model.kinds.containers import PROTOCOLS, port_or_name
 from kubern.model.kinds.internal_form import struct
 from kubern.model.kinds.kind import Kind, KindTable
 from kubern.model.kinds.labels import annotations_of, messages, validate_labels
-from kubern.model.kinds.service_ips import is_headless, needs_cluster_ip, needs_health_check_port, same_cluster_ips, same_families
+from kubern.model.kinds.service_ips import cluster_ip_errors, is_headless, needs_cluster_ip, needs_health_check_port, same_cluster_ips, same_families
 from kubern.model.object import Object
 
 Errors = Iterator[FieldError]
@@ -240,47 +238,6 @@ def _session_affinity(spec: Object) -> Errors:
             yield invalid(f"{path}.clientIP.timeoutSeconds", seconds, f"must be greater than 0 and less than {AFFINITY_MAX_S}")
     elif affinity == "None" and config is not None:
         yield forbidden("spec.sessionAffinityConfig", "must not be set when session affinity is None")
-
-
-def cluster_ip_errors(spec: Object, old: Object | None) -> Errors:
-    """clusterIP, clusterIPs, ipFamilies and ipFamilyPolicy against each other."""
-    if spec.get("type") == "ExternalName":
-        return
-    first, ips, families, policy = spec.get("clusterIP", ""), spec.get("clusterIPs") or [], spec.get("ipFamilies") or [], spec.get("ipFamilyPolicy")
-    if first:
-        if not ips:
-            yield required("spec.clusterIPs")
-        elif ips[0] != first:
-            yield invalid("spec.clusterIPs", ips, "first value must match `clusterIP`")
-    elif ips:
-        yield invalid("spec.clusterIPs", ips, "must be empty when `clusterIP` is not specified")
-    for i, family in enumerate(families):
-        if family not in ("IPv4", "IPv6"):
-            yield not_supported(f"spec.ipFamilies[{i}]", family, ("IPv4", "IPv6"))
-        if family in families[:i]:
-            yield duplicate(f"spec.ipFamilies[{i}]", family)
-    if policy is not None and policy not in ("PreferDualStack", "RequireDualStack", "SingleStack"):
-        yield not_supported("spec.ipFamilyPolicy", policy, ("PreferDualStack", "RequireDualStack", "SingleStack"))
-    bad = False
-    for i, ip in enumerate(ips):
-        if i == 0 and ip == "None":
-            if len(ips) > 1:
-                bad = True
-                yield invalid("spec.clusterIPs", ips, "'None' must be the first and only value")
-            continue
-        errors = validate_legacy_ip(f"spec.clusterIPs[{i}]", ip, (old or {}).get("clusterIPs") or ())
-        bad = bad or bool(errors)
-        yield from errors
-    if len(ips) > 2:
-        yield invalid("spec.clusterIPs", ips, "may only hold up to 2 values")
-    if bad:
-        return
-    if len(ips) > 1 and not is_dual_stack(ips):
-        yield invalid("spec.clusterIPs", ips, "may specify no more than one IP for each IP family")
-    if not is_headless(spec):
-        for i, (ip, family) in enumerate(zip(ips, families, strict=False)):
-            if family in ("IPv4", "IPv6") and (family == "IPv6") != is_ipv6(ip):
-                yield invalid(f"spec.clusterIPs[{i}]", ip, f"expected an {family} value as indicated by `ipFamilies[{i}]`")
 
 
 def _source_ranges(spec: Object, marks: dict[str, str], old: Object, old_marks: dict[str, str] | None) -> Errors:

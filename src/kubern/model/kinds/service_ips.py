@@ -7,10 +7,10 @@ Upstream: pkg/registry/core/service/storage/{storage,alloc}.go, KEP-563 (dual st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from kubern.model.addresses import is_ipv6
-from kubern.model.invalid import FieldError, invalid
+from kubern.model.addresses import is_dual_stack, is_ipv6, validate_legacy_ip
+from kubern.model.invalid import FieldError, duplicate, invalid, not_supported, required
 from kubern.model.object import Object
 
 Spec = Object
@@ -76,10 +76,49 @@ def patch_allocated(spec: Spec, old: Spec) -> None:
         spec["healthCheckNodePort"] = old["healthCheckNodePort"]
 
 
+def cluster_ip_errors(spec: Object, old: Object | None) -> Iterator[FieldError]:
+    """clusterIP, clusterIPs, ipFamilies and ipFamilyPolicy against each other."""
+    if spec.get("type") == "ExternalName":
+        return
+    first, ips, families, policy = spec.get("clusterIP", ""), spec.get("clusterIPs") or [], spec.get("ipFamilies") or [], spec.get("ipFamilyPolicy")
+    if first:
+        if not ips:
+            yield required("spec.clusterIPs")
+        elif ips[0] != first:
+            yield invalid("spec.clusterIPs", ips, "first value must match `clusterIP`")
+    elif ips:
+        yield invalid("spec.clusterIPs", ips, "must be empty when `clusterIP` is not specified")
+    for i, family in enumerate(families):
+        if family not in ("IPv4", "IPv6"):
+            yield not_supported(f"spec.ipFamilies[{i}]", family, ("IPv4", "IPv6"))
+        if family in families[:i]:
+            yield duplicate(f"spec.ipFamilies[{i}]", family)
+    if policy is not None and policy not in ("PreferDualStack", "RequireDualStack", "SingleStack"):
+        yield not_supported("spec.ipFamilyPolicy", policy, ("PreferDualStack", "RequireDualStack", "SingleStack"))
+    bad = False
+    for i, ip in enumerate(ips):
+        if i == 0 and ip == "None":
+            if len(ips) > 1:
+                bad = True
+                yield invalid("spec.clusterIPs", ips, "'None' must be the first and only value")
+            continue
+        errors = validate_legacy_ip(f"spec.clusterIPs[{i}]", ip, (old or {}).get("clusterIPs") or ())
+        bad = bad or bool(errors)
+        yield from errors
+    if len(ips) > 2:
+        yield invalid("spec.clusterIPs", ips, "may only hold up to 2 values")
+    if bad:
+        return
+    if len(ips) > 1 and not is_dual_stack(ips):
+        yield invalid("spec.clusterIPs", ips, "may specify no more than one IP for each IP family")
+    if not is_headless(spec):
+        for i, (ip, family) in enumerate(zip(ips, families, strict=False)):
+            if family in ("IPv4", "IPv6") and (family == "IPv6") != is_ipv6(ip):
+                yield invalid(f"spec.clusterIPs[{i}]", ip, f"expected an {family} value as indicated by `ipFamilies[{i}]`")
+
+
 def init_families(spec: Spec, old: Spec | None, configured: Sequence[str] = ("IPv4",)) -> list[FieldError]:
     """ipFamilyPolicy and ipFamilies; `configured`: the families that have a service CIDR, the default one first."""
-    from kubern.model.kinds.service import cluster_ip_errors
-
     if spec.get("type") == "ExternalName" or (old is not None and _still_prefers_dual_stack(spec, old)):
         return []
     without_selector = spec.get("clusterIP") == "None" and not spec.get("selector")
