@@ -13,10 +13,11 @@ import orjson
 import pytest
 
 from kubern import pki
-from kubern.api.aggregate import RECHECK_S, endpoints_of, rows_of
+from kubern.api.aggregate import RECHECK_S, endpoints_of
 from kubern.api.handle import Server
 from kubern.api.settings import ApiSettings
 from kubern.model.request import Request, User
+from kubern.model.rows import of_discovery
 from kubern.store.memory import MemoryStore
 
 MASTERS = User("admin", ("system:masters", "system:authenticated"), extra={"a/b": ("1",)})
@@ -226,6 +227,6 @@ def test_endpoints_by_the_port_s_name() -> None:
 
 
 def test_what_another_server_says_is_not_believed_blindly() -> None:
-    assert [r.plural for r in rows_of(LIST, "x.example.com", "v1")] == ["things"]
+    assert [r.plural for r in of_discovery(LIST, "x.example.com", "v1")] == ["things"]
     for odd in (None, [], {"resources": [None, {"name": 5}, {"name": "a/b", "kind": "K"}, {"name": "a", "kind": None}]}):
-        assert rows_of(odd, "g", "v1") == []
+        assert of_discovery(odd, "g", "v1") == []

@@ -16,6 +16,7 @@ from kubern.model.controller import Controller
 from kubern.model.intent import Emit, Failed
 from kubern.model.object import Object, namespace, uid
 from kubern.model.request import User
+from kubern.model.resource import Resource
 from kubern.model.rows import BUILT_IN
 
 ADMIN = User("admin", ("system:masters", "system:authenticated"))
@@ -45,6 +46,9 @@ class ListView:
 
     def dependents(self, wanted: str) -> Iterable[Object]:
         return [o for objs in self.all.values() for o in objs if wanted in list(index_of("owner")(o))]
+
+    def served_elsewhere(self, api_version: str, kind: str) -> Resource | None:
+        return None
 
 
 def drive(steps: Any, answer: Callable[[Any], Any] = lambda i: getattr(i, "obj", None)) -> list[Any]:

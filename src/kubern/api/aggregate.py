@@ -27,7 +27,8 @@ from kubern.api.subresource.connect import Backend
 from kubern.model.invalid import quote
 from kubern.model.object import Object, condition
 from kubern.model.request import Request, Response, User
-from kubern.model.resource import Resource, Subresource
+from kubern.model.resource import Resource
+from kubern.model.rows import of_discovery
 from kubern.model.status import StatusError
 from kubern.model.time import rfc3339
 
@@ -208,7 +209,7 @@ class Aggregator:
         if backend is not None:
             verdict, document = await self._ask(backend, f"/apis/{key[0]}/{key[1]}", service["spec"]["service"])
             if verdict[0] == "True":
-                self._rows[key] = self.server.remote_rows[key] = rows_of(document, *key)
+                self._rows[key] = self.server.remote_rows[key] = of_discovery(document, *key)
                 await self._learn(service, key)
         if verdict[0] != "True":
             self._drop(key)
@@ -278,22 +279,3 @@ class Aggregator:
         if served is not None:
             await self.server.client.patch(served.row, "", service["metadata"]["name"], {"status": {"conditions": [*others, new]}}, "merge",
                                            subresource="status")
-
-
-def rows_of(document: Any, group: str, version: str) -> list[Resource]:
-    """Rows from another server's APIResourceList; whatever is malformed in it is left out."""
-    entries = [r for r in (document.get("resources") if isinstance(document, dict) else None) or ()
-               if isinstance(r, dict) and isinstance(r.get("name"), str) and isinstance(r.get("kind"), str)]
-    below: dict[str, list[Subresource]] = {}
-    for r in entries:
-        name, slash, sub = r["name"].partition("/")
-        if slash:
-            below.setdefault(name, []).append(Subresource(sub, _texts(r.get("verbs")), r["kind"], str(r.get("group") or ""),
-                                                          str(r.get("version") or "")))
-    return [Resource(group, version, r["name"], r["kind"], str(r.get("singularName") or ""), bool(r.get("namespaced")), _texts(r.get("verbs")),
-                     _texts(r.get("shortNames")), _texts(r.get("categories")), tuple(below.get(r["name"], ())), custom=True)
-            for r in entries if "/" not in r["name"]]
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    return tuple(v for v in values if isinstance(v, str)) if isinstance(values, list) else ()

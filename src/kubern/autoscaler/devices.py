@@ -20,6 +20,7 @@ class Imagined:
         self.view, self.slices_of = view, slices_of
         self.table: NodeTable | None = None
         self.get, self.owned, self.by, self.find, self.dependents = view.get, view.owned, view.by, view.find, view.dependents
+        self.served_elsewhere = view.served_elsewhere
 
     def list(self, resource: str, namespace: str | None = None) -> Iterable[Object]:
         found = self.view.list(resource, namespace)

@@ -12,9 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+from kubern.client.aggregated import follow_aggregated
 from kubern.client.client import Client
 from kubern.client.events import Recorder
-from kubern.client.mirror import Mirror, Mirrors
+from kubern.client.mirror import Handler, Mirror, Mirrors, revision_of
 from kubern.client.queue import Queue
 from kubern.model import rows
 from kubern.model.controller import SINGLE, Controller, Trigger, Undecided
@@ -53,7 +54,7 @@ class _Writes:
         self.failed: Failed | None = None
 
     def saw(self, resource: str, answer: Object) -> bool:
-        revision = int((answer.get("metadata") or {}).get("resourceVersion") or 0) if answer.get("kind") != "Status" else 0
+        revision = revision_of(answer.get("metadata") or {}) if answer.get("kind") != "Status" else 0
         if revision:
             self.revisions[resource] = max(revision, self.revisions.get(resource, 0))
         return bool(revision)
@@ -299,8 +300,8 @@ async def execute(client: Client, intent: Any, writes: _Writes) -> Any:
     raise TypeError(f"not an intent: {intent!r}")
 
 
-def watch_everything(mirrors: Mirrors, workers: Sequence[Worker]) -> None:
-    """Subscribes to every collection, and to those that come and go with CustomResourceDefinitions; feeds the graph."""
+def watch_everything(mirrors: Mirrors, workers: Sequence[Worker]) -> Handler:
+    """Subscribes to every collection, and to those that come and go with CustomResourceDefinitions; feeds the graph. Gives what is told of changes."""
     graph = mirrors.graph
     wakes = [(w.row.everything, w.queue.add) for w in workers if w.row.everything is not None]
 
@@ -330,6 +331,7 @@ def watch_everything(mirrors: Mirrors, workers: Sequence[Worker]) -> None:
         if after is not None:
             mirrors.add(qualified(after.group, after.plural), after, metadata_only=True).handlers.append(handle)
     mirrors.mirror(rows.CRDS).handlers.append(crd_changed)
+    return handle
 
 
 def kinds_of(mirrors: Mirrors) -> Callable[[str, str], Resource | None]:
@@ -349,10 +351,10 @@ async def run_controllers(table: Iterable[Controller], client_for: Callable[[Use
     kinds = kinds_of(mirrors)
     workers = [Worker(row, mirrors, client_for(acting(row), AGENT).with_kinds(kinds), recorder, clock) for row in table]
     watchers = [w for w in workers if w.row.everything is not None]
-    if watchers:                     # after all have subscribed: what a controller reads in full is not mirrored a second time
-        watch_everything(mirrors, watchers)
     try:
         async with asyncio.TaskGroup() as group:
+            if watchers:             # after all have subscribed: what a controller reads in full is not mirrored a second time
+                group.create_task(follow_aggregated(mirrors, watch_everything(mirrors, watchers)), name="aggregated APIs")
             group.create_task(recorder.run(), name="events")
             for worker in workers:
                 group.create_task(worker.run(), name=worker.row.name)

@@ -104,6 +104,12 @@ def index_of(name: str) -> IndexOf:
     return by_path
 
 
+def revision_of(meta: Object) -> int:
+    """The resourceVersion as a number; 0 for what another server means by one of its own."""
+    text = meta.get("resourceVersion") or ""
+    return int(text) if text.isdecimal() else 0
+
+
 class Mirror:
     """`run()` keeps it up to date; `synced` is set after the first list."""
 
@@ -191,7 +197,9 @@ class Mirror:
 
     def _apply(self, type_: str, obj: Object) -> None:
         meta = obj["metadata"]
-        revision = int(meta.get("resourceVersion") or 0)
+        revision = revision_of(meta)
+        if self.metadata_only and obj.get("kind") == "PartialObjectMetadata":
+            obj = {**obj, "apiVersion": self.resource.api_version, "kind": self.resource.kind}
         if type_ != "BOOKMARK":
             key = (meta.get("namespace") or "", meta["name"])
             old = self.objects.get(key)
@@ -306,6 +314,7 @@ class Mirrors:
         self.rows = rows
         self.mirrors: dict[str, Mirror] = {}
         self.graph = Graph()
+        self.remote: dict[tuple[str, str], Resource] = {}          # (apiVersion, kind) of aggregated APIs (client/aggregated.py)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def mirror(self, name: str) -> Mirror:
@@ -367,3 +376,6 @@ class Mirrors:
 
     def dependents(self, uid: str) -> Iterable[Object]:
         return list(self.graph.dependents.get(uid, {}).values())
+
+    def served_elsewhere(self, api_version: str, kind: str) -> Resource | None:
+        return self.remote.get((api_version, kind))

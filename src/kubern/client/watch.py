@@ -37,7 +37,7 @@ async def follow(client: Client, resource: Resource, replace: Replace, apply: Ap
             if not revision:
                 items, revision = await client.list(resource, namespace, labels=labels, fields=fields, revision="0",
                                                     metadata_only=metadata_only, limit=0)
-                replace(items, int(revision or 0))
+                replace(items, int(revision) if revision.isdecimal() else 0)       # another server's may be no number
             events = client.watch(resource, namespace, revision=revision, labels=labels, fields=fields, metadata_only=metadata_only,
                                   timeout_s=int(WATCH_MIN_S * (1 + jitter())))
             started, empty = loop.time(), True

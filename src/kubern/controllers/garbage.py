@@ -157,5 +157,5 @@ def reconcile(key_object: Object, view: View, now: float) -> Steps:
                  propagation=policy)
 
 
-CONTROLLER = Controller("generic-garbage-collector", "", reconcile, reads=(rows.CRDS,), everything=keys, workers=20,
+CONTROLLER = Controller("generic-garbage-collector", "", reconcile, reads=(rows.CRDS, rows.API_SERVICES), everything=keys, workers=20,
                         component="garbage-collector-controller")

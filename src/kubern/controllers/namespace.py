@@ -18,7 +18,6 @@ from kubern.model.resource import Resource
 from kubern.model.time import rfc3339, seconds_of
 from kubern.model.view import View
 
-API_SERVICES = "apiservices.apiregistration.k8s.io"
 FINALIZER_ESTIMATE_S = 15
 OK = {  # in the order of status.conditions: type -> (reason, message) when all is well
     "NamespaceDeletionDiscoveryFailure": ("ResourcesDiscovered", "All resources successfully discovered"),
@@ -89,17 +88,14 @@ def _empty(row: Resource, ns: Object, view: View, now: float, left: _Left) -> Ge
 def _aggregated(view: View, left: _Left) -> Generator[Any, Any, list[Resource]]:
     """The namespaced resources of aggregated APIs, read from their discovery: of each the preferred version."""
     out: dict[tuple[str, str], Resource] = {}
-    services = [a for a in view.list(API_SERVICES) if (a.get("spec") or {}).get("service")]
-    for api in sorted(services, key=lambda a: -int(a["spec"].get("versionPriority") or 0)):
-        group, version = api["spec"].get("group") or "", api["spec"].get("version") or ""
+    for group, version in rows.remote_versions(view.list(rows.API_SERVICES)):
         found = yield Fetch(f"/apis/{group}/{version}")
         if isinstance(found, Failed):
             left.undiscovered.append(f"{group}/{version}")
             continue
-        for r in found.get("resources") or ():
-            plural, verbs = r.get("name") or "", tuple(r.get("verbs") or ())
-            if r.get("namespaced") and "/" not in plural and {"delete", "list"} <= set(verbs):
-                out.setdefault((group, plural), Resource(group, version, plural, r.get("kind") or "", verbs=verbs))
+        for row in rows.of_discovery(found, group, version):
+            if row.namespaced and {"delete", "list"} <= set(row.verbs):
+                out.setdefault((group, row.plural), row)
     return list(out.values())
 
 
@@ -180,5 +176,5 @@ def _pod_left(old: Object | None, new: Object | None, view: View) -> Iterable[Ke
     return ()
 
 
-CONTROLLER = Controller("namespace-controller", "namespaces", reconcile, reads=("pods", rows.CRDS, API_SERVICES), workers=10, backoff_last_s=60.0,
+CONTROLLER = Controller("namespace-controller", "namespaces", reconcile, reads=("pods", rows.CRDS, rows.API_SERVICES), workers=10, backoff_last_s=60.0,
                         triggers=(Trigger("pods", _pod_left, after_s=0.05),), changed=lambda old, new: deleting(new), after_s=0.05)

@@ -1,19 +1,17 @@
-"""Which resources there are: the built-in rows and those that CustomResourceDefinitions add.
-
-Not discovery: aggregated APIs are unknown here (their objects are their server's to collect).
-"""
+"""Which resources there are: the built-in rows, those that CustomResourceDefinitions add, and those that other servers' discovery names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from kubern.model.object import Object, condition
-from kubern.model.resource import Resource
+from kubern.model.resource import Resource, Subresource
 from kubern.model.resources import RESOURCES, by_kind
 from kubern.model.status import qualified
 from kubern.model.view import View
 
-CRDS = "customresourcedefinitions.apiextensions.k8s.io"
+CRDS, API_SERVICES = "customresourcedefinitions.apiextensions.k8s.io", "apiservices.apiregistration.k8s.io"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
@@ -84,7 +82,33 @@ def find(view: View, api_version: str, kind: str) -> Resource | None:
             row = of_crd(crd)
             if row is not None and any(v.get("name") == version and v.get("served") for v in spec.get("versions") or ()):
                 return row
-    return None
+    return view.served_elsewhere(api_version, kind)
+
+
+def remote_versions(services: Iterable[Object]) -> list[tuple[str, str]]:
+    """(group, version) of the APIServices that other servers answer for, preferred versions first."""
+    specs = [s.get("spec") or {} for s in services]
+    return [(s.get("group") or "", s.get("version") or "")
+            for s in sorted((s for s in specs if s.get("service")), key=lambda s: -int(s.get("versionPriority") or 0))]
+
+
+def of_discovery(document: Any, group: str, version: str) -> list[Resource]:
+    """Rows from another server's APIResourceList; whatever is malformed in it is left out."""
+    entries = [r for r in (document.get("resources") if isinstance(document, dict) else None) or ()
+               if isinstance(r, dict) and isinstance(r.get("name"), str) and isinstance(r.get("kind"), str)]
+    below: dict[str, list[Subresource]] = {}
+    for r in entries:
+        name, slash, sub = r["name"].partition("/")
+        if slash:
+            below.setdefault(name, []).append(Subresource(sub, _texts(r.get("verbs")), r["kind"], str(r.get("group") or ""),
+                                                          str(r.get("version") or "")))
+    return [Resource(group, version, r["name"], r["kind"], str(r.get("singularName") or ""), bool(r.get("namespaced")), _texts(r.get("verbs")),
+                     _texts(r.get("shortNames")), _texts(r.get("categories")), tuple(below.get(r["name"], ())), custom=True)
+            for r in entries if "/" not in r["name"]]
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(v for v in values if isinstance(v, str)) if isinstance(values, list) else ()
 
 
 def of_kind(view: View, group: str, kind: str) -> Resource | None:

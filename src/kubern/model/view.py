@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from kubern.model.object import Object
+from kubern.model.resource import Resource
 
 
 class View(Protocol):
@@ -35,4 +36,8 @@ class View(Protocol):
 
     def dependents(self, uid: str) -> Iterable[Object]:
         """Objects of any resource with an ownerReference of this uid (only for a controller that watches everything)."""
+        ...
+
+    def served_elsewhere(self, api_version: str, kind: str) -> Resource | None:
+        """The row of a kind of an aggregated API (only for a controller that watches everything)."""
         ...
