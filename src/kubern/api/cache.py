@@ -22,7 +22,8 @@ from kubern.model.status import bad_request
 from kubern.store.protocol import Entry, Event
 
 WINDOW_EVENTS_MAX = 4096        # changes a collection remembers in memory; older ones come from the store's history
-ENCODED_CHANGES_MAX = 512       # changes whose lines are kept for watches that are a little behind
+ENCODED_CHANGES_MAX = 512       # changes whose lines are kept for watches that are a little behind, and whose objects for who changes them next
+KEPT_OBJECT_MAX_BYTES = 16 * 1024
 _HEAD = b'"metadata":{"resourceVersion":"%d",'
 _CLOSE = ord("}")
 ROOT = "/registry/"
@@ -85,10 +86,21 @@ class Item:
         value = self.body[len(_HEAD) - 2 + len(str(self.revision)):]
         return value + b"\n" + self.version.encode() if self.version else value
 
+    def take(self, obj: Object) -> None:
+        """What the value says, from the one who wrote it: nobody needs to parse it."""
+        meta = {"resourceVersion": str(self.revision), **obj["metadata"]}
+        meta["resourceVersion"] = str(self.revision)
+        self._parsed = {k: v for k, v in obj.items() if k not in ("kind", "apiVersion")}
+        self._parsed["metadata"] = meta
+
     def parse(self) -> Object:
         """A fresh object without kind and apiVersion; the caller may change it."""
         obj: Object = orjson.loads(b"{" + self.body)
         return obj
+
+    def read(self) -> Object:
+        """The object for reading only."""
+        return self._parsed or self.parse()
 
     def peek(self) -> Object:
         """The object for reading only; kept while the item lives. Only for collections that are small or asked often."""
@@ -100,19 +112,26 @@ class Item:
 class Change:
     """One event of a collection. `item` is what it became (for DELETED: the last state with the revision of the deletion), `old` what it was."""
 
-    __slots__ = ("encoded", "item", "left", "old", "revision", "seen", "type")
+    __slots__ = ("encoded", "item", "left", "offered", "old", "revision", "seen", "type")
 
     def __init__(self, type_: str, item: Item, old: Item | None, revision: int) -> None:
         self.type, self.item, self.old, self.revision = type_, item, old, revision
         self.encoded: dict[Any, bytes] = {}    # form -> the line of the watch, made once for everybody
         self.left: Item | None = None          # the old state with the new revision, for selectors the object has left
         self.seen: dict[int, Object] = {}      # what selectors and readers parsed: id(item) -> object, dropped after delivery
+        self.offered = False                   # its writer told what it says; kept a little longer
 
     def object(self, item: Item) -> Object:
         obj = self.seen.get(id(item))
         if obj is None:
-            obj = self.seen[id(item)] = item._parsed or item.parse()
+            obj = self.seen[id(item)] = item.read()
         return obj
+
+    def forget(self) -> None:
+        """Lets go of what was made of it for others."""
+        self.encoded.clear()
+        if self.offered:
+            self.item._parsed = None
 
 
 Listener = Callable[[list[Change]], None]
@@ -214,6 +233,7 @@ class Cache:
         self._next: asyncio.Future[None] | None = None
         self._parsed: list[Change] = []                     # the last batch, whose objects are still kept
         self._encoded: deque[Change] = deque()              # those whose lines of watches are still kept
+        self.offered: dict[int, Object] = {}                # id of the bytes on their way to the store -> the object they were made of
 
     def collection(self, group: str, plural: str) -> Collection:
         key = (group, plural)
@@ -246,7 +266,7 @@ class Cache:
             change.seen.clear()
         self._encoded.extend(self._parsed)
         while len(self._encoded) > ENCODED_CHANGES_MAX:
-            self._encoded.popleft().encoded.clear()
+            self._encoded.popleft().forget()
         self._parsed = []
         for event in batch:
             if event.revision <= self.revision:
@@ -254,6 +274,10 @@ class Cache:
             self.revision = event.revision
             c = self._of(event.key)
             change = c.take(event)
+            offered = self.offered.pop(id(event.value), None)
+            if offered is not None and c.listeners and len(change.item.body) <= KEPT_OBJECT_MAX_BYTES:
+                change.item.take(offered)
+                change.offered = True
             if c.listeners:
                 entry = touched.get(id(c))
                 if entry is None:

@@ -211,7 +211,7 @@ class Server:
         for group, plural in self.authorizer.watched:
             collection = self.cache.collection(group, plural)
             for item in collection.range():
-                self.authorizer.observe(group, plural, item.namespace, item.name, item._parsed or item.parse())
+                self.authorizer.observe(group, plural, item.namespace, item.name, item.read())
             collection.listeners.insert(0, self._authorization_listener(group, plural))
         for group, plural in WATCHED:
             self.cache.collection(group, plural).listeners.insert(0, self._authentication_listener(group, plural))
@@ -276,16 +276,20 @@ class Server:
         return chain(Admitted(operation, call.served.row, a.subresource, namespace, name, obj, old, call.user, self.cache, dry_run, options,
                               call.warn, self.authorizer, self.client, served=call.served, verb=a.verb))
 
-    async def put(self, key: str, value: bytes, expect: int) -> int:
+    async def put(self, key: str, value: bytes, expect: int, obj: Object | None = None) -> int:
+        """Stores a value. `obj` is what it was made of, for those who want to read it: nobody may change it any more."""
         mine: asyncio.Future[None] | None = None
         if key not in self._writing:
             mine = self._writing[key] = asyncio.get_running_loop().create_future()
+        if obj is not None:
+            self.cache.offered[id(value)] = obj
         try:
             return await self.store.put(key, value, expect=expect)
         except Conflict:
             await self._winner_seen(key, expect)
             raise
         finally:
+            self.cache.offered.pop(id(value), None)
             if mine is not None:
                 del self._writing[key]
                 mine.set_result(None)

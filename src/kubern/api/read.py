@@ -152,7 +152,7 @@ async def _select(call: Call, o: ListOptions, candidates: list[Item], limit: int
     if o.of_fields:
         await served.ready(candidates)
     for item in candidates:
-        if served.selected(o, item, item._parsed or item.parse()):
+        if served.selected(o, item, item.read()):
             if limit and len(out) == limit:
                 return out, True
             out.append(item)

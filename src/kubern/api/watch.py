@@ -365,7 +365,7 @@ class Watch:
             return items
         if channel.plain_name is not None:
             return [i for i in items if i.name == channel.plain_name]
-        return [i for i in items if channel.form.served.selected(o, i, i._parsed or i.parse())]
+        return [i for i in items if channel.form.served.selected(o, i, i.read())]
 
     def lines(self, entries: list[tuple[Change, str, Item]]) -> bytes:
         """Entries for this member alone, with the Table's header on the first."""

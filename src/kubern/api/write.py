@@ -332,6 +332,9 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
             if not create_ok:
                 raise not_found(row.group, row.plural, call.attributes.name)
             obj = build(None)
+            if obj["metadata"].get("uid") and call.request.method == "PATCH":
+                raise conflict(row.group, row.plural, call.attributes.name, "uid mismatch: the provided object specified uid "
+                               f"{obj['metadata']['uid']}, and no existing object was found")
             metadata.wipe(obj["metadata"])
             _may_create(call)
             value, revision = await create_object(call, obj, options, tracked=tracked)
@@ -623,8 +626,6 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
     applied, warnings = await decoded(body, looks_like_yaml(body), lambda: fields.parse_applied(body, row, schema, options.validation))
     if applied.get("metadata", {}) is None:
         del applied["metadata"]
-    if not isinstance(applied.get("metadata", {}), dict):
-        raise bad_request("metadata must be an object")
 
     def build(live: Object | None) -> Object:
         new = fields.apply(live, applied, options.manager, options.force, row.api_version, rfc3339(call.now_s), a.subresource, served.schema,

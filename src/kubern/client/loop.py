@@ -18,7 +18,7 @@ from kubern.client.events import Recorder
 from kubern.client.mirror import Handler, Mirror, Mirrors, revision_of
 from kubern.client.queue import Queue
 from kubern.model import rows
-from kubern.model.controller import SINGLE, Controller, Trigger, Undecided
+from kubern.model.controller import SINGLE, Controller, Steps, Trigger, Undecided
 from kubern.model.intent import Again, Create, Delete, DeleteAll, Emit, Failed, Fetch, Patch, Requeue, Update
 from kubern.model.object import Key, Object
 from kubern.model.request import User
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 AGENT = "kube-controller-manager/v1.36.2"
 BATCH_CALLS_MAX = 64                # of a list of intents, so many are under way at once
 STEPS_MAX = 100_000                 # intents of one pass; more is a mistake
+GLANCES_MAX_S = 0.002               # passes that have nothing to do follow each other at once for so long
 UNCLEAR_LOOKS_MAX, UNCLEAR_FIRST_S = 6, 0.1
 MIRROR_WAITS_MAX = 10               # of 30 s each: client-go lets its expectations expire after five minutes
 
@@ -113,13 +114,20 @@ class Worker:
         await self.mirrors.synced(self.resources())
         if not self.row.resource:
             self.queue.add(SINGLE)
-        resync = asyncio.get_running_loop().create_task(self._resync()) if self.row.resync_s else None
+        loop = asyncio.get_running_loop()
+        resync, rested = loop.create_task(self._resync()) if self.row.resync_s else None, loop.time()
         try:
             while True:
                 await self._slots.acquire()
                 key = await self.queue.get()
-                task = asyncio.get_running_loop().create_task(self._pass(key))
-                self._own(task)
+                begun = self._begin(key)
+                if begun is not None:
+                    self._own(loop.create_task(self._pass(key, *begun)))
+                    continue
+                self._slots.release()
+                if loop.time() > rested + GLANCES_MAX_S:
+                    await asyncio.sleep(0)
+                    rested = loop.time()
         finally:
             if resync is not None:
                 resync.cancel()
@@ -136,11 +144,33 @@ class Worker:
             for key in list(self.mirrors.mirror(self.row.resource).objects):
                 self.queue.add(key)
 
-    async def _pass(self, key: Key) -> None:
+    def _begin(self, key: Key) -> tuple[Steps, Any] | None:
+        """Starts a pass, up to its first intent. None: there is nothing to do, as most often, and the key is done without a task."""
+        row, now = self.row, self.clock()
+        obj: Object | None = {"key": key} if not row.resource else self.mirrors.get(row.resource, *key)
+        try:
+            if obj is not None:
+                steps = row.reconcile(obj, self.mirrors, now)
+            elif row.gone is not None:
+                steps = row.gone(key, self.mirrors, now)
+            else:
+                raise StopIteration
+            return steps, steps.send(None)
+        except StopIteration:
+            self.queue.forget(key)
+        except Undecided as e:
+            log.debug("%s %s/%s: %s; again in %.3f s", row.name, *key, e, self.queue.add_backoff(key))
+        except Exception:
+            log.exception("%s %s/%s", row.name, *key)
+            self.queue.add_backoff(key)
+        self.queue.done(key)
+        return None
+
+    async def _pass(self, key: Key, steps: Steps, intent: Any) -> None:
         writes = _Writes()
         try:
             try:
-                await self._reconcile(key, writes)
+                await self._reconcile(key, steps, intent, writes)
             finally:
                 self._slots.release()
             if writes.failed is not None:
@@ -188,17 +218,13 @@ class Worker:
                 writes.saw(resource, obj)
             return
 
-    async def _reconcile(self, key: Key, writes: _Writes) -> None:
-        row, now = self.row, self.clock()
-        obj: Object | None = {"key": key} if not row.resource else self.mirrors.get(row.resource, *key)
-        if obj is not None:
-            steps = row.reconcile(obj, self.mirrors, now)
-        elif row.gone is not None:
-            steps = row.gone(key, self.mirrors, now)
-        else:
-            return
-        result: Any = None
+    async def _reconcile(self, key: Key, steps: Steps, intent: Any, writes: _Writes) -> None:
+        """A pass from its first intent on."""
         for _ in range(STEPS_MAX):
+            if isinstance(intent, Sequence):
+                result: Any = await self._many(key, intent, writes)
+            else:
+                result = await self._execute(key, intent, writes)
             try:
                 intent = steps.send(result)
             except StopIteration:
@@ -206,11 +232,7 @@ class Worker:
             except Undecided as e:
                 writes.failed = writes.failed or Failed(None, 500, "Undecided", str(e))
                 return
-            if isinstance(intent, Sequence):
-                result = await self._many(key, intent, writes)
-            else:
-                result = await self._execute(key, intent, writes)
-        raise AssertionError(f"{row.name}: a pass of more than {STEPS_MAX} intents")
+        raise AssertionError(f"{self.row.name}: a pass of more than {STEPS_MAX} intents")
 
     async def _many(self, key: Key, intents: Sequence[Any], writes: _Writes) -> list[Any]:
         results: list[Any] = []

@@ -24,8 +24,12 @@ def map_selector(obj: Object) -> Selector:
 
 
 def owner(group: str, kind: str, resource: str = "", selector_of: SelectorOf = spec_selector) -> Keys:
-    """Wakes the controller of the object, before and after; an orphan wakes every object of `resource` that selects it."""
+    """Wakes the controller of the object, before and after; a new orphan, or one with new labels, wakes every object of `resource` that
+    selects it."""
     def keys(old: Object | None, new: Object | None, view: View) -> Iterable[Key]:
+        if new is not None and not meta(new).get("ownerReferences") and old is not None and not meta(old).get("ownerReferences") \
+                and meta(old).get("labels") == meta(new).get("labels"):
+            return ()
         out: set[Key] = set()
         for obj in (old, new):
             if obj is None:
