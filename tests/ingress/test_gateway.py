@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubern.ingress import gateway, render
-from kubern.ingress.gateway import World, contains, decide, intersection
+from kubern.ingress import render, statuses
+from kubern.ingress.gateway import CONTROLLER, contains, decide, intersection
 from kubern.ingress.gateways import front_of
 from kubern.ingress.plan import Action, Backend, Condition, Headers, Match, Plan, Port, Route, Site
+from kubern.ingress.references import World
 
 NOW = "2030-01-01T00:00:00Z"
 
@@ -66,25 +67,25 @@ def test_conflicts_and_protocols() -> None:
     said = {x.spec["name"]: x.conditions["Accepted"][1:3] for x in made.listeners}
     assert said == {"l0": ("True", "Accepted"), "l1": ("False", "ProtocolConflict"), "l2": ("False", "ProtocolConflict"),
                     "l3": ("False", "UnsupportedProtocol"), "l4": ("False", "PortUnavailable")}
-    status = gateway.gateway_status(made, [{"ip": "10.0.0.1"}], NOW)
+    status = statuses.gateway_status(made, [{"ip": "10.0.0.1"}], NOW)
     assert [(c["type"], c["reason"], c["observedGeneration"]) for c in status["conditions"]] == [
         ("Accepted", "ListenersNotValid", 3), ("Programmed", "Programmed", 3)]
     assert status["addresses"] == [{"type": "IPAddress", "value": "10.0.0.1"}]
     nothing = decide([a_gateway({"protocol": "TCP"})], [], world()).gateways["default/g"]
-    assert nothing.why_not and gateway.gateway_status(nothing, [], NOW)["conditions"][0]["status"] == "False"
+    assert nothing.why_not and statuses.gateway_status(nothing, [], NOW)["conditions"][0]["status"] == "False"
 
 
 def test_statuses_of_routes_keep_what_others_say() -> None:
     r = a_route("r", rule("nosuch"))
     theirs = {"parentRef": {"name": "x"}, "controllerName": "example.com/x", "conditions": []}
     old = {"type": "Accepted", "status": "True", "lastTransitionTime": "2000-01-01T00:00:00Z"}
-    r["status"] = {"parents": [theirs, {"parentRef": {"name": "g"}, "controllerName": gateway.CONTROLLER, "conditions": [old]}]}
+    r["status"] = {"parents": [theirs, {"parentRef": {"name": "g"}, "controllerName": CONTROLLER, "conditions": [old]}]}
     answer = decide([a_gateway({})], [r], world())
-    status = gateway.route_status(r, answer.routes["default/r"], NOW)
+    status = statuses.route_status(r, answer.routes["default/r"], NOW)
     assert status["parents"][0] == theirs and len(status["parents"]) == 2
     assert [(c["type"], c["status"], c["reason"], c["lastTransitionTime"]) for c in status["parents"][1]["conditions"]] == [
         ("Accepted", "True", "Accepted", "2000-01-01T00:00:00Z"), ("ResolvedRefs", "False", "BackendNotFound", NOW)]
-    assert gateway.route_status(r, [], NOW) == {"parents": [theirs]}
+    assert statuses.route_status(r, [], NOW) == {"parents": [theirs]}
 
 
 def test_text_of_users_stays_in_its_quotes() -> None:

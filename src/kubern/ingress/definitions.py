@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubern.ingress.gateway import GROUP
+from kubern.ingress.references import GROUP
 from kubern.model.object import Object
 
 Schema = dict[str, Any]

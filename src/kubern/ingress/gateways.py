@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from kubern.ingress import front, gateway
+from kubern.ingress import front, gateway, statuses
 from kubern.ingress.controller import SLICES, is_slice, is_tls, rights
 from kubern.ingress.front import NAMESPACE, SECRETS, SERVICES, SETS
 from kubern.ingress.gateway import CONTROLLER as CONTROLLER_NAME
-from kubern.ingress.gateway import GROUP
 from kubern.ingress.plan import by_service
+from kubern.ingress.references import GROUP, World
 from kubern.model.controller import SINGLE, Controller, Keys, Steps, Trigger
 from kubern.model.intent import Delete, Emit, Update
 from kubern.model.object import Key, Object, deleting, labels, meta, name, namespace
@@ -56,13 +56,13 @@ def _reconcile(single: Object, view: View, now: float) -> Steps:
     classes = {name(c): c for c in view.list(CLASSES) if (c.get("spec") or {}).get("controllerName") == CONTROLLER_NAME}
     for c in classes.values():
         status = c.get("status") or {}
-        said = gateway.conditions(gateway.class_conditions(c), status.get("conditions") or (), meta(c).get("generation") or 0, stamp)
+        said = statuses.conditions(statuses.class_conditions(c), status.get("conditions") or (), meta(c).get("generation") or 0, stamp)
         yield from _write(c, "GatewayClass", {**status, "conditions": said})
     mine = [g for g in view.list(GATEWAYS) if (g.get("spec") or {}).get("gatewayClassName") in classes and not deleting(g)]
     routes = [r for r in view.list(ROUTES) if not deleting(r)]
     secrets = {k: s for k in set(gateway.used_secrets(mine)) if (s := view.get(SECRETS, *k.split("/", 1))) is not None}
     spaces = {b.get("namespace") or namespace(r) for r in routes for b in _references(r)}
-    world = gateway.World({name(n): n for n in view.list(NAMESPACES)}, {f"{n}/{name(s)}": s for n in spaces for s in view.list(SERVICES, n)},
+    world = World({name(n): n for n in view.list(NAMESPACES)}, {f"{n}/{name(s)}": s for n in spaces for s in view.list(SERVICES, n)},
                           by_service(x for n in spaces for x in view.list(SLICES, n)), secrets, list(view.list(GRANTS)))
     answer = gateway.decide(mine, routes, world)
     kept = set()
@@ -77,10 +77,10 @@ def _reconcile(single: Object, view: View, now: float) -> Steps:
             else:
                 yield Emit(made.gateway, "Warning", "Rejected", "the routes of the Gateway are too many for one configuration")
             addresses = front.reached_at(view, f)
-        yield from _write(made.gateway, "Gateway", gateway.gateway_status(made, addresses, stamp))
+        yield from _write(made.gateway, "Gateway", statuses.gateway_status(made, addresses, stamp))
     for r in routes:
         said_of = answer.routes.get(f"{namespace(r)}/{name(r)}", [])
-        status = gateway.route_status(r, said_of, stamp)
+        status = statuses.route_status(r, said_of, stamp)
         if status["parents"] or (r.get("status") or {}).get("parents"):
             yield from _write(r, "HTTPRoute", status)
     for resource, version, kind in MADE:

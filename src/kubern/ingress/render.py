@@ -67,11 +67,6 @@ http {{
 {_FORWARDED}  ssl_protocols TLSv1.2 TLSv1.3;
   ssl_session_cache shared:tls:4m;
   ssl_session_timeout 10m;
-  server {{
-    listen {HEALTH};
-    location / {{ return 404; }}
-    location = /healthz {{ return 200; }}
-  }}
 """
 
 
@@ -87,7 +82,8 @@ def nginx(plan: Plan, ipv6: bool = False) -> str:
             servers.append(_block(text.listen(port, " default_server") + last))
     servers += [text.server(s) for s in plan.sites if s.host == "" or HOST.fullmatch(s.host)]
     blocks = [*text.failures(), *(text.upstreams[k] for k in sorted(text.upstreams)), *text.maps.values(), *servers, "}\n"]
-    return "".join([_HEAD, *([_DOLLAR] if any("${dollar}" in b for b in blocks) else []), *blocks])
+    health = "".join(f"    listen {host}{HEALTH};\n" for host in text.hosts) + "    location / { return 404; }\n    location = /healthz { return 200; }\n"
+    return "".join([_HEAD, _block(health), *([_DOLLAR] if any("${dollar}" in b for b in blocks) else []), *blocks])
 
 
 def _block(body: str) -> str:
