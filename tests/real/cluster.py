@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kubern.kubelet.fabric import cluster_id
+
 KUBECTL = str(Path(sys.executable).parent / "kubectl")
 
 
@@ -124,3 +126,16 @@ class Cluster:
 
     def node_address(self, node: str) -> str:
         return next(a["address"] for a in self.get("node", node)["status"]["addresses"] if a["type"] == "InternalIP")
+
+
+def agents(cluster: Cluster, node: str) -> list[int]:
+    """The pids of a node's agent (kubelet, proxy, DNS), as the machine sees it: none, or one."""
+    found = []
+    for p in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (p / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"kubern.agent" in line and f"/run/kubern/{cluster_id(cluster.home)}/{node}/config.json".encode() in line:
+            found.append(int(p.name))
+    return found
