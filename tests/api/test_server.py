@@ -316,3 +316,32 @@ async def test_bytes_may_be_a_list_of_numbers(api: Api) -> None:
     for bad, what in (("x", "string"), (256, "number 256"), (1.5, "number 1.5")):
         _, why = await api("POST", f"{NS}/secrets", {"metadata": {"name": "b"}, "data": {"a": [bad]}})
         assert why["message"].endswith(f"json: cannot unmarshal {what} into Go struct field Secret.data of type uint8")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"gracePeriodSeconds": "x"}, "json: cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64"),
+    ({"gracePeriodSeconds": 1.5}, "json: cannot unmarshal number 1.5 into Go struct field DeleteOptions.gracePeriodSeconds of type int64"),
+    ({"preconditions": {"uid": 5}}, "json: cannot unmarshal number into Go struct field Preconditions.preconditions.uid of type types.UID"),
+    ({"dryRun": ["All", None]}, 'DeleteOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: ["All",""]: supported values: "All"'),
+    ({"apiVersion": 5}, "couldn't get version/kind; json parse error: json: cannot unmarshal number into Go struct field .apiVersion of type string"),
+    ({"bogus": 1}, 'configmaps "no" not found')])
+async def test_delete_options_that_do_not_fit(api: Api, options: dict[str, Any], message: str) -> None:
+    assert (await api("DELETE", f"{NS}/configmaps/no", options))[1]["message"] == message
+
+
+async def test_lists_that_tell_what_is_left_or_nothing(api: Api) -> None:
+    for name in "abc":
+        await api.map(name)
+    _, deleted = await api("DELETE", f"{NS}/configmaps?limit=1")
+    assert deleted["metadata"]["remainingItemCount"] == 2 and deleted["metadata"]["continue"]
+    _, none = await api("GET", f"{NS}/configmaps?labelSelector=x", accept="application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io")
+    assert none["items"] is None
+
+
+async def test_an_apply_may_not_name_the_uid_of_what_is_not_there(api: Api) -> None:
+    wanted = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "uid": "u"}}
+    status, why = await api("PATCH", f"{NS}/configmaps/a?fieldManager=m", wanted, type="application/apply-patch+yaml")
+    assert status == 409 and why["message"].endswith("uid mismatch: the provided object specified uid u, and no existing object was found")
+    wanted["metadata"] = "x"
+    _, why = await api("PATCH", f"{NS}/configmaps/a?fieldManager=m", wanted, type="application/apply-patch+yaml")
+    assert why["message"] == "failed to create typed patch object (/; /v1, Kind=ConfigMap): .metadata: expected map, got &{x}"

@@ -198,6 +198,8 @@ async def delete_collection(call: Call) -> Response:
     meta = b'%d"' % revision
     if more and chosen:
         meta += b',"continue":"%b"' % _encode_continue(revision, chosen[-1].name if call.namespace else chosen[-1].key).encode()
+        if o.everything:
+            meta += b',"remainingItemCount":%d' % (len(candidates) - len(chosen))
     if form.whole:
         await served.ready(chosen)
     return answer_bytes(form.list(chosen, meta + b"}"), accept)

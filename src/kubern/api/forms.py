@@ -192,7 +192,8 @@ class MetadataForm(Form):
 
     def list(self, items: Iterable[Item], meta: bytes) -> list[bytes]:
         head = b'{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/%s","metadata":{"resourceVersion":"' % self.version.encode()
-        return [head + meta + b',"items":[', b",".join([orjson.dumps(self._partial(i)) for i in items]), b"]}\n"]
+        joined = b",".join([orjson.dumps(self._partial(i)) for i in items])
+        return [head + meta + b',"items":[', joined, b"]}\n"] if joined else [head + meta + b',"items":null}\n']
 
     def event(self, type_: str, item: Item) -> bytes:
         return b'{"type":"%s","object":' % type_.encode() + orjson.dumps(self._partial(item)) + b"}\n"

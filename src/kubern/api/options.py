@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from kubern.model import invalid
+from kubern.model import gojson, invalid
 from kubern.model.invalid import FieldError, quote
 from kubern.model.object import Object
 from kubern.model.request import Request
@@ -258,8 +258,6 @@ class DeleteOptions:
     raw: dict[str, Any] = field(default_factory=dict)
 
 
-_DELETE_FIELDS = {"gracePeriodSeconds": int, "preconditions": dict, "orphanDependents": bool, "propagationPolicy": str, "dryRun": list}
-
 
 def delete_options(request: Request, content_type: str) -> DeleteOptions:
     """DeleteOptions of the body, or of the query where there is none; raises StatusError."""
@@ -279,7 +277,9 @@ def delete_options(request: Request, content_type: str) -> DeleteOptions:
 def parse_delete_options(raw: dict[str, Any]) -> DeleteOptions:
     """DeleteOptions of their JSON form, checked; raises StatusError 422."""
     pre = raw.get("preconditions") or {}
-    dry_run = [v for v in raw.get("dryRun") or [] if v != ""]
+    dry_run = raw.get("dryRun") or []
+    if not any(dry_run):
+        dry_run = []
     o = DeleteOptions(raw.get("gracePeriodSeconds"), pre.get("uid"), pre.get("resourceVersion"), raw.get("orphanDependents"),
                       raw.get("propagationPolicy"), bool(dry_run), {"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1", **raw})
     errors: list[FieldError] = []
@@ -317,29 +317,30 @@ def _delete_body(body: bytes, content_type: str) -> dict[str, Any]:
     if doc is None:
         return {}
     if not isinstance(doc, dict):
-        what = {list: "array", str: "string", int: "number", float: "number", bool: "bool"}.get(type(doc), "value")
+        what = gojson.kind_of(doc)
         raise bad_request(f"couldn't get version/kind; json parse error: json: cannot unmarshal {what} into Go value of type "
                           'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }')
-    kind, api_version = doc.get("kind") or "DeleteOptions", doc.get("apiVersion") or "v1"
-    if kind != "DeleteOptions":
-        raise bad_request(f"no kind {quote(str(kind))} is registered for version {quote(str(api_version))} in scheme "
+    for name in ("apiVersion", "kind"):
+        if not isinstance(doc.get(name, ""), str | None):
+            raise bad_request(f"couldn't get version/kind; json parse error: json: cannot unmarshal {gojson.kind_of(doc[name])} into Go struct field "
+                              f".{name} of type string")
+    if (doc.get("kind") or "DeleteOptions") != "DeleteOptions":
+        raise bad_request(f"no kind {quote(doc['kind'])} is registered for version {quote(doc.get('apiVersion') or 'meta.k8s.io/v1')} in scheme "
                           '"pkg/apis/meta/internalversion/scheme/register.go:27"')
-    out: dict[str, Any] = {}
-    for name, type_ in _DELETE_FIELDS.items():
-        value = doc.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, type_) or (type_ is int and isinstance(value, bool)):
-            raise bad_request(f"json: cannot unmarshal {_go_type(value)} into Go struct field DeleteOptions.{name}")
-        out[name] = value
-    for part in ("uid", "resourceVersion"):
-        v = (out.get("preconditions") or {}).get(part)
-        if v is not None and not isinstance(v, str):
-            raise bad_request(f"json: cannot unmarshal {_go_type(v)} into Go struct field Preconditions.preconditions.{part} of type string")
-    if any(not isinstance(v, str) for v in out.get("dryRun") or ()):
-        raise bad_request("json: cannot unmarshal number into Go struct field DeleteOptions.dryRun of type string")
-    return out
+    return {k: v for k, v in _typed(doc, body).items() if k not in ("kind", "apiVersion")}
 
 
-def _go_type(value: Any) -> str:
-    return {bool: "bool", int: "number", float: "number", str: "string", list: "array", dict: "object"}.get(type(value), "value")
+def _typed(doc: dict[str, Any], body: bytes) -> dict[str, Any]:
+    from kubern.model import strict
+    from kubern.model.schema import definition
+
+    schema = definition("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
+    try:
+        try:
+            return strict.typed(doc, schema)[0]
+        except strict.Fault:
+            if body[:1] != b"{":
+                raise
+        return strict.typed(gojson.parse(body), schema)[0]          # once more, for the words: they show numbers as they were written
+    except strict.Fault as e:
+        raise bad_request(str(e)) from None

@@ -42,6 +42,16 @@ def go_text(value: Any) -> str:
     return str(value)
 
 
+def go_verb_s(value: Any) -> str:
+    """A value as Go's %s prints it: what is no text is marked as such."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "%!s(<nil>)"
+    type_ = "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "float64" if isinstance(value, float) else ""
+    return f"%!s({type_}={go_text(value)})" if type_ else go_text(value)
+
+
 def go_map(value: dict[str, Any]) -> str:
     return "map[" + " ".join(f"{k}:{go_text(v)}" for k, v in sorted(value.items())) + "]"
 

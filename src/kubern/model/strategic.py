@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from kubern.model.jsonpatch import same
-from kubern.model.patch_words import go_map, go_text, go_type
+from kubern.model.patch_words import go_map, go_text, go_type, go_verb_s
 from kubern.model.schema import MAP, STRUCT, Schema
 
 DIRECTIVE, RETAIN_KEYS, DELETE_FROM, ORDER = "$patch", "$retainKeys", "$deleteFromPrimitiveList", "$setElementOrder"
@@ -33,7 +33,7 @@ def merge(original: dict[str, Any] | None, patch: dict[str, Any], schema: Schema
             return patch
         if directive == "delete":
             return {}
-        raise BadFormat(f"unknown patch type: {go_text(directive)} in map: {go_map(patch)}")
+        raise BadFormat(f"unknown patch type: {go_verb_s(directive)} in map: {go_map(patch)}")
     doc: dict[str, Any] = {} if original is None else original
     _retain_keys(doc, patch)
     _element_orders(doc, patch, schema)
@@ -210,7 +210,7 @@ def _special(original: list[Any], patch: list[Any], merge_key: str) -> tuple[lis
         elif x[DIRECTIVE] == "merge":
             raise BadFormat("merging lists cannot yet be specified in the patch")
         else:
-            raise BadFormat(f"unknown patch type: {go_text(x[DIRECTIVE])} in map: {go_map(x)}")
+            raise BadFormat(f"unknown patch type: {go_verb_s(x[DIRECTIVE])} in map: {go_map(x)}")
     return (plain, []) if replace else (original, plain)
 
 

@@ -264,6 +264,8 @@ def _bound(server: Any, ref: Object, namespace: str, account: str) -> dict[str, 
     plural = {"Pod": "pods", "Node": "nodes", "Secret": "secrets"}.get(kind, "") if not group else ""
     if not plural:
         raise bad_request(f"cannot bind token to object of type {group}/{version}, Kind={kind}")
+    if not name:
+        raise bad_request("Name parameter required.")
     obj = server.cache.get(plural, "" if kind == "Node" else namespace, name)
     if obj is None:
         raise not_found("", plural, name)
