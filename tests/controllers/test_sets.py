@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from kubern.controllers import daemonset, history, statefulset
@@ -111,3 +112,9 @@ def test_an_update_replaces_one_at_a_time() -> None:
     pods = [pod(f"p-{n}", node=n, owner=ds, labels={"app": "a", history.POD_HASH: "old"}) for n in "abc"]
     v = ListView(pods=pods, nodes=[node(n) for n in "abc"], controllerrevisions__apps=[r])
     assert len(of(drive(daemonset.controller().reconcile(ds, v, NOW)), Delete)) == 1
+
+
+def test_a_revision_is_written_as_go_writes_it() -> None:
+    s, r = a_set(replicas=1)
+    text = json.dumps(r["data"])
+    assert r["data"] == history.snapshot(s) and text == json.dumps(r["data"], sort_keys=True) and text.startswith('{"spec": {"template": {"$patch": "replace", ')

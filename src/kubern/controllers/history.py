@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from kubern.controllers.claim import controller_ref
-from kubern.model.hash import fnv32a, safe_encode
+from kubern.model.hash import fnv32a, safe_encode, sorted_members
 from kubern.model.object import Object, labels, meta, name, namespace, notes
 
 RESOURCE = "controllerrevisions.apps"
@@ -45,4 +45,5 @@ def new(owner: Object, number: int, label: str, collisions: int | None) -> Objec
                          "labels": {**labels(owner["spec"].get("template") or {}), label: hash_}, "ownerReferences": [controller_ref(owner)]}
     if notes(owner):
         m["annotations"] = dict(notes(owner))
-    return {"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": m, "data": data, "revision": number}
+    # clients compare the data of a revision byte by byte with a template they write themselves (daemon.Match)
+    return {"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": m, "data": sorted_members(data), "revision": number}

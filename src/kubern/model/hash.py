@@ -24,6 +24,11 @@ def fnv32a(value: Any, salt: int | None = None) -> int:
     return h if salt is None else fnv32a_bytes(salt.to_bytes(8, "little", signed=True), h)
 
 
+def sorted_members(value: Any) -> Any:
+    """A copy of JSON data with the members of every object in the order of their names, as Go writes a map."""
+    return orjson.loads(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+
 def safe_encode(text: str) -> str:
     """Letters and digits that make no bad words; upstream: apimachinery util/rand SafeEncodeString."""
     return "".join(_ALPHABET[ord(c) % len(_ALPHABET)] for c in text)
