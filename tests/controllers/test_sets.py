@@ -117,4 +117,5 @@ def test_an_update_replaces_one_at_a_time() -> None:
 def test_a_revision_is_written_as_go_writes_it() -> None:
     s, r = a_set(replicas=1)
     text = json.dumps(r["data"])
-    assert r["data"] == history.snapshot(s) and text == json.dumps(r["data"], sort_keys=True) and text.startswith('{"spec": {"template": {"$patch": "replace", ')
+    assert r["data"] == history.snapshot(s)
+    assert text == json.dumps(r["data"], sort_keys=True) and text.startswith('{"spec": {"template": {"$patch": "replace", ')
