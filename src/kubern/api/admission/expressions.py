@@ -30,7 +30,7 @@ def evaluate(program: Program, v: dict[Any, Any]) -> Any:
     """The value of an expression. Raises Failed in the words of a policy."""
     try:
         return program.run(v)
-    except CelError as e:
+    except (CelError, ArithmeticError, ValueError) as e:
         raise Failed(f"expression '{program.source}' resulted in error: {e}") from None
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from kubern.model.cel import literals
 from kubern.model.cel.check import Checker, Env, Overload
 from kubern.model.cel.parse import CelSyntaxError, Node, parse, syntax_error
 from kubern.model.cel.run import BUDGET, STEPS_MAX, Lazy, Run
@@ -36,13 +37,15 @@ class Program:
     type: Type
     run: Run
     tree: Node
+    broken: str = ""          # why upstream would not make a program of it
 
 
 @cache
-def functions() -> dict[str, tuple[Overload, ...]]:
-    from kubern.model.cel.kubernetes import KUBERNETES
+def functions(patches: bool = False) -> dict[str, tuple[Overload, ...]]:
+    """All that expressions may call. `patches`: those too that only mutations need."""
+    from kubern.model.cel.kubernetes import KUBERNETES, PATCHES
     from kubern.model.cel.library import STANDARD, overloads
-    return overloads((*STANDARD, *KUBERNETES))
+    return overloads((*STANDARD, *KUBERNETES, *(PATCHES if patches else ())))
 
 
 def compile_(source: str, variables: Mapping[str, Type], types: Mapping[str, Object] | None = None) -> Program:
@@ -51,12 +54,15 @@ def compile_(source: str, variables: Mapping[str, Type], types: Mapping[str, Obj
         tree = parse(source)
     except CelSyntaxError as e:
         raise CelProblem(syntax_error(source, e)) from None
-    checker = Checker(Env(variables, functions(), types), source)
+    checker = Checker(Env(variables, functions(isinstance(types, PatchTypes)), types), source)
     try:
         found = checker.check(tree)
         if checker.problems:
             raise CelProblem(checker.report())
-        return Program(source, found, _make_run(tree), tree)
+        checker.problems = literals.problems(tree)
+        if checker.problems:
+            raise CelProblem(checker.report())
+        return Program(source, found, _make_run(tree), tree, literals.broken(tree))
     except RecursionError:
         raise CelProblem("expression recursion limit exceeded: 250") from None
 
@@ -137,6 +143,8 @@ def compile_for_admission(source: str, returns: str, *, params: bool = False, au
         if len(wanted) == 1:
             raise CelProblem(f"must evaluate to {name(wanted[0])} but got {name(program.type)}")
         raise CelProblem(f"must evaluate to one of [{' '.join(name(w) for w in wanted)}] but got {name(program.type)}")
+    if program.broken:
+        raise CelProblem(f"program instantiation failed: {program.broken}")
     return program
 
 

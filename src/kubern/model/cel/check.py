@@ -5,13 +5,11 @@ It fills `type` and `fn` of the nodes and gives every problem with its place. Up
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kubern.model.cel.parse import Node, show
-from kubern.model.cel.types import DYN, NULL, Object, Type, assignable, is_dyn, joined, same, substitute, text
-from kubern.model.cel.types import name as type_name
+from kubern.model.cel.types import DURATION, DYN, NULL, TIMESTAMP, Object, Type, assignable, is_dyn, joined, same, substitute, text
 
 
 class Overload:
@@ -30,15 +28,7 @@ class Env:
         self.variables, self.functions, self.types = variables, functions, types or {}
 
 
-_CLAUSE = re.compile(r"%(?:\.\d+)?([a-zA-Z])")
-_CLAUSES: dict[str, tuple[tuple[str, ...], str]] = {      # of string.format: the types it takes (() all), what is said of others
-    "s": ((), ""), "d": (("int", "uint"), "decimal clause can only be used on integers"),
-    "f": (("double", "string"), "fixed-point clause can only be used on doubles"),
-    "e": (("double", "string"), "scientific clause can only be used on doubles"),
-    "b": (("int", "uint", "bool"), "only integers and bools can be formatted as binary"),
-    "x": (("int", "uint", "string", "bytes"), "only integers, byte buffers, and strings can be formatted as hex"),
-    "X": (("int", "uint", "string", "bytes"), "only integers, byte buffers, and strings can be formatted as hex"),
-    "o": (("int", "uint"), "octal clause can only be used on integers")}
+_ORDERED = ("int", "uint", "double", "bool", DURATION, TIMESTAMP, "string", "bytes")
 _TYPE_NAMES = {"bool": "bool", "int": "int", "uint": "uint", "double": "double", "string": "string", "bytes": "bytes", "null_type": NULL,
                "type": ("type", DYN), "list": ("list", DYN), "map": ("map", DYN, DYN), "dyn": DYN, "optional_type": ("optional_type", DYN)}
 
@@ -172,38 +162,11 @@ class Checker:
                 node.op, node.name, node.args = "call", f"{head}.{node.name}", node.args[1:]
                 return self.resolve(node, overloads, [self.check(a) for a in node.args], False)
         target = self.check(node.args[0])
-        if node.name == "format":
-            for a in node.args[1:]:
-                if a.op == "list":
-                    a.name = "mixed"                                    # what is formatted need not be of one type
         args = [self.check(a) for a in node.args[1:]]
         overloads = self.env.functions.get(node.name)
         if overloads is None:
             return self.error(node.pos, f"undeclared reference to '{node.name}' (in container '')")
-        if node.name == "format":
-            self._format(node)
         return self.resolve(node, overloads, [target, *args], True)
-
-    def _format(self, node: Node) -> None:
-        """A literal format needs an argument for every clause, of a type that the clause takes."""
-        target, *args = node.args
-        if target.op != "const" or not isinstance(target.value, str) or len(args) != 1 or args[0].op != "list":
-            return
-        clauses, given = _CLAUSE.findall(target.value.replace("%%", "")), args[0].args
-        for i, clause in enumerate(clauses):
-            if clause not in _CLAUSES:
-                self.error(node.pos, f'could not parse formatting clause: unrecognized formatting clause "{clause}"')
-                return
-            if i >= len(given):
-                self.error(node.pos, f"index {i} out of range")
-                return
-            types, why = _CLAUSES[clause]
-            t = given[i].type
-            if types and not is_dyn(t) and t not in types:
-                self.error(given[i].pos, f"error during formatting: {why}, was given {type_name(t).partition('(')[0]}")
-                return
-        if len(clauses) < len(given):
-            self.error(node.pos, f"too many arguments supplied to string.format (expected {len(clauses)}, got {len(given)})")
 
     def _logic(self, node: Node) -> Type:
         args = [self.check(a) for a in node.args]
@@ -264,24 +227,17 @@ class Checker:
         t: Type = None
         for item, optional in zip(node.args, node.value, strict=True):
             mine = self._member(node, item, self.check(item), optional)
-            t = mine if t is None else joined(t, mine) if node.name == "mixed" else self._homogeneous(item, t, mine)
+            t = mine if t is None else joined(t, mine)
         return ("list", DYN if t is None else t)
-
-    def _homogeneous(self, item: Node, t: Type, mine: Type) -> Type:
-        if "error" in (t, mine):
-            return "error"
-        if not assignable(t, mine, {}):
-            return self.error(item.pos, f"expected type '{text(t)}' but found '{text(mine)}'")
-        return joined(t, mine)
 
     def _map(self, node: Node) -> Type:
         k: Type = None
         v: Type = None
         for key, value, optional in node.args:
             mine = self.check(key)
-            k = mine if k is None else self._homogeneous(key, k, mine)
+            k = mine if k is None else joined(k, mine)
             mine = self._member(node, value, self.check(value), optional)
-            v = mine if v is None else self._homogeneous(value, v, mine)
+            v = mine if v is None else joined(v, mine)
         return ("map", DYN if k is None else k, DYN if v is None else v)
 
     def _struct(self, node: Node) -> Type:
@@ -345,6 +301,11 @@ class Checker:
         if len(rest) == 2:
             self._wants_bool(rest[0], names, node.name)
         made = self._inside(rest[-1], names)
+        if node.name == "sortBy":
+            if not is_dyn(made) and made not in _ORDERED:
+                return self.error(node.pos, "found no matching overload for '@sortByAssociatedKeys' applied to "
+                                  f"'{text(t)}.(list({text(made)}))'")
+            return t if isinstance(t, tuple) and t[0] == "list" else ("list", DYN)
         if node.name in ("map", "transformList"):
             return ("list", made)
         if node.name == "transformMap":

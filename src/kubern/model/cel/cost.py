@@ -213,7 +213,10 @@ class _Estimate:
         init, step, result = _LOOPS[node.name]
         if node.name == "filter":
             step, made = step + 1, self._member(node, ranged, is_list)
-        if node.name in ("filter", "map", "transformList", "transformMap", "transformMapEntry"):
+        if node.name == "sortBy":                     # bound once, keys made by a map, sorted
+            cost += _made(count * count, 2 + (TRAVERSAL if bodies[0].type in _TEXTS else 0))[0]
+            made = self._member(node, ranged, is_list)
+        if node.name in ("filter", "map", "sortBy", "transformList", "transformMap", "transformMapEntry"):
             self._sizes[id(node)] = count
             if not node.name.startswith("transformMap"):
                 self._entries[id(node)] = Size(0, 0).union(made)
@@ -276,7 +279,8 @@ class _Estimate:
 
 
 # init, each turn beside test and body, result; accumulators are identifiers of cost 1, @not_strictly_false a call
-_LOOPS = {"all": (0, 3, 1), "exists": (0, 4, 1), "exists_one": (0, 2, 2), "existsOne": (0, 2, 2), "filter": (LIST, 12, 1), "map": (LIST, 12, 1),
+_LOOPS = {"sortBy": (2 * LIST + 3, 12, 1), "all": (0, 3, 1), "exists": (0, 4, 1), "exists_one": (0, 2, 2), "existsOne": (0, 2, 2), "filter": (LIST, 12, 1),
+          "map": (LIST, 12, 1),
           "transformList": (LIST, 12, 1), "transformMap": (MAP, 3, 1), "transformMapEntry": (MAP, 2, 1)}
 _TEXTS = ("string", "bytes")
 _ORDERS = ("_<_", "_<=_", "_>_", "_>=_")

@@ -21,6 +21,8 @@ def compile_selector(expression: str) -> Program:
         raise CelProblem(f"compilation failed: {e}") from None
     if program.type not in ("bool", DYN):
         raise CelProblem(f"must evaluate to bool or the unknown type, not {name(program.type)}")
+    if program.broken:
+        raise CelProblem(f"program instantiation failed: {program.broken}")
     return program
 
 

@@ -14,19 +14,27 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from kubern.model import names
-from kubern.model.cel.library import Row, _regex
+from kubern.model.cel.library import Row, regex
 from kubern.model.cel.types import read
-from kubern.model.cel.values import NOTHING, CelError, Optional, checked_int
+from kubern.model.cel.values import INT_MAX, NOTHING, CelError, Optional
 from kubern.model.invalid import quote as go_quote
+from kubern.model.netip import fault
 from kubern.model.quantity import QuantityError, parse, render
 
 
 class Quantity:
-    __slots__ = ("amount", "format")
+    """`places`: by which power of ten upstream's 64-bit form is scaled; None where that is too small and a big decimal holds the amount."""
+
+    __slots__ = ("amount", "format", "places")
     kind = read("quantity")
 
-    def __init__(self, amount: Fraction, format_: str) -> None:
-        self.amount, self.format = amount, format_
+    def __init__(self, amount: Fraction, format_: str, places: int | None) -> None:
+        self.amount, self.format, self.places = amount, format_, places
+
+    @property
+    def whole(self) -> bool:
+        """Whether upstream can say it as an integer: it looks at the form, not at the amount."""
+        return self.places is not None and self.places >= 0 and abs(self.amount) <= INT_MAX
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Quantity) and self.amount == other.amount
@@ -43,7 +51,24 @@ def _quantity(text: str) -> Quantity:
         q = parse(text)
     except QuantityError as e:
         raise CelError(str(e)) from None
-    return Quantity(q.amount, q.format)
+    return Quantity(q.amount, q.format, _places(text))
+
+
+_PIECES = re.compile(r"[+-]?0*(\d*)(?:\.(\d*))?([a-zA-Z]*)([+-]?\d*)")
+_DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+
+
+def _places(text: str) -> int | None:
+    m = _PIECES.fullmatch(text)
+    if m is None:
+        return None
+    number, fraction, suffix, exponent = m[1], m[2] or "", m[3], m[4]
+    digits = len(number or "0") + len(fraction)
+    if suffix.endswith("i"):
+        power = 10 * ("KMGTPE".index(suffix[0]) + 1)
+        return 0 if not fraction and 14 - digits - power * 3 // 10 >= 0 else None
+    places = (int(exponent or "0") if suffix in ("e", "E") and exponent else _DECIMAL.get(suffix, 0)) - len(fraction)
+    return places if digits <= 18 and places >= -9 else None
 
 
 def _is(make: Callable[[str], Any]) -> Callable[[str], bool]:
@@ -61,26 +86,33 @@ def _order(a: Any, b: Any) -> int:
 
 
 def _as_integer(q: Quantity) -> int:
-    if q.amount.denominator != 1:
+    if not q.whole:
         raise CelError("cannot convert value to integer")
-    return checked_int(q.amount.numerator)
+    return q.amount.numerator
 
 
 def _sum(sign: int) -> Callable[[Quantity, Any], Quantity]:
     def run(q: Quantity, other: Any) -> Quantity:
-        more = other.amount if isinstance(other, Quantity) else Fraction(other)
-        return Quantity(q.amount + sign * more, q.format)
+        more, places = (other.amount, other.places) if isinstance(other, Quantity) else (Fraction(other), 0)
+        total = q.amount + sign * more
+        if not more or not q.amount:
+            places = places if more else q.places
+        else:
+            places = None if q.places is None or places is None else min(q.places, places)
+            if places is not None and abs(total) * Fraction(10) ** -places > INT_MAX:
+                places = None
+        return Quantity(total, q.format, places)
     return run
 
 
 _QUANTITY: list[Row] = [
     ("quantity(string) -> quantity", _quantity), ("isQuantity(string) -> bool", _is(_quantity)),
-    ("quantity.sign() -> int", lambda q: _order(q.amount, 0)), ("sign(quantity) -> int", lambda q: _order(q.amount, 0)),
+    ("sign(quantity) -> int", lambda q: _order(q.amount, 0)),
     ("quantity.isGreaterThan(quantity) -> bool", lambda a, b: a.amount > b.amount),
     ("quantity.isLessThan(quantity) -> bool", lambda a, b: a.amount < b.amount),
     ("quantity.compareTo(quantity) -> int", lambda a, b: _order(a.amount, b.amount)),
     ("quantity.asApproximateFloat() -> double", lambda q: float(q.amount)),
-    ("quantity.asInteger() -> int", _as_integer), ("quantity.isInteger() -> bool", lambda q: q.amount.denominator == 1),
+    ("quantity.asInteger() -> int", _as_integer), ("quantity.isInteger() -> bool", lambda q: q.whole),
     ("quantity.add(quantity) -> quantity", _sum(1)), ("quantity.add(int) -> quantity", _sum(1)),
     ("quantity.sub(quantity) -> quantity", _sum(-1)), ("quantity.sub(int) -> quantity", _sum(-1)),
 ]
@@ -104,6 +136,8 @@ def _url(text: str) -> Url:
         raise CelError(fail.format('""', "empty url"))
     if any(ord(c) < 0x20 or c == "\x7f" for c in text):
         raise CelError(fail.format(go_quote(text), "net/url: invalid control character in URL"))
+    if text.startswith(":"):
+        raise CelError(fail.format(go_quote(text), "missing protocol scheme"))
     if not text.startswith("/") and not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:", text):
         raise CelError(fail.format(go_quote(text), "invalid URI for request"))
     try:
@@ -116,6 +150,13 @@ def _url(text: str) -> Url:
     return Url(text)
 
 
+def _query(text: str) -> dict[str, list[str]]:
+    """As Go's url.ParseQuery: a part with a semicolon or a broken escape is left out."""
+    parts = [p for p in text.split("&") if p and ";" not in p and not _BROKEN.search(p)]
+    return parse_qs("&".join(parts), keep_blank_values=True)
+
+
+_BROKEN = re.compile(r"%(?![0-9a-fA-F]{2})")
 _URL: list[Row] = [
     ("url(string) -> url", _url), ("isURL(string) -> bool", _is(_url)),
     ("url.getScheme() -> string", lambda u: u.parts.scheme),
@@ -124,7 +165,7 @@ _URL: list[Row] = [
      if "[" in u.parts.netloc else u.parts.netloc.rpartition("@")[2].partition(":")[0]),
     ("url.getPort() -> string", lambda u: str(u.parts.port) if u.parts.port is not None else ""),
     ("url.getEscapedPath() -> string", lambda u: quote(u.parts.path, safe="/%:@!$&'()*+,;=~-._")),
-    ("url.getQuery() -> map(string, list(string))", lambda u: parse_qs(u.parts.query, keep_blank_values=True)),
+    ("url.getQuery() -> map(string, list(string))", lambda u: _query(u.parts.query)),
 ]
 
 
@@ -168,31 +209,13 @@ class Cidr:
         return f"{self.ip}/{self.length}"
 
 
-def _not_an_ip(text: str) -> str:
-    """Why, in the words of Go's netip."""
-    parts = text.split(".")
-    if ":" in text or len(parts) < 2 or not all(p.isdigit() or not p for p in parts):
-        return "unable to parse IP"
-    for i, part in enumerate(parts):
-        if not part:
-            return "IPv4 field must have at least one digit"
-        if len(part) > 1 and part[0] == "0":
-            return "IPv4 field has octet with leading zero"
-        if int(part[:4]) > 255:
-            return "IPv4 field has value >255"
-        if i == 3 and len(parts) > 4:
-            return "IPv4 address too long"
-    return "IPv4 address too short"
-
-
 def _ip(text: str) -> Ip:
     try:
-        if "%" in text:
+        if "%" in text and not fault(text):
             raise CelError(f'IP address {go_quote(text)} with zone value is not allowed')
         ip = ipaddress.ip_address(text)
     except ValueError:
-        raise CelError(f"IP Address {go_quote(text)} parse error during conversion from string: ParseAddr({go_quote(text)}): {_not_an_ip(text)}") \
-            from None
+        raise CelError(f"IP Address {go_quote(text)} parse error during conversion from string: {fault(text)}") from None
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         raise CelError(f"IPv4-mapped IPv6 address {go_quote(text)} is not allowed")
     return Ip(ip)
@@ -207,7 +230,7 @@ def _cidr(text: str) -> Cidr:
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:
-            why = f"ParseAddr({go_quote(address)}): {_not_an_ip(address)}"
+            why = fault(address)
     if ip is not None:
         if "%" in address:
             why = "IPv6 zones cannot be present in a prefix"
@@ -221,9 +244,14 @@ def _cidr(text: str) -> Cidr:
     return Cidr(ip, int(bits))
 
 
+def _contains_ip(c: Cidr, text: str) -> bool:
+    try:
+        return _contains(c, _ip(text))
+    except CelError:
+        raise CelError("no such overload") from None
+
+
 def _contains(c: Cidr, other: Any) -> bool:
-    if isinstance(other, str):
-        other = _ip(other) if "/" not in other else _cidr(other)
     if isinstance(other, Cidr):
         return other.ip.version == c.ip.version and other.length >= c.length and other.network.network_address in c.network
     return other.ip.version == c.ip.version and other.ip in c.network
@@ -246,8 +274,8 @@ _ADDRESSES: list[Row] = [
      else i.ip.is_multicast and int(i.ip) >> 112 & 0xF == 2),
     ("ip.isLinkLocalUnicast() -> bool", lambda i: i.ip.is_link_local), ("ip.isGlobalUnicast() -> bool", _global_unicast),
     ("cidr(string) -> cidr", _cidr), ("isCIDR(string) -> bool", _is(_cidr)), ("string(cidr) -> string", str),
-    ("cidr.containsIP(string) -> bool", _contains), ("cidr.containsIP(ip) -> bool", _contains),
-    ("cidr.containsCIDR(string) -> bool", _contains), ("cidr.containsCIDR(cidr) -> bool", _contains),
+    ("cidr.containsIP(string) -> bool", _contains_ip), ("cidr.containsIP(ip) -> bool", _contains),
+    ("cidr.containsCIDR(string) -> bool", lambda c, text: _contains(c, _cidr(text))), ("cidr.containsCIDR(cidr) -> bool", _contains),
     ("cidr.ip() -> ip", lambda c: Ip(c.ip)), ("cidr.prefixLength() -> int", lambda c: c.length),
     ("cidr.masked() -> cidr", lambda c: Cidr(c.network.network_address, c.length)),
 ]
@@ -306,7 +334,7 @@ _SEMVERS: list[Row] = [
 
 def _find(text: str, pattern: str) -> str:
     try:
-        m = _regex(pattern).search(text)
+        m = regex(pattern).search(text)
     except CelError as e:
         raise CelError(f"Illegal regex: {e}") from None
     return m.group() if m else ""
@@ -314,7 +342,7 @@ def _find(text: str, pattern: str) -> str:
 
 def _find_all(text: str, pattern: str, limit: int = -1) -> list[str]:
     try:
-        found = [m.group() for m in _regex(pattern).finditer(text)]
+        found = [m.group() for m in regex(pattern).finditer(text)]
     except CelError as e:
         raise CelError(f"Illegal regex: {e}") from None
     return found if limit < 0 else found[:limit]
@@ -383,7 +411,6 @@ _TEXTS: list[Row] = [
     (":format.named(string) -> optional_type(format)", lambda n: Optional(FORMATS[n]) if n in FORMATS else NOTHING),
     *((f":format.{name}() -> format", lambda f=f: f) for name, f in FORMATS.items()),
     ("format.validate(string) -> optional_type(list(string))", _validate),
-    ("jsonpatch.escapeKey(string) -> string", lambda s: s.replace("~", "~0").replace("/", "~1")),
 ]
 
 
@@ -456,5 +483,8 @@ _AUTHORIZER: list[Row] = [
     ("decision.allowed() -> bool", lambda d: d.allowed), ("decision.reason() -> string", lambda d: d.reason),
     ("decision.errored() -> bool", lambda d: bool(d.error)), ("decision.error() -> string", lambda d: d.error),
 ]
+
+# only where patches are made
+PATCHES: tuple[Row, ...] = (("jsonpatch.escapeKey(string) -> string", lambda s: s.replace("~", "~0").replace("/", "~1")),)
 
 KUBERNETES: tuple[Row, ...] = (*_QUANTITY, *_URL, *_ADDRESSES, *_SEMVERS, *_TEXTS, *_AUTHORIZER)

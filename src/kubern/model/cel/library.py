@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 import zoneinfo
 from collections.abc import Callable, Iterable
 from functools import cmp_to_key
@@ -16,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from kubern.model.cel.check import Overload
+from kubern.model.cel.literals import CLAUSES, BadFormat, clauses
 from kubern.model.cel.run import at
 from kubern.model.cel.types import read, split
 from kubern.model.cel.values import (
@@ -25,6 +27,7 @@ from kubern.model.cel.values import (
     UINT_MAX,
     CelError,
     Duration,
+    Keyed,
     Optional,
     Timestamp,
     TypeValue,
@@ -83,15 +86,17 @@ def _wrong(value: Any, to: str) -> CelError:
 def _add(a: Any, b: Any) -> Any:
     if isinstance(a, (Timestamp, Duration)) and isinstance(b, (Timestamp, Duration)):
         total = a.ns + b.ns
-        return Duration(total) if isinstance(a, Duration) and isinstance(b, Duration) else Timestamp(total)
+        if isinstance(a, Duration) and isinstance(b, Duration):
+            return Duration(total)
+        return Timestamp(total, (a if isinstance(a, Timestamp) else b).zone)       # type: ignore[union-attr]
     if isinstance(a, (str, bytes, list)) and len(a) + len(b) > LENGTH_MAX:
         raise CelError("operation cancelled: actual cost limit exceeded")
-    return a + b
+    return a.plus(b) if type(a) is Keyed else a + b
 
 
 def _sub(a: Any, b: Any) -> Any:
     total = a.ns - b.ns
-    return Timestamp(total) if isinstance(a, Timestamp) and isinstance(b, Duration) else Duration(total)
+    return Timestamp(total, a.zone) if isinstance(a, Timestamp) and isinstance(b, Duration) else Duration(total)
 
 
 def _div(a: int, b: int) -> int:
@@ -104,6 +109,8 @@ def _div(a: int, b: int) -> int:
 def _mod(a: int, b: int) -> int:
     if b == 0:
         raise CelError("modulus by zero")
+    if b == -1:
+        checked_int(-a)
     r = abs(a) % abs(b)
     return -r if a < 0 else r
 
@@ -184,10 +191,18 @@ def _to_uint(x: Any) -> UInt:
     return checked_uint(int(x))
 
 
+_FLOAT = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf|infinity)|nan", re.IGNORECASE)
+_HEX_FLOAT = re.compile(r"[+-]?0x(?:[0-9a-f]+\.?[0-9a-f]*|\.[0-9a-f]+)p[+-]?[0-9]+", re.IGNORECASE)
+
+
 def _to_double(x: Any) -> float:
     try:
+        if isinstance(x, str) and _HEX_FLOAT.fullmatch(x):
+            return float.fromhex(x)
+        if isinstance(x, str) and not _FLOAT.fullmatch(x):
+            raise ValueError
         return float(x)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise _wrong(x, "double") from None
 
 
@@ -232,13 +247,13 @@ _CONVERSIONS: list[Row] = [
 # -- sizes, strings
 
 def _matches(text: str, pattern: str) -> bool:
-    return _regex(pattern).search(text) is not None
+    return regex(pattern).search(text) is not None
 
 
 _REGEXES: dict[str, Any] = {}
 
 
-def _regex(pattern: str) -> Any:
+def regex(pattern: str) -> Any:
     found = _REGEXES.get(pattern)
     if found is None:
         import re2
@@ -246,9 +261,9 @@ def _regex(pattern: str) -> Any:
         options.log_errors = False
         try:
             found = re2.compile(pattern, options)
-        except re2.error as e:
-            said = e.args[0].decode() if e.args and isinstance(e.args[0], bytes) else str(e)
-            raise CelError(f"error parsing regexp: {said}") from None
+        except re2.error:
+            from kubern.model.kinds.crd_structural import pattern_error
+            raise CelError(pattern_error(pattern)) from None
         if len(_REGEXES) > 5000:
             _REGEXES.clear()
         _REGEXES[pattern] = found
@@ -262,19 +277,17 @@ def _char_at(s: str, i: int) -> str:
 
 
 def _index_of(s: str, sub: str, start: int = 0) -> int:
-    if not sub:
-        return start
-    if start < 0 or (start > len(s)):
+    if sub and start < 0:
         raise CelError(f"index out of range: {start}")
-    return s.find(sub, start)
+    return s.find(sub, start) if sub else start
 
 
 def _last_index_of(s: str, sub: str, start: int | None = None) -> int:
-    if start is not None and not 0 <= start <= len(s):
+    if start is None:
+        return s.rfind(sub)
+    if sub and start < 0:
         raise CelError(f"index out of range: {start}")
-    if not sub:
-        return len(s) if start is None else start
-    return s.rfind(sub) if start is None else s.rfind(sub, 0, start + len(sub))
+    return (s.rfind(sub, 0, start + len(sub)) if start < len(s) else -1) if sub else start
 
 
 def _replace(s: str, old: str, new: str, count: int = -1) -> str:
@@ -308,74 +321,80 @@ _UPPER = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 
 
-def _clause(c: str, precision: str, x: Any) -> str:
+_SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def _clause(c: str, precision: int | None, x: Any) -> str:
     """One %-clause of format()."""
-    if c == "s":
-        return _shown(x)
-    if c == "d":
-        if isinstance(x, (int, float)) and not isinstance(x, bool):
-            return str(int(x)) if isinstance(x, int) else _shown(x)
-    elif c in ("f", "e"):
-        if isinstance(x, (int, float)) and not isinstance(x, bool):
-            if isinstance(x, float) and not math.isfinite(x):
-                return show_double(x).replace("+", "").replace("Inf", "Infinity")
-            return f"{x:.{precision or 6}{c}}"
-    elif c == "b":
-        if isinstance(x, int):
-            return ("1" if x else "0") if isinstance(x, bool) else f"{x:b}"
-    elif c in ("x", "X"):
-        if isinstance(x, int) and not isinstance(x, bool):
-            return f"{x:{c}}"
-        if isinstance(x, (str, bytes)):
-            text = (x.encode() if isinstance(x, str) else x).hex()
-            return text if c == "x" else text.upper()
-    elif c == "o" and isinstance(x, int) and not isinstance(x, bool):
+    kind = kind_of(x)
+    kinds, why = CLAUSES[c]
+    if kind not in kinds or (kind == "string" and c in "fe" and x not in ("NaN", "Infinity", "-Infinity")):
+        raise CelError(f"error during formatting: {why}, was given {kind}")
+    if c in "fe":
+        return _decimal(c, float(x), 6 if precision is None else precision)
+    if c == "b":
+        return ("1" if x else "0") if kind == "bool" else f"{x:b}"
+    if c == "o":
         return f"{x:o}"
-    raise CelError(f"error during formatting: {c} clause cannot be used on {kind_of(x)}")
+    if c in "xX":
+        text = f"{x:x}" if isinstance(x, int) else (x.encode() if isinstance(x, str) else x).hex()
+        return text if c == "x" else text.upper()
+    return _shown(x)
+
+
+def _decimal(c: str, x: float, precision: int) -> str:
+    """As golang.org/x/text prints a number in English: thousands apart, powers of ten in full, always six digits before them."""
+    if not math.isfinite(x):
+        return "NaN" if x != x else "∞" if x > 0 else "-∞"
+    if c == "f":
+        return f"{x:,.{min(precision, 1000)}f}"
+    mantissa, _, power = f"{x:.6e}".partition("e")
+    return f"{mantissa}×10{(('-' if power[0] == '-' else '') + power[1:]).translate(_SUPERSCRIPT)}"
 
 
 def _shown(x: Any) -> str:
     if x is None:
         return "null"
     if isinstance(x, list):
-        return "[" + ", ".join(_shown(i) for i in x) + "]"
+        return "[" + ", ".join(_member(i) for i in x) + "]"
     if isinstance(x, dict):
-        return "{" + ", ".join(f"{k}: {v}" for k, v in sorted((_shown(k), _shown(v)) for k, v in x.items())) + "}"
-    if isinstance(x, float) and math.isinf(x):
-        return "Infinity" if x > 0 else "-Infinity"
+        return "{" + ", ".join(f"{k}:{v}" for k, v in sorted((_member(k), _member(v)) for k, v in x.items())) + "}"
     if isinstance(x, TypeValue):
         return x.name
-    return _to_string(x)
+    try:
+        return _to_string(x)
+    except CelError as e:
+        raise CelError(f"error during formatting: could not convert argument {_quoted(str(e))} to string") from None
+
+
+def _member(x: Any) -> str:
+    """As a literal of CEL, in a list or map."""
+    if isinstance(x, str):
+        return _quoted(x)
+    if isinstance(x, bytes):
+        return "b" + _quoted(_shown(x))
+    if isinstance(x, float):
+        return f"{x:.6f}" if math.isfinite(x) else _quoted(show_double(x))
+    if isinstance(x, (Duration, Timestamp)):
+        return f'{"duration" if isinstance(x, Duration) else "timestamp"}("{x}")'
+    return _shown(x)
 
 
 def _format(s: str, args: list[Any]) -> str:
-    out, i, used = [], 0, 0
-    while i < len(s):
-        if s[i] != "%":
-            out.append(s[i])
-            i += 1
-            continue
-        i += 1
-        if s[i:i + 1] == "%":
-            out.append("%")
-            i += 1
-            continue
-        precision = ""
-        if s[i:i + 1] == ".":
-            i += 1
-            while s[i:i + 1].isdigit():
-                precision += s[i]
-                i += 1
-        if i >= len(s):
-            raise CelError("error during formatting: unexpected end of string")
-        clause = s[i]
-        i += 1
-        if clause not in "sdfebxXo":
-            raise CelError(f'could not parse formatting clause: unrecognized formatting clause "{clause}"')
-        if used >= len(args):
-            raise CelError(f"index {used} out of range")
-        out.append(_clause(clause, precision, args[used]))
-        used += 1
+    out, used = [], 0
+    try:
+        for before, clause, precision in clauses(s):
+            out.append(before)
+            if not clause:
+                break
+            if used >= len(args):
+                raise CelError(f"index {used} out of range")
+            out.append(_clause(clause, precision, args[used]))
+            used += 1
+    except BadFormat as e:
+        raise CelError(str(e)) from None
+    if used < len(args):
+        raise CelError(f"too many arguments supplied to string.format (expected {used}, got {len(args)})")
     return "".join(out)
 
 
@@ -399,15 +418,28 @@ _STRINGS: list[Row] = [
 ]
 
 
+_ESCAPES = str.maketrans({"\a": r"\a", "\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v", "\\": "\\\\", '"': '\\"'})
+
+
 def _quote(s: str) -> str:
+    return '"' + s.translate(_ESCAPES) + '"'
+
+
+def _quoted(s: str) -> str:
+    """As Go's %q."""
     from kubern.model.invalid import quote
     return quote(s)
 
 
 # -- times
 
+_OFFSET = re.compile(r"[+-]?[0-9]{1,2}:[0-9]{2}")
+
+
 def _zone(name: str) -> dt.tzinfo:
-    if name[:1] in "+-" or (":" in name and name[:1].isdigit()):
+    if not name:
+        return dt.UTC
+    if _OFFSET.fullmatch(name):
         sign = -1 if name.startswith("-") else 1
         hours, _, minutes = name.lstrip("+-").partition(":")
         return dt.timezone(sign * dt.timedelta(hours=int(hours), minutes=int(minutes or 0)))
@@ -417,8 +449,11 @@ def _zone(name: str) -> dt.tzinfo:
         raise CelError(f"unknown time zone {name}") from None
 
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
 def _part(get: Callable[[dt.datetime], int]) -> Callable[..., int]:
-    return lambda t, zone="UTC": get(dt.datetime.fromtimestamp(t.ns // NS, _zone(zone)))
+    return lambda t, zone="UTC": get((_EPOCH + dt.timedelta(seconds=t.ns // NS)).astimezone(_zone(zone)))
 
 
 _PARTS: dict[str, Callable[[dt.datetime], int]] = {
@@ -432,7 +467,7 @@ _TIMES: list[Row] = [
     ("timestamp.getMilliseconds(string) -> int", lambda t, z: t.ns % NS // 1_000_000),
     ("duration.getHours() -> int", lambda d: int(d.ns / (3600 * NS))), ("duration.getMinutes() -> int", lambda d: int(d.ns / (60 * NS))),
     ("duration.getSeconds() -> int", lambda d: int(d.ns / NS)),
-    ("duration.getMilliseconds() -> int", lambda d: int(math.fmod(d.ns, NS) / 1_000_000)),
+    ("duration.getMilliseconds() -> int", lambda d: int(d.ns / 1_000_000)),
 ]
 
 
@@ -504,6 +539,12 @@ def _sorted(xs: list[Any]) -> bool:
     return all(_compare(a, b) <= 0 for a, b in pairwise(xs))
 
 
+def _sort(xs: list[Any]) -> list[Any]:
+    if any(kind_of(x) != kind_of(xs[0]) for x in xs):
+        raise CelError("list elements must have the same type")
+    return sorted(xs, key=cmp_to_key(_compare))
+
+
 def _is_zero(x: Any) -> bool:
     return x is None or (isinstance(x, (bool, int, float, str, bytes, list, dict)) and not x) or (isinstance(x, Duration) and x.ns == 0)
 
@@ -514,6 +555,10 @@ def _value(o: Optional) -> Any:
     return o.value
 
 
+def _unwrap(xs: list[Optional]) -> list[Any]:
+    return [x.value for x in xs if x.has]
+
+
 _LISTS: list[Row] = [
     ("list(A).indexOf(A) -> int", _first), ("list(A).lastIndexOf(A) -> int", lambda xs, x: _first(xs, x, -1)),
     *((f"list({t}).isSorted() -> bool", _sorted) for t in _ORDERED),
@@ -522,7 +567,7 @@ _LISTS: list[Row] = [
     *((f"list({t}).sum() -> {t}", _sum(zero)) for t, zero in (("int", 0), ("uint", UInt(0)), ("double", 0.0), ("duration", Duration(0)))),
     ("list(A).slice(int, int) -> list(A)", _slice), ("list(list(A)).flatten() -> list(A)", _flatten),
     ("list(A).flatten(int) -> list(dyn)", _flatten),
-    *((f"list({t}).sort() -> list({t})", lambda xs: sorted(xs, key=cmp_to_key(_compare))) for t in _ORDERED),
+    *((f"list({t}).sort() -> list({t})", _sort) for t in _ORDERED),
     ("lists.range(int) -> list(int)", _range), ("list(A).reverse() -> list(A)", lambda xs: xs[::-1]),
     ("list(A).distinct() -> list(A)", _distinct),
     ("sets.contains(list(A), list(A)) -> bool", lambda a, b: all(_in_list(x, a) for x in b)),
@@ -533,6 +578,9 @@ _LISTS: list[Row] = [
     ("optional_type(A).value() -> A", _value), ("optional_type(A).hasValue() -> bool", lambda o: o.has),
     ("optional_type(A).or(optional_type(A)) -> optional_type(A)", lambda o, other: o if o.has else other),
     ("optional_type(A).orValue(A) -> A", lambda o, other: o.value if o.has else other),
+    ("optional.unwrap(list(optional_type(A))) -> list(A)", _unwrap), ("list(optional_type(A)).unwrapOpt() -> list(A)", _unwrap),
+    ("list(A).first() -> optional_type(A)", lambda xs: Optional(xs[0]) if xs else NOTHING),
+    ("list(A).last() -> optional_type(A)", lambda xs: Optional(xs[-1]) if xs else NOTHING),
     ("_[_](list(A), int) -> A", at), ("_[_](map(A, B), A) -> B", at),
 ]
 

@@ -320,7 +320,7 @@ def _names(node: Node) -> bool:
 def _global(name: str, pos: int, opened: int, args: list[Node]) -> Node:
     if name == "has" and len(args) == 1:
         if args[0].op != "select":
-            raise CelSyntaxError("invalid argument to has() macro", opened)
+            raise CelSyntaxError("invalid argument to has() macro", args[0].pos)
         return Node("has", args[0].pos, args[0].name, args[0].args)
     return Node("call", opened, name, tuple(args), pos)
 
@@ -333,6 +333,8 @@ def _method(target: Node, name: str, pos: int, args: list[Node]) -> Node:
     if count in _ONE_VARIABLE.get(name, ()) and (count != 3 or name == "map") and not (count == 3 and name in ("all", "exists")):
         variable = _variable(args[0], "argument is not an identifier" if name == "map" else "argument must be a simple name")
         return Node("comp", pos, name, (target, *args[1:]), (variable,))
+    if name == "sortBy" and count == 2:
+        return Node("comp", pos, name, (target, args[1]), (_variable(args[0], "argument must be a simple name"),))
     if count in _TWO_VARIABLES.get(name, ()):
         variables = tuple(_variable(a, "argument must be a simple name") for a in args[:2])
         return Node("comp", pos, name, (target, *args[2:]), variables)
@@ -368,7 +370,9 @@ def show(text: str, pos: int, message: str) -> str:
     """One problem as upstream prints it, with the line and a pointer."""
     line, column = position(text, pos)
     source = text.split("\n")[line - 1]
-    return f"ERROR: <input>:{line}:{column + 1}: {message}\n | {source}\n | {'.' * column}^"
+    dots = "".join("．" if len(c.encode()) > 1 else "." for c in source[:column])
+    hat = "＾" if len(source[column:column + 1].encode()) > 1 else "^"
+    return f"ERROR: <input>:{line}:{column + 1}: {message}\n | {source}\n | {dots}{hat}"
 
 
 def syntax_error(text: str, error: CelSyntaxError) -> str:

@@ -8,12 +8,30 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from functools import cmp_to_key
 from typing import Any
 
 from kubern.model.cel.check import Overload
 from kubern.model.cel.parse import Node
-from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, Object, Type, text
-from kubern.model.cel.values import NOTHING, PLAIN, CelError, Message, Optional, TypeValue, UInt, duration, equal, is_kind, timestamp
+from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, KeyedList, Object, Type, text
+from kubern.model.cel.values import (
+    NOTHING,
+    PLAIN,
+    CelError,
+    Duration,
+    Keyed,
+    Message,
+    Optional,
+    Timestamp,
+    TypeValue,
+    UInt,
+    compare,
+    duration,
+    equal,
+    is_kind,
+    kind_of,
+    timestamp,
+)
 
 Run = Callable[[dict[Any, Any]], Any]
 BUDGET = 0                  # the key under which `variables` holds the steps left, as a list of one
@@ -75,6 +93,9 @@ def _converter(t: Type) -> Callable[[Any], Any] | None:
         return lambda x: base64.b64decode(x) if isinstance(x, str) else x
     if t == "double":
         return lambda x: float(x) if type(x) is int else x
+    if isinstance(t, KeyedList):
+        each, keys = _each(_converter(t[-1])) or (lambda x: x), t.keys
+        return lambda x: Keyed(each(x), keys) if isinstance(x, list) else x
     if isinstance(t, tuple) and t[0] in ("list", "map"):
         return _each(_converter(t[-1]))
     return None
@@ -175,7 +196,7 @@ def at(obj: Any, key: Any) -> Any:
         if type(key) is float and key.is_integer():
             key = int(key)
         if type(key) is bool or not isinstance(key, int):
-            raise CelError(f"unsupported index type '{_kind(key)}' in list")
+            raise CelError(f"unsupported index type '{kind_of(key)}' in list")
         if 0 <= key < len(obj):
             return obj[key]
         raise CelError(f"index out of bounds: {key}")
@@ -183,13 +204,7 @@ def at(obj: Any, key: Any) -> Any:
         found = _key(obj, key)
         if found is not _MISSING:
             return found
-        raise CelError(f"no such key: {key if not isinstance(key, bool) else str(key).lower()}")
-    raise CelError("no such overload")
-
-
-def _kind(value: Any) -> str:
-    from kubern.model.cel.values import kind_of
-    return kind_of(value)
+    raise CelError(f"no such key: {key if not isinstance(key, bool) else str(key).lower()}")
 
 
 def _key(obj: dict[Any, Any], key: Any) -> Any:
@@ -321,8 +336,6 @@ def _map(node: Node) -> Run:
                 if not x.has:
                     continue
                 x = x.value
-            if _key(out, k) is not _MISSING:
-                raise CelError(f"Failed with repeated key: {k}")
             out[k] = x
         return out
     return run
@@ -463,7 +476,22 @@ def _transform_entry(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) 
     return out
 
 
-_FOLDS = {"all": _all, "exists": _exists, "exists_one": _exists_one, "existsOne": _exists_one, "filter": _filter, "map": _map_macro,
+def _by_key(a: tuple[Any, Any], b: tuple[Any, Any]) -> int:
+    return compare(a[1], b[1])
+
+
+def _sort_by(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> list[Any]:
+    items = [(_set(v, names, key, value, is_map), bodies[0](v)) for key, value in pairs]
+    for _, key in items:
+        if not isinstance(key, (bool, int, float, str, bytes, Timestamp, Duration)):
+            raise CelError("list elements must be comparable")
+        if kind_of(key) != kind_of(items[0][1]):
+            raise CelError("list elements must have the same type")
+    return [item for item, _ in sorted(items, key=cmp_to_key(_by_key))]
+
+
+_FOLDS: dict[str, Callable[..., Any]] = {"sortBy": _sort_by, "all": _all, "exists": _exists, "exists_one": _exists_one, "existsOne": _exists_one,
+          "filter": _filter, "map": _map_macro,
           "transformList": _map_macro, "transformMap": _transform_map, "transformMapEntry": _transform_entry}
 
 

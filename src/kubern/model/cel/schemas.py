@@ -18,7 +18,7 @@ from kubern.model.cel.cost import MAX as MAX_COST
 from kubern.model.cel.cost import estimate
 from kubern.model.cel.extent import extent_of, members_max
 from kubern.model.cel.run import BUDGET, STEPS_MAX, _converter
-from kubern.model.cel.types import DYN, TIMESTAMP, Object, Type, escape, read
+from kubern.model.cel.types import DYN, TIMESTAMP, KeyedList, Object, Type, escape, read
 from kubern.model.cel.values import Optional
 from kubern.model.custom import MISSING, NOWHERE, _equal, _old_items
 from kubern.model.invalid import FieldError, Struct
@@ -40,6 +40,14 @@ class SchemaObject(Object):
         self.json_names = json_names
 
 
+def _list_of(item: Type, s: Mapping[str, Any]) -> Type:
+    if s.get("x-kubernetes-list-type") not in ("set", "map"):
+        return ("list", item)
+    keyed = KeyedList(("list", item))
+    keyed.keys = tuple(s.get("x-kubernetes-list-map-keys") or ()) if s["x-kubernetes-list-type"] == "map" else ()
+    return keyed
+
+
 def type_of(s: Mapping[str, Any], root: bool = False, name: str = "object") -> Type:
     """The type of what a schema describes, None where expressions cannot see it. `root`: has apiVersion, kind and metadata."""
     if s.get("x-kubernetes-int-or-string"):
@@ -48,7 +56,7 @@ def type_of(s: Mapping[str, Any], root: bool = False, name: str = "object") -> T
     if kind == "array":
         items = s.get("items")
         item = type_of(items, bool(items.get("x-kubernetes-embedded-resource")), f"{name}.@idx") if isinstance(items, dict) else None
-        return None if item is None else ("list", item)
+        return None if item is None else _list_of(item, s)
     if kind == "object":
         more = s.get("additionalProperties")
         if isinstance(more, dict):
@@ -95,6 +103,8 @@ def _compile(spec: Mapping[str, Any], t: Type) -> tuple[_Rule | None, str, str]:
         return None, f"compilation failed: {e}", ""
     if program.type != "bool":
         return None, "cel expression must evaluate to a bool", ""
+    if program.broken:
+        return None, f"program instantiation failed: {program.broken}", ""
     message = None
     if spec.get("messageExpression"):
         try:
@@ -103,6 +113,8 @@ def _compile(spec: Mapping[str, Any], t: Type) -> tuple[_Rule | None, str, str]:
             return None, "", f"messageExpression compilation failed: {e}"
         if message.type != "string":
             return None, "", "messageExpression must evaluate to a string"
+        if message.broken:
+            return None, "", f"messageExpression instantiation failed: {message.broken}"
     return _Rule(spec, program, message, _uses_old(program), optional), "", ""
 
 
@@ -257,7 +269,7 @@ class Rules:
             try:
                 if rule.program.run(v) is True:
                     continue
-            except CelError as e:
+            except (CelError, ArithmeticError, ValueError) as e:
                 out.append(field.invalid(where, self._type, _failed(str(e), spec)))
                 if str(e).startswith("operation cancelled"):
                     raise _Exhausted from None
@@ -301,7 +313,7 @@ def _message(rule: _Rule, v: dict[Any, Any]) -> str:
     if rule.message is not None:
         try:
             text = rule.message.run(v)
-        except CelError:
+        except (CelError, ArithmeticError, ValueError):
             text = ""
         text = text.strip() if isinstance(text, str) else ""
         if text and "\n" not in text and len(text.encode()) <= MESSAGE_MAX_BYTES:

@@ -35,6 +35,12 @@ class Object:
         return DYN if found is None and self.open else found
 
 
+class KeyedList(tuple[Type, ...]):
+    """("list", T) of a schema whose items are told apart by `keys`, or by themselves where there are none."""
+
+    keys: tuple[str, ...] = ()
+
+
 def text(t: Type) -> str:
     """As in "found no matching overload … applied to '(int, list(string))'"."""
     if isinstance(t, Object):
@@ -98,6 +104,8 @@ def assignable(to: Type, given: Type, bound: dict[str, Type]) -> bool:
     if to == NULL and given != NULL:
         return isinstance(given, Object) or given in (TIMESTAMP, DURATION) or (isinstance(given, str) and "." in given)
     if isinstance(to, tuple) and isinstance(given, tuple):
+        if to[0] == given[0] == "type":
+            return True
         return to[0] == given[0] and len(to) == len(given) and all(assignable(x, y, bound) for x, y in zip(to[1:], given[1:], strict=True))
     return same(to, given)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, Object, Type
@@ -22,18 +23,24 @@ class CelError(Exception):
     """An evaluation that failed; the text is upstream's."""
 
 
+_EPOCH = dt.datetime(1970, 1, 1)
+_FIRST_S, _END_S = -62135596800, 253402300800          # years 1 to 9999
+
+
 class UInt(int):
     __slots__ = ()
 
 
 class Timestamp:
-    """Nanoseconds since 1970."""
+    """Nanoseconds since 1970, and how far from UTC it was written, in minutes: it is shown so again."""
 
-    __slots__ = ("ns",)
+    __slots__ = ("ns", "zone")
     kind = TIMESTAMP
 
-    def __init__(self, ns: int) -> None:
-        self.ns = ns
+    def __init__(self, ns: int, zone: int = 0) -> None:
+        if not _FIRST_S * NS <= ns < _END_S * NS:
+            raise CelError("timestamp overflow")
+        self.ns, self.zone = ns, zone
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Timestamp) and self.ns == other.ns
@@ -42,9 +49,11 @@ class Timestamp:
         return hash(self.ns)
 
     def __str__(self) -> str:
-        t = dt.datetime.fromtimestamp(self.ns // NS, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        t = _EPOCH + dt.timedelta(seconds=self.ns // NS, minutes=self.zone)
         fraction = f"{self.ns % NS:09d}".rstrip("0")
-        return f"{t}.{fraction}Z" if fraction else f"{t}Z"
+        hours, minutes = divmod(abs(self.zone), 60)
+        zone = f"{'-' if self.zone < 0 else '+'}{hours:02d}:{minutes:02d}" if self.zone else "Z"
+        return f"{t.isoformat()}{'.' if fraction else ''}{fraction}{zone}"
 
 
 class Duration:
@@ -52,7 +61,7 @@ class Duration:
     kind = DURATION
 
     def __init__(self, ns: int) -> None:
-        self.ns = ns
+        self.ns = checked_int(ns)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Duration) and self.ns == other.ns
@@ -61,7 +70,7 @@ class Duration:
         return hash(self.ns)
 
     def __str__(self) -> str:
-        return f"{repr(self.ns / NS).removesuffix('.0')}s"
+        return f"{_fixed(self.ns / NS)}s"
 
 
 class Optional:
@@ -107,6 +116,38 @@ class Message(dict[str, Any]):
         self.kind = kind
 
 
+class Keyed(list[Any]):
+    """A list of a schema whose items are told apart by themselves (a set) or by fields: their order does not count, and adding replaces."""
+
+    __slots__ = ("keys",)
+    kind = "list"
+
+    def __init__(self, items: list[Any], keys: tuple[str, ...]) -> None:
+        super().__init__(items)
+        self.keys = keys
+
+    def key(self, item: Any) -> Any:
+        return tuple([item.get(k) for k in self.keys]) if self.keys and isinstance(item, dict) else item
+
+    def equals(self, other: Any) -> bool:
+        if not isinstance(other, list):
+            raise CelError("no such overload")
+        if len(self) != len(other):
+            return False
+        mine = [(self.key(x), x) for x in self]
+        return all(any(equal(k, self.key(x)) and equal(y, x) for k, y in mine) for x in other)
+
+    def plus(self, other: list[Any]) -> Keyed:
+        out = list(self)
+        for x in other:
+            at = next((i for i, y in enumerate(out) if equal(self.key(y), self.key(x))), None)
+            if at is None:
+                out.append(x)
+            elif self.keys:
+                out[at] = x
+        return Keyed(out, self.keys)
+
+
 _KINDS: dict[type, str] = {bool: "bool", int: "int", UInt: "uint", float: "double", str: "string", bytes: "bytes", list: "list", dict: "map",
                            type(None): NULL}
 
@@ -131,6 +172,10 @@ def is_kind(value: Any, t: Type) -> bool:
 
 def equal(a: Any, b: Any) -> bool:
     ta, tb = type(a), type(b)
+    if ta is Keyed:
+        return bool(a.equals(b))
+    if tb is Keyed:
+        b, tb = list(b), list
     if ta is tb and ta is not list and ta is not dict:
         return bool(a == b)
     if ta is bool or tb is bool:
@@ -172,7 +217,7 @@ def checked_uint(n: int) -> UInt:
     raise CelError("unsigned integer overflow")
 
 
-_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)")
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def timestamp(text: str) -> Timestamp:
@@ -180,11 +225,11 @@ def timestamp(text: str) -> Timestamp:
     try:
         if m is None:
             raise ValueError
-        zone = "+00:00" if m[4] in "Zz" else m[4]
-        seconds = int(dt.datetime.fromisoformat(f"{m[1]}T{m[2]}{zone}").timestamp())
+        zone = 0 if m[4] == "Z" else (-1 if m[4][0] == "-" else 1) * (int(m[4][1:3]) * 60 + int(m[4][4:]))
+        seconds = int((dt.datetime.fromisoformat(f"{m[1]}T{m[2]}") - _EPOCH).total_seconds()) - zone * 60
     except (ValueError, OverflowError):
         raise CelError("type conversion error from 'string' to 'google.protobuf.Timestamp'") from None
-    return Timestamp(seconds * NS + int((m[3] or "0").ljust(9, "0")[:9]))
+    return Timestamp(seconds * NS + int((m[3] or "0").ljust(9, "0")[:9]), zone)
 
 
 def duration(text: str) -> Duration:
@@ -201,14 +246,19 @@ def show_double(value: float) -> str:
         return "NaN"
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
-    text = repr(value).removesuffix(".0")
-    if "e" in text:
-        mantissa, _, exponent = text.partition("e")
-        sign = "-" if exponent.startswith("-") else "+"
-        return f"{mantissa.removesuffix('.0')}e{sign}{exponent.lstrip('+-').zfill(2)}"
-    if abs(value) >= 1e21:
-        return f"{value:e}"
-    return text
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    power = len(digits) - 1 + exponent if value else 0
+    if not -4 <= power < 6:
+        text = "".join(map(str, digits))
+        return f"{'-' if sign else ''}{text[0]}{'.' if len(text) > 1 else ''}{text[1:]}e{'-' if power < 0 else '+'}{abs(power):02d}"
+    return _fixed(value)
+
+
+def _fixed(value: float) -> str:
+    """Without an exponent, in as few digits as say it."""
+    text = format(Decimal(repr(value)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def to_json(value: Any) -> Any:
