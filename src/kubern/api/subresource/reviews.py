@@ -16,8 +16,10 @@ from kubern.api.authz.node import identity
 from kubern.api.authz.unanswered import settled
 from kubern.model import invalid as field
 from kubern.model.invalid import FieldError, aggregate, quote
+from kubern.model.kinds.labels import validate_requirement
 from kubern.model.object import Object, group_version
 from kubern.model.request import ANONYMOUS, User, user_info
+from kubern.model.selector import parse_fields, parse_labels
 from kubern.model.status import StatusError, bad_request, conflict, invalid, not_found
 from kubern.model.time import rfc3339
 
@@ -70,28 +72,50 @@ async def self_subject_review(server: Any, request: Any, obj: Object) -> Object:
 
 # -- what may they do?
 
-def _selector(selector: Mapping[str, Any] | None) -> str:
-    """A selector of resource attributes as text; what cannot be said by a field selector only widens the question."""
-    if not selector:
-        return ""
+def _label_term(r: Object) -> str:
+    """A requirement of a label selector as text, "" where it cannot be said."""
+    key, operator, values = r.get("key") or "", r.get("operator"), r.get("values") or []
+    if operator in ("In", "NotIn"):
+        return f"{key} {operator.lower()} ({','.join(values)})"
+    return key if operator == "Exists" else f"!{key}" if operator == "DoesNotExist" else ""
+
+
+def _field_term(r: Object) -> str:
+    key, operator, values = r.get("key") or "", r.get("operator"), r.get("values") or []
+    return f"{key}{'=' if operator == 'In' else '!='}{values[0]}" if operator in ("In", "NotIn") and len(values) == 1 else ""
+
+
+_TERMS: dict[str, tuple[Callable[[Object], str], Callable[[str], Any]]] = {
+    "fieldSelector": (_field_term, parse_fields), "labelSelector": (_label_term, parse_labels)}
+
+
+def _selector(name: str, resource: Object) -> tuple[str, str]:
+    """A selector of resource attributes as text, and what is to be said of what cannot be put so: that only widens the question."""
+    selector = resource.get(name) or {}
+    said, parse = _TERMS[name]
+    requirements = selector.get("requirements") or ()
+    terms = [t for t in map(said, requirements) if t]
+    text, lost = ",".join(terms), len(terms) < len(requirements)
     if selector.get("rawSelector"):
-        return str(selector["rawSelector"])
-    terms = []
-    for r in selector.get("requirements") or ():
-        values = r.get("values") or []
-        if len(values) == 1 and r.get("operator") in ("In", "NotIn"):
-            terms.append(f"{r.get('key')}{'=' if r['operator'] == 'In' else '!='}{values[0]}")
-    return ",".join(terms)
+        text = str(selector["rawSelector"])
+        try:
+            parse(text)
+        except (StatusError, ValueError):
+            text, lost = "", True
+    return text, f"spec.resourceAttributes.{name} {'partially ' if text else ''}ignored due to parse error" if lost else ""
 
 
-def _asked(user: User, spec: Object) -> Attributes:
+def _asked(user: User, spec: Object) -> tuple[Attributes, list[str]]:
+    """What is asked, and what of it could not be understood."""
     r = spec.get("resourceAttributes")
     if r is None:
         n = spec.get("nonResourceAttributes") or {}
-        return Attributes(user, n.get("verb") or "", path=n.get("path") or "", is_resource=False)
+        return Attributes(user, n.get("verb") or "", path=n.get("path") or "", is_resource=False), []
+    fields, no_fields = _selector("fieldSelector", r)
+    labels, no_labels = _selector("labelSelector", r)
     return Attributes(user, r.get("verb") or "", r.get("group") or "", r.get("version") or "*", r.get("resource") or "", r.get("subresource") or "",
-                      r.get("namespace") or "", r.get("name") or "", field_selector=_selector(r.get("fieldSelector")),
-                      label_selector=_selector(r.get("labelSelector")))
+                      r.get("namespace") or "", r.get("name") or "", field_selector=fields, label_selector=labels), [
+                          text for text in (no_fields, no_labels) if text]
 
 
 def _check_selectors(resource: Mapping[str, Any] | None) -> Iterable[FieldError]:
@@ -105,6 +129,19 @@ def _check_selectors(resource: Mapping[str, Any] | None) -> Iterable[FieldError]
             yield field.invalid(f"{path}.rawSelector", raw, "may not specified at the same time as requirements")
         if not raw and not requirements:
             yield field.required(f"{path}.requirements", f"when {path} is specified, requirements or rawSelector is required")
+        for i, r in enumerate(requirements or ()):
+            here = f"{path}.requirements[{i}]"
+            yield from _check_field_requirement(r, here) if name == "fieldSelector" else validate_requirement(r, here, any_operator=True)
+
+
+def _check_field_requirement(r: Object, path: str) -> Iterable[FieldError]:
+    if not r.get("key"):
+        yield field.required(f"{path}.key", "must be specified")
+    operator, values = r.get("operator"), r.get("values")
+    if operator in ("In", "NotIn") and not values:
+        yield field.required(f"{path}.values", "must be specified when `operator` is 'In' or 'NotIn'")
+    if operator in ("Exists", "DoesNotExist") and values:
+        yield field.forbidden(f"{path}.values", "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
 
 
 def _check(obj: Object, subject: bool) -> list[FieldError]:
@@ -123,20 +160,26 @@ def _check(obj: Object, subject: bool) -> list[FieldError]:
     return errors
 
 
-def _metadata_left(obj: Object, *but: str) -> dict[str, Any]:
-    return {k: v for k, v in (obj.get("metadata") or {}).items() if v and k not in ("managedFields", *but)}
+def _check_metadata(obj: Object, *but: str) -> Iterable[FieldError]:
+    """Nothing may stand there but managedFields, and these."""
+    metadata = obj.get("metadata") or {}
+    if any(v and k not in ("managedFields", *but) for k, v in metadata.items()):
+        shown = field.Struct((k, metadata[k]) for k in metadata if k != "managedFields")
+        if metadata.get("managedFields"):
+            shown["managedFields"] = [field.Struct(e) for e in metadata["managedFields"]]
+        yield field.invalid("metadata", shown, f"must be empty except for {but[0]}" if but else "must be empty")
 
 
 async def _decided(server: Any, obj: Object, user: User) -> Object:
-    asked = _asked(user, obj.get("spec") or {})
+    asked, ignored = _asked(user, obj.get("spec") or {})
     decision = await settled(lambda: server.authorizer.authorize(asked))
     status: dict[str, Any] = {"allowed": decision.allowed}
     if decision.denied:
         status["denied"] = True
     if decision.reason:
         status["reason"] = decision.reason
-    if decision.error:
-        status["evaluationError"] = decision.error
+    if decision.error or ignored:
+        status["evaluationError"] = "; ".join(filter(None, [decision.error, *ignored]))
     return {**obj, "status": status}
 
 
@@ -146,9 +189,7 @@ def _subject(spec: Object) -> User:
 
 
 async def subject_access_review(server: Any, request: Any, obj: Object) -> Object:
-    errors = _check(obj, True)
-    if _metadata_left(obj):
-        errors.append(field.invalid("metadata", obj["metadata"], "must be empty"))
+    errors = [*_check(obj, True), *_check_metadata(obj)]
     if errors:
         raise invalid(AUTHORIZATION, "", "", errors)
     return await _decided(server, obj, _subject(obj.get("spec") or {}))
@@ -159,9 +200,7 @@ async def local_subject_access_review(server: Any, request: Any, obj: Object) ->
     metadata = dict(obj.get("metadata") or {})
     metadata.setdefault("namespace", namespace)
     obj = {**obj, "metadata": metadata}
-    errors = _check(obj, True)
-    if _metadata_left(obj, "namespace"):
-        errors.append(field.invalid("metadata", metadata, "must be empty except for namespace"))
+    errors = [*_check(obj, True), *_check_metadata(obj, "namespace")]
     spec = obj.get("spec") or {}
     resource = spec.get("resourceAttributes")
     if resource is not None and (resource.get("namespace") or "") != metadata["namespace"]:
@@ -176,9 +215,7 @@ async def local_subject_access_review(server: Any, request: Any, obj: Object) ->
 
 
 async def self_subject_access_review(server: Any, request: Any, obj: Object) -> Object:
-    errors = _check(obj, False)
-    if _metadata_left(obj):
-        errors.append(field.invalid("metadata", obj["metadata"], "must be empty"))
+    errors = [*_check(obj, False), *_check_metadata(obj)]
     if errors:
         raise invalid(AUTHORIZATION, "", "", errors)
     return await _decided(server, obj, _user(request))

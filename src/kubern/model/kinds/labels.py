@@ -51,10 +51,11 @@ def validate_label_selector(selector: Object | None, path: str, any_value: bool 
         return
     yield from validate_labels(selector.get("matchLabels"), f"{path}.matchLabels")
     for i, r in enumerate(selector.get("matchExpressions") or ()):
-        yield from _requirement(r, f"{path}.matchExpressions[{i}]", any_value)
+        yield from validate_requirement(r, f"{path}.matchExpressions[{i}]", any_value)
 
 
-def _requirement(r: Object, path: str, any_value: bool) -> Errors:
+def validate_requirement(r: Object, path: str, any_value: bool = False, any_operator: bool = False) -> Errors:
+    """`any_operator`: those of newer clients may be there, and ask for less."""
     operator, values = r.get("operator", ""), r.get("values") or ()
     if operator in ("In", "NotIn"):
         if not values:
@@ -62,7 +63,7 @@ def _requirement(r: Object, path: str, any_value: bool) -> Errors:
     elif operator in ("Exists", "DoesNotExist"):
         if values:
             yield forbidden(f"{path}.values", "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
-    else:
+    elif not any_operator:
         yield invalid(f"{path}.operator", operator, "not a valid selector operator")
     yield from validate_label_name(r.get("key", ""), f"{path}.key")
     if not any_value:
