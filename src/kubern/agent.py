@@ -44,13 +44,23 @@ def kubelet_settings(c: UnitConfig) -> KubeletSettings:
     root, log_root = ((usual if same(usual, f"{c.data_dir}/{ours}") else f"{c.data_dir}/{ours}") for usual, ours in FOLDERS[:2])
     configuration, document = read((str(data.parent.parent / "kubelet.yaml"), str(data / "kubelet.yaml")))     # of the cluster, of this node
     return KubeletSettings(
-        name=c.name, addresses=tuple(a for a in (c.address, c.address6.partition("/")[0]) if a), socket=c.socket,
+        name=c.name, addresses=tuple(address_of(c, f) for f in families_of(c)), listen="" if 6 in families_of(c) else "0.0.0.0", socket=c.socket,
         root=root, log_root=log_root, container_logs=FOLDERS[2][0] if same(FOLDERS[2][0], f"{c.data_dir}/{FOLDERS[2][1]}") else "",
         cgroup_root=c.cgroup_root, cluster_dns=(c.cluster_dns,),
         cluster_domain=c.cluster_domain, labels=c.labels, taints=tuple(taints), version=KUBERNETES_VERSION,
         resolv_conf=f"{c.run_dir}/resolv.conf" if not c.host else "/etc/resolv.conf", client_ca=str(ca) if ca.exists() else "",
         static_pods=f"{c.data_dir}/manifests", serving_csr=c.serving_csr, lease_s=c.lease_s,
         configuration=configuration, document=document)
+
+
+def families_of(c: UnitConfig) -> list[int]:
+    """Of the pods' ranges, in their order: it is the order of all addresses."""
+    return [6 if ":" in cidr else 4 for cidr in c.pod_cidr.split(",")]
+
+
+def address_of(c: UnitConfig, family: int) -> str:
+    """The node's address of a family."""
+    return c.address6.partition("/")[0] if family == 6 else c.address
 
 
 def same(a: str, b: str) -> bool:
@@ -83,15 +93,14 @@ async def run(config: UnitConfig) -> None:
     sender, network_sender = sender_of(config.kubeconfig), sender_of(config.network_kubeconfig or config.kubeconfig)
     client = Client(sender.send, agent=f"kubelet/{config.name}")
     mirrors = Mirrors(Client(network_sender.send, agent=f"kube-proxy/{config.name}"))
-    families = tuple(sorted({6 if ":" in c else 4 for c in config.pod_cidr.split(",")}))
     pods, services = tuple(config.pod_cidr.split(",")), tuple(config.service_cidr.split(","))
     roles = {
         "kubelet": kubelet(settings, client, leaving=leaving),
         "certificates": certificates.run(config.name, client, sender, config.kubeconfig, network_sender, config.network_kubeconfig),
         "network": network.run(mirrors, config),
-        "proxy": proxy.run(mirrors, config.name, pods, services, families),
-        "dns": dns.run(mirrors, config.name, config.address, config.cluster_dns, config.cluster_domain, config.gateway,
-                       (*pods, *services, f"{config.address}/{config.prefix}")),
+        "proxy": proxy.run(mirrors, config.name, pods, services, tuple(sorted(families_of(config)))),
+        "dns": dns.run(mirrors, config.name, address_of(config, 6 if ":" in config.cluster_dns else 4), config.cluster_dns, config.cluster_domain,
+                       config.gateway, (*pods, *services, f"{config.address}/{config.prefix}")),
     }
     tasks = {asyncio.create_task(work, name=name) for name, work in roles.items()}
     stopping = asyncio.create_task(stop.wait(), name="stop")

@@ -86,7 +86,7 @@ def up(
     roles: Annotated[str | None, typer.Option(help="all, or a comma-separated choice of api, controllers, scheduler, nodes.")] = None,
     bind: Annotated[str | None, typer.Option(help="Address the API server listens on [default: 0.0.0.0].")] = None,
     store: Annotated[str | None, typer.Option(help="sqlite, memory or etcd://HOST:PORT [default: sqlite].")] = None,
-    service_cidr: Annotated[str | None, typer.Option(help="Addresses of Services; dual stack: IPV4,IPV6 [default: 10.96.0.0/16].")] = None,
+    service_cidr: Annotated[str | None, typer.Option(help="Addresses of Services; dual stack: IPV4,IPV6 or IPV6,IPV4 [default: 10.96.0.0/16].")] = None,
     pod_cidr: Annotated[str | None, typer.Option(help="Addresses of Pods, a /24 a node (IPv6: a /64) [default: 10.244.0.0/16].")] = None,
     load_balancer_pool: Annotated[str | None, typer.Option(metavar="POOL", help="Addresses of LoadBalancer Services: CIDRs or A-B, or none "
                                                            "[default: the end of the nodes' subnet].")] = None,

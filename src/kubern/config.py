@@ -156,13 +156,14 @@ def check(s: Settings) -> Settings:
 
     for name in ("service_cidr", "pod_cidr"):
         try:
-            versions = [n.version for n in networks(getattr(s, name))]
+            networks(getattr(s, name))
         except ValueError as e:
             raise BadSettings(f"--{name.replace('_', '-')}: {e}") from None
-        if versions[0] != 4:
-            raise BadSettings(f"--{name.replace('_', '-')}: an IPv4 range comes first: nodes speak to the API server over IPv4")
-    if len(networks(s.service_cidr)) > len(networks(s.pod_cidr)):
-        raise BadSettings("--pod-cidr needs an IPv6 range too when --service-cidr has one")
+    families = [n.version for n in networks(s.pod_cidr)]
+    if missing := {n.version for n in networks(s.service_cidr)} - set(families):
+        raise BadSettings(f"--pod-cidr needs an IPv{missing.pop()} range too when --service-cidr has one")
+    if networks(s.service_cidr)[0].version != families[0]:
+        raise BadSettings("--pod-cidr and --service-cidr begin with ranges of different families")
 
     try:
         pool.parse(s.load_balancer_pool)

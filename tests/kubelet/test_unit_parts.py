@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kubern import agent
+from kubern.config import BadSettings, Settings, check
 from kubern.kubelet import announce, cni, containerd, fabric, network, node
 from kubern.kubelet.unit import UnitConfig, read_config, rotate
 
@@ -61,6 +65,26 @@ def test_the_second_family() -> None:
     assert f.subnet6.startswith("fd") and f.subnet6.endswith("::/64") and f.subnet6 != fabric.local_subnet("abcdf")
     assert f.gateway6 == f.subnet6.replace("::/64", "::1") and f.address6(0) == f.subnet6.replace("::/64", "::b/64")
     assert fabric.pick_pod_cidr("10.244.0.0/16,fd00::/56", ["10.244.1.0/24"]) == "10.245.0.0/16,fd00::/56"
+
+
+@pytest.mark.parametrize(("services", "pods", "complaint"), [
+    ("fd00:96::/112", "fd00:244::/56", ""), ("fd00:96::/112,10.96.0.0/16", "fd00:244::/56,10.244.0.0/16", ""), ("10.96.0.0/16", "10.244.0.0/16,fd00::/56", ""),
+    ("fd00:96::/112", "10.244.0.0/16", "--pod-cidr needs an IPv6 range too"), ("10.96.0.0/16", "fd00::/56", "--pod-cidr needs an IPv4 range too"),
+    ("10.96.0.0/16,fd00:96::/112", "fd00::/56,10.244.0.0/16", "begin with ranges of different families")])
+def test_ranges_of_either_family_may_come_first(services: str, pods: str, complaint: str) -> None:
+    settings = replace(Settings(), service_cidr=services, pod_cidr=pods)
+    if not complaint:
+        check(settings)
+        return
+    with pytest.raises(BadSettings, match=re.escape(complaint)):
+        check(settings)
+
+
+def test_a_nodes_addresses_are_in_the_order_of_the_pods_ranges() -> None:
+    two = replace(CONFIG, address6="fd00::b/64")
+    assert agent.kubelet_settings(replace(two, pod_cidr="fd00:1::/56,10.244.0.0/16")).addresses == ("fd00::b", "172.30.0.11")
+    assert agent.kubelet_settings(replace(two, pod_cidr="fd00:1::/56")).addresses == ("fd00::b",)
+    assert agent.kubelet_settings(CONFIG).addresses == ("172.30.0.11",)
 
 
 def test_routes_to_other_nodes_only_and_by_family() -> None:

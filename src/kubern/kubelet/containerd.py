@@ -60,6 +60,7 @@ required_plugins = ["io.containerd.grpc.v1.cri"]
     bin_dir = "{cni_bin}"
     conf_dir = "{c.run_dir}/cni"
     max_conf_num = 1
+    ip_pref = "cni"
   [{cri}.containerd]
     snapshotter = "overlayfs"
     default_runtime_name = "runc"

@@ -182,7 +182,7 @@ def ensure(cluster: str, saved: Path, pod_cidr: str = "", service_cidr: str = ""
     if not subnet or _overlaps(subnet, taken):
         subnet = pick_subnet(taken)
     if have := before.get("pod_cidr") or "":                   # nodes have their share of it already: it stays
-        pods = pod_cidr.replace(POD_CIDR, have.partition(",")[0]) if pod_cidr else have
+        pods = pod_cidr.replace(POD_CIDR, next((c for c in have.split(",") if ":" not in c), POD_CIDR)) if pod_cidr else have
     else:
         pods = pick_pod_cidr(pod_cidr or POD_CIDR, taken)
     forwards = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"

@@ -28,6 +28,7 @@ def parse_ip(text: str) -> Address | None:
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
+@lru_cache(maxsize=4096)
 def _parse(text: str) -> Address | None:
     if "%" in text or not text.isascii():
         return None
@@ -57,7 +58,7 @@ def parse_cidr(text: str) -> tuple[Address, Network] | None:
 
 @lru_cache(maxsize=64)
 def networks(text: str) -> tuple[Network, ...]:
-    """The ranges of a cluster's setting: one, or "IPV4,IPV6" for dual stack. Raises ValueError."""
+    """The ranges of a cluster's setting: one, or one of each family, the first of which comes first everywhere. Raises ValueError."""
     found = tuple(ip_network(part.strip()) for part in text.split(","))
     if len({n.version for n in found}) != len(found):
         raise ValueError(f"{text} has two ranges of one family")
@@ -69,6 +70,7 @@ def _mapped(text: str) -> bool:
     return isinstance(address, IPv6Address) and address.ipv4_mapped is not None
 
 
+@lru_cache(maxsize=4096)
 def _has_leading_zeros(text: str) -> bool:
     try:
         ip_address(text)

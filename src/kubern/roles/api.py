@@ -35,7 +35,7 @@ async def run(ctx: Context) -> AsyncIterator[None]:
         if s.encryption_config and s.encryption_config_automatic_reload == "true":
             await stack.enter_async_context(running(ctx.spawn(follow_encryption(s.encryption_config, store), "encryption")))
         server = Server(store, settings=ApiSettings(
-            service_cidr=s.service_cidr, node_ports=(int(low), int(high)), advertise_address=ctx.address, advertise_port=s.port,
+            service_cidr=s.service_cidr, node_ports=(int(low), int(high)), advertise_address=ctx.advertised, advertise_port=s.port,
             cluster_domain=s.cluster_domain, client_ca=p.ca.cert, front_proxy_ca=p.front_proxy_ca.cert,
             service_account_issuer=issuer(s), service_account_public_keys=(p.service_account_public,),
             service_account_signing_key=p.service_account_key, kubelet_client_cert=str(kubelet.cert_path), kubelet_client_key=str(kubelet.key_path),

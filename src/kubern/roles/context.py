@@ -60,10 +60,17 @@ class Context:
         return self.fabric.gateway if self.fabric else own_address()
 
     @property
+    def advertised(self) -> str:
+        """Where pods reach the API server: of the family that Services have first."""
+        six = ":" in self.settings.service_cidr.partition(",")[0]
+        return self.fabric.gateway6 if self.fabric and six else self.address
+
+    @property
     def listens(self) -> list[str]:
         """Where the API server listens: also on the bridge of this machine's nodes, which reach no other address if one was chosen."""
         bind = self.settings.bind
-        return [bind, self.fabric.gateway] if self.fabric and bind not in ("0.0.0.0", "::", self.fabric.gateway) else [bind]
+        more = {self.fabric.gateway, self.advertised} if self.fabric else set()
+        return [bind, *sorted(a for a in more if a != bind and bind != "::" and (":" in a or bind != "0.0.0.0"))]
 
     @property
     def public_address(self) -> str:
