@@ -76,6 +76,7 @@ class Ruleset:
         self._elements: dict[Element, dict[str, str]] = {}
         self._chains: dict[Name, tuple[str, ...]] = {}
         self._sets: dict[Name, str] = {}
+        self._sizes: dict[str, tuple[int, dict[str, int]]] = {}       # by family, until the next change
 
     @property
     def sets(self) -> Mapping[Name, str]:
@@ -84,6 +85,7 @@ class Ruleset:
 
     def update(self, changes: Mapping[str, Part | None]) -> Delta:
         """Replaces the parts of some owners (None or EMPTY takes an owner away) and returns the whole change."""
+        self._sizes.clear()
         delta = Delta()
         touched: dict[Element, str | None] = {}               # element -> effective value before
         gone_chains: set[Name] = set()
@@ -150,7 +152,11 @@ class Ruleset:
 
     def sizes(self, family: str) -> tuple[int, dict[str, int]]:
         """(how many rules the chains have, how many elements each set has that is not empty) of one family."""
-        return (sum(len(rules) for (f, _), rules in self._chains.items() if f == family), Counter(e[1] for e in self._elements if e[0] == family))
+        found = self._sizes.get(family)
+        if found is None:
+            rules = sum(len(rules) for (f, _), rules in self._chains.items() if f == family)
+            found = self._sizes[family] = rules, Counter(e[1] for e in self._elements if e[0] == family)
+        return found
 
     def elements(self, family: str, set_: str) -> dict[str, str]:
         """Key -> value of one set, for tests and trace.py."""
