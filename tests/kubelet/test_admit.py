@@ -45,6 +45,17 @@ def test_the_words_of_a_refusal() -> None:
     assert admit.forbidden_sysctl({"securityContext": {"sysctls": [{"name": "kernel.msgmax"}]}}) == '"kernel.msgmax" not allowlisted'
 
 
+def test_what_was_handed_out_whole_is_not_resized() -> None:
+    def guaranteed(cpu: str, memory: str = "1Gi") -> dict[str, Any]:
+        resources = {k: {"cpu": cpu, "memory": memory} for k in ("requests", "limits")}
+        return {"metadata": {"uid": "u"}, "spec": {"containers": [{"name": "c", "resources": resources}]}}
+    held = {"c": guaranteed("1")["spec"]["containers"][0]["resources"]}
+    assert admit.pinned(guaranteed("2"), held, "static", "None") == (
+        "Infeasible", 'Resize is infeasible for Guaranteed Pods alongside CPU Manager policy "static"')
+    assert admit.pinned(guaranteed("1", "2Gi"), held, "static", "None") is None and admit.pinned(guaranteed("1", "2Gi"), held, "none", "Static")
+    assert admit.pinned(guaranteed("1000m"), held, "static", "Static") is None
+
+
 def test_deadline() -> None:
     p = pod(activeDeadlineSeconds=30)
     status = {"startTime": "1970-01-01T00:01:00Z"}

@@ -1,4 +1,4 @@
-"""KubeletConfiguration and what follows from it: thresholds and shortages, whole cpus, the order of a shutdown, the node's room."""
+"""KubeletConfiguration and what follows from it: thresholds and shortages, the order of a shutdown, the node's room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from kubern.kubelet import evict, registration
 from kubern.kubelet.configuration import BadConfiguration, Threshold, cpu_list, cpu_text, interpret, read, seconds
-from kubern.kubelet.cpus import Cpus, NotEnoughCpus, take
 from kubern.kubelet.evict import Amount, Shortages, judge
 from kubern.kubelet.shutdown import groups
 
@@ -26,13 +25,13 @@ def test_files_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("kind: KubeletConfiguration\nmaxPods: 20\npodPidsLimit: 7\nevictionHard: {memory.available: 5%}\n")
     (tmp_path / "b.yaml").write_text("maxPods: 30\n")
     c, doc = read((str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), str(tmp_path / "none.yaml")))
-    assert (c.pods_max, c.pids_max, c.thresholds) == (30, 7, (Threshold("memory.available", share=0.05),)) and doc["maxPods"] == 30
+    assert (c.pods_max, c.pids_max, c.thresholds[:1]) == (30, 7, (Threshold("memory.available", share=0.05),)) and doc["maxPods"] == 30
 
 
 @pytest.mark.parametrize("given, words", [
     ({"maxPod": 1}, 'unknown field "maxPod"'), ({"evictionHard": {"memory.free": "1Mi"}}, "unsupported eviction signal memory.free"),
     ({"evictionSoft": {"memory.available": "1Mi"}}, "grace period must be specified"), ({"syncFrequency": "1m", "shutdownGracePeriod": "soon"}, "no duration"),
-    ({"memoryManagerPolicy": "Static"}, "memoryManagerPolicy"), ({"memorySwap": {"swapBehavior": "LimitedSwap"}}, "memorySwap.swapBehavior"),
+    ({"memoryManagerPolicy": "BestEffort"}, "memoryManagerPolicy"), ({"memorySwap": {"swapBehavior": "Much"}}, "memorySwap.swapBehavior"),
     ({"cpuManagerPolicy": "static"}, "to be greater than zero"), ({"cgroupDriver": "systemd"}, "cgroupDriver"),
     ({"enforceNodeAllocatable": ["system-reserved"]}, "systemReservedCgroup"), ({"evictionHard": {"memory.available": "much"}}, "memory.available"),
     ({"shutdownGracePeriod": "10s", "shutdownGracePeriodCriticalPods": "20s"}, "must be <="),
@@ -91,41 +90,6 @@ def test_a_node_under_pressure_refuses() -> None:
     assert evict.refused(pod(), ["MemoryPressure"], False) == "The node had condition: [MemoryPressure]. "
     assert evict.refused(pod(), ["MemoryPressure"], True) == "" and evict.refused(pod(memory="1Mi"), ["MemoryPressure"], False) == ""
     assert evict.refused(pod(memory="1Mi"), ["DiskPressure"], True) and evict.refused(pod(2_000_000_000), ["DiskPressure"], False) == ""
-
-
-# --- cpus ---
-
-TWO_SOCKETS = {c: (c // 4, c % 4 // 2) for c in range(8)}              # two sockets of two cores of two threads
-
-
-def test_cpus_near_to_each_other() -> None:
-    every = set(TWO_SOCKETS)
-    assert take(TWO_SOCKETS, every, 4) == {0, 1, 2, 3}
-    assert take(TWO_SOCKETS, every - {0}, 4) == {4, 5, 6, 7}, "a whole socket before the rest of one"
-    assert take(TWO_SOCKETS, every - {0}, 2) == {2, 3}, "a whole core"
-    assert take(TWO_SOCKETS, every - {0}, 1) == {1}, "the half core before a whole one is broken"
-    with pytest.raises(NotEnoughCpus, match="requested=9, available=8"):
-        take(TWO_SOCKETS, every, 9)
-
-
-def guaranteed(uid: str, cpu: str, init: str = "") -> dict[str, Any]:
-    def c(name: str, n: str) -> dict[str, Any]:
-        return {"name": name, "resources": {k: {"cpu": n, "memory": "1Mi"} for k in ("requests", "limits")}}
-    return {"metadata": {"name": uid, "uid": uid}, "spec": {"containers": [c("c", cpu)], **({"initContainers": [c("i", init)]} if init else {})}}
-
-
-def test_whole_cpus_for_guaranteed_pods(tmp_path: Path) -> None:
-    cpus = Cpus(str(tmp_path), TWO_SOCKETS, 1500)
-    assert cpus.reserved == {0, 1} and cpus.of("x", "c") == "0-7"
-    assert not cpus.allocate(guaranteed("half", "1500m")) and cpus.allocate(guaranteed("two", "2"))
-    assert (cpus.of("two", "c"), cpus.of("x", "c")) == ("2-3", "0-1,4-7")
-    again = Cpus(str(tmp_path), TWO_SOCKETS, 1500)
-    assert again.taken == cpus.taken
-    assert cpus.allocate(guaranteed("init", "2", init="4")) and cpus.of("init", "i") == "4-7"
-    assert set(cpu_list(cpus.of("init", "c"))) < {4, 5, 6, 7}, "what the init container had is used again"
-    with pytest.raises(NotEnoughCpus):
-        cpus.allocate(guaranteed("more", "3"))
-    assert cpus.release("two") and not cpus.release("two")
 
 
 # --- the node ---

@@ -15,7 +15,9 @@ from kubern.client.client import Client
 from kubern.kubelet import cdi, podresources, proto
 from kubern.kubelet.claims import CLAIMS, SLICES, Claims, NotPrepared
 from kubern.kubelet.devices import Devices, NoDevices
+from kubern.kubelet.grants import ANYWHERE
 from kubern.kubelet.plugins import watch
+from kubern.kubelet.pods import every_container
 from kubern.kubelet.run import Kubelet, KubeletSettings
 from kubern.kubelet.simulated import SimulatedRuntime
 from kubern.model.request import User
@@ -53,6 +55,11 @@ async def devices(tmp_path: Path) -> AsyncIterator[tuple[Devices, DevicePlugin]]
     await plugin.stop()
 
 
+async def allocate(d: Devices, p: dict[str, Any]) -> None:
+    for kind, c in every_container(p["spec"]):
+        await d.grant(p, kind, c, ANYWHERE)
+
+
 async def test_a_plugin_registers_and_its_devices_count(devices: tuple[Devices, DevicePlugin]) -> None:
     d, plugin = devices
     with pytest.raises(grpc.aio.AioRpcError, match="not supported by kubelet"):
@@ -69,18 +76,18 @@ async def test_pods_get_devices_and_give_them_back(devices: tuple[Devices, Devic
     d, plugin = devices
     await plugin.register()
     await until(lambda: d.capacity()[1] == {GPU: "3"}, "not counted")
-    await d.allocate(pod("p1", 2))
+    await allocate(d, pod("p1", 2))
     assert sorted(d.grants["p1"]["c"][GPU].ids) == ["b", "c"], "the plugin prefers the last ones"
     more = d.additions("p1", "c")
     assert sorted(more.envs["DEVICES"].split(",")) == ["b", "c"] and {x["container_path"] for x in more.devices} == {"/dev/b", "/dev/c"}
     await d.prepare("p1", "c")
     assert sorted(plugin.started[0]) == ["b", "c"]
     with pytest.raises(NoDevices, match=f"requested number of devices unavailable for {GPU}. Requested: 2, Available: 1"):
-        await d.allocate(pod("p2", 2))
+        await allocate(d, pod("p2", 2))
     again = Devices(str(tmp_path), lambda: 1000.0)                       # a kubelet that restarted
     assert again.grants == d.grants and again.capacity() == ({GPU: "0"}, {GPU: "0"})
     await d.release("p1")
-    await d.allocate(pod("p2", 2))
+    await allocate(d, pod("p2", 2))
 
 
 async def test_init_containers_leave_their_devices_to_the_others(devices: tuple[Devices, DevicePlugin]) -> None:
@@ -88,7 +95,7 @@ async def test_init_containers_leave_their_devices_to_the_others(devices: tuple[
     await plugin.register()
     await until(lambda: d.capacity()[1] == {GPU: "3"}, "not counted")
     limits = {"resources": {"limits": {GPU: "2"}}}
-    await d.allocate(pod("p", 2, initContainers=[{"name": "i1", **limits}, {"name": "i2", **limits}]))
+    await allocate(d, pod("p", 2, initContainers=[{"name": "i1", **limits}, {"name": "i2", **limits}]))
     mine = d.grants["p"]
     assert len({*mine["i1"][GPU].ids, *mine["i2"][GPU].ids, *mine["c"][GPU].ids}) == 2
 

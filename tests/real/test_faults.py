@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,32 @@ def test_a_killed_part_comes_back_and_the_pods_never_noticed(c: Any, what: str) 
     c.wait("pod/new")
 
 
+def test_services_go_on_without_the_proxy_and_follow_when_it_is_back(c: Any) -> None:
+    """The proxy lives in the agent; its rules are the kernel's."""
+    def server(name: str) -> dict[str, Any]:
+        made = pod(name, shell(f"while true; do echo -e 'HTTP/1.0 200 OK\\r\\n\\r\\n{name}' | nc -l -p 8080; done"))
+        made["metadata"]["labels"] = {"app": "served"}
+        return made
+
+    def answer() -> str:
+        return c.kubectl("exec", "asks", "--", "timeout", "3", "wget", "-qO-", "http://served:8080", check=False).strip()
+    make(c, server("first"), pod("asks", shell("sleep 1000")), {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "served"}, "spec": {
+        "selector": {"app": "served"}, "ports": [{"port": 8080}]}})
+    c.wait("pod/first")
+    c.wait("pod/asks")
+    c.until(lambda: answer() == "first", "no answer")
+    address = c.get("service", "served")["spec"]["clusterIP"]
+    agent, = processes(c, b"kubern.agent")
+    asking = subprocess.Popen(["nsenter", f"--net=/proc/{unit(c)}/ns/net", "sh", "-c", f"sleep 0.2; curl -s -m 3 http://{address}:8080"],
+                              stdout=subprocess.PIPE, text=True)
+    os.kill(agent, signal.SIGKILL)
+    assert asking.communicate(timeout=20)[0].strip() == "first", "the rules went with it"
+    c.kubectl("delete", "pod", "first", "--force", "--grace-period=0")
+    make(c, server("second"))
+    c.until(lambda: answer() == "second", "it does not follow", 40)
+    c.kubectl("delete", "service", "served")
+
+
 def test_a_killed_shim_costs_one_restart(c: Any) -> None:
     make(c, pod("hit", shell("sleep 1000")), pod("beside", shell("sleep 1000")))
     c.wait("pod/hit")
@@ -122,18 +149,18 @@ def test_an_image_that_comes_later(c: Any) -> None:
 
 
 def test_the_unit_restarts_like_a_machine(c: Any) -> None:
+    """Everything at once, the control plane too: what `up` then calls ready is ready, whatever old statuses say."""
     make(c, pod("reboots", shell("sleep 1000"), volumes=[{"name": "e", "emptyDir": {}}]), pod("done", shell("exit 0"), restartPolicy="Never"))
     c.wait("pod/reboots")
     c.until(lambda: c.get("pod", "done")["status"]["phase"] == "Succeeded", "not done")
-    before = c.get("pod", "reboots")
+    before, began = c.get("pod", "reboots"), datetime.now(UTC).isoformat()
     old = unit(c)
-    os.kill(old, signal.SIGKILL)                           # no goodbye: as if the power had gone
-    c.until(lambda: ready(c) != "True", "nobody noticed", 40)
-    c.kubern("up", "--detach", "--port", str(c.port), *c.flags, check=False)
-    if unit(c) == old:
-        c.kubern("down")
-        c.up()
-    c.until(lambda: ready(c) == "True", "the node stays away", 60)
+    for pid in (old, int((c.home / "kubern.lock").read_text())):
+        os.kill(pid, signal.SIGKILL)                       # no goodbye: as if the power had gone
+    c.up()
+    assert unit(c) != old
+    for node in (NODE, "node-1"):
+        assert ready(c, node) == "True" and c.get("lease", node, "-n", "kube-node-lease")["spec"]["renewTime"] > began, f"{node} was not heard of since"
     after = c.until(lambda: (p := c.get("pod", "reboots")) and "running" in first(c, "reboots").get("state", {})
                     and first(c, "reboots")["restartCount"] >= 1 and p, "it does not run again", 60)
     assert after["metadata"]["uid"] == before["metadata"]["uid"], "the same pod"
@@ -186,3 +213,89 @@ def test_a_node_that_is_cut_off_loses_what_tolerates_no_longer_and_comes_back(c:
     after = c.until(lambda: (s := first(c, "waits")).get("ready") and s, "not ready", 30)
     assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
     c.until(lambda: serves(c, "waits"), "no exec", 20)
+
+
+class Clock:
+    """The time as a node's agent sees it: libfaketime under it moves the wall clock, and only that."""
+
+    def __init__(self, c: Any, library: Path) -> None:
+        record = json.loads((c.home / "nodes" / NODE / "unit.json").read_text())
+        self.library = library
+        self.cluster, self.config, self.file = c, Path(record["config"]), Path(record["config"]).parent / "tmp/offset"
+        self.usual, self.own = self.config.read_text(), c.home / "nodes" / NODE / "kubelet.yaml"
+
+    def begin(self, offset_s: int = 0) -> None:
+        """The agent starts anew with such a clock."""
+        self.set(offset_s)
+        self.own.write_text("crashLoopBackOff: {maxContainerRestartPeriod: 3s}\n")
+        doc = json.loads(self.usual)
+        doc["agent"] = ["env", f"LD_PRELOAD={self.library}", f"FAKETIME_TIMESTAMP_FILE={self.file}", "FAKETIME_NO_CACHE=1", "DONT_FAKE_MONOTONIC=1",
+                        "FAKETIME_DISABLE_SHM=1", *doc["agent"]]
+        self._restart(json.dumps(doc))
+
+    def set(self, offset_s: int) -> None:
+        tmp = self.file.with_suffix(".new")
+        tmp.write_text(f"{offset_s:+d}\n")
+        tmp.rename(self.file)
+
+    def end(self) -> None:
+        self.own.unlink(missing_ok=True)
+        self._restart(self.usual)
+
+    def _restart(self, config: str) -> None:
+        old = processes(self.cluster, b"kubern.agent")
+        self.config.write_text(config)
+        supervisor = int(Path(f"/proc/{unit(self.cluster)}/task/{unit(self.cluster)}/children").read_text().split()[0])
+        os.kill(supervisor, signal.SIGHUP)
+        self.cluster.until(lambda: (now := processes(self.cluster, b"kubern.agent")) and now != old, "the agent is not started anew", 30)
+
+
+@pytest.fixture
+def clock(c: Any) -> Iterator[Clock]:
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        pytest.skip("a node's clock is moved by libfaketime: apt-get install libfaketime")
+    made = Clock(c, library)
+    yield made
+    made.end()
+
+
+def test_a_clock_that_jumps_stops_nothing(c: Any, clock: Clock) -> None:
+    """An hour forward, then back: probes, restarts and volumes go on, tokens are renewed, pods stay."""
+    clock.begin()
+    make(c, pod("stays", shell("sleep 1000", livenessProbe={"exec": {"command": ["true"]}, "periodSeconds": 1},
+                               volumeMounts=[{"name": "t", "mountPath": "/t"}]),
+                volumes=[{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]}}]),
+         pod("falls", shell("sleep 2; exit 1")))
+    c.wait("pod/stays")
+
+    def token() -> str:
+        return c.exec("stays", "cat", "/t/token", check=False)
+
+    def restarts() -> int:
+        return int(first(c, "falls").get("restartCount") or 0)
+    before, old = first(c, "stays"), c.until(token, "no token")
+    c.until(lambda: restarts() >= 1, "no restart")
+    for offset in (3600, 0):
+        clock.set(offset)
+        had = restarts()
+        c.until(lambda n=had: restarts() > n, f"no restart at {offset:+d} s", 60)
+        make(c, pod(f"new{offset}", shell("sleep 1000")))
+        c.wait(f"pod/new{offset}")
+        assert ready(c) == "True"
+    assert c.until(lambda: (t := token()) != old and t, "the token was not renewed", 30).count(".") == 2
+    after = first(c, "stays")
+    assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
+
+
+def test_certificates_are_renewed_before_they_end(c: Any, clock: Clock) -> None:
+    """Most of a year passes for the agent: it asks for new identities, and goes on with them."""
+    kubeconfigs = [c.home / "nodes" / NODE / f for f in ("kubelet.kubeconfig", "network.kubeconfig")]
+    was = [k.read_text() for k in kubeconfigs]
+    clock.begin(offset_s=340 * 86400)
+    c.until(lambda: all(k.read_text() != w for k, w in zip(kubeconfigs, was, strict=True)), "not renewed", 40)
+    signed = {r["spec"]["signerName"] for r in c.get("csr")["items"] if r["spec"]["username"] == f"system:node:{NODE}" and r["status"].get("certificate")}
+    assert signed == {"kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kube-apiserver-client"}
+    clock.end()
+    make(c, pod("with-it", shell("sleep 1000")))
+    c.wait("pod/with-it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -34,8 +35,6 @@ def c(cluster: Any) -> Iterator[Any]:
 
 
 def make(c: Any, *objects: dict[str, Any]) -> None:
-    import json
-
     c.kubectl("apply", "--validate=false", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
 
 
@@ -178,6 +177,61 @@ def test_a_restarted_agent_restarts_nothing_and_misses_nothing(c: Any) -> None:
     c.kubectl("delete", "pod", "gone")
     after = c.until(lambda: (s := status(c, "keep"))["ready"] and s, "keep is not ready", 30)
     assert (after["containerID"], after["restartCount"]) == (before["containerID"], 0)
+
+
+STATIC = """
+apiVersion: v1
+kind: Pod
+metadata: {name: fixed}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'echo from a file; sleep 1000']}
+"""
+
+
+def test_static_pods_are_shown_by_mirror_pods(c: Any) -> None:
+    folder = c.home / "nodes/node-0/manifests"
+    folder.mkdir(exist_ok=True)
+    (folder / "fixed.yaml").write_text(STATIC)
+    c.until(lambda: c.kubectl("get", "pod", "fixed-node-0", check=False), "no mirror pod")
+    p = phase(c, "fixed-node-0", "Running")
+    assert p["metadata"]["annotations"]["kubernetes.io/config.source"] == "file" and p["metadata"]["ownerReferences"][0]["kind"] == "Node"
+    assert c.until(lambda: c.kubectl("logs", "fixed-node-0"), "no log") == "from a file\n"
+    container = p["status"]["containerStatuses"][0]["containerID"]
+    c.kubectl("delete", "pod", "fixed-node-0", "--grace-period=0", "--force")
+    again = c.until(lambda: (p2 := c.kubectl("get", "pod", "fixed-node-0", "-o", "json", check=False)) and (
+        p2 := json.loads(p2))["metadata"]["uid"] != p["metadata"]["uid"] and p2["status"].get("containerStatuses") and p2, "the mirror stays away")
+    assert again["status"]["containerStatuses"][0]["containerID"] == container, "its image was deleted, not the pod"
+    (folder / "fixed.yaml").unlink()
+    c.until(lambda: not c.kubectl("get", "pod", "fixed-node-0", check=False), "it stays")
+
+
+def test_the_endpoint_and_who_may_read_it(c: Any) -> None:
+    make(c, pod("seen", shell("sleep 1000", livenessProbe={"exec": {"command": ["true"]}, "periodSeconds": 1}), nodeName="node-0"))
+    c.wait("pod/seen")
+
+    def raw(path: str) -> str:
+        return c.kubectl("get", "--raw", f"/api/v1/nodes/node-0/proxy/{path}")
+    assert raw("healthz") == "ok" and "seen" in [p["metadata"]["name"] for p in json.loads(raw("pods"))["items"]]
+    figures = c.until(lambda: next((p for p in json.loads(raw("stats/summary"))["pods"] if p["podRef"]["name"] == "seen"), None), "not in the summary")
+    assert figures["containers"][0]["memory"]["workingSetBytes"] and figures["cpu"]["usageCoreNanoSeconds"]
+    for path, name in (("metrics", "kubelet_running_pods"), ("metrics/cadvisor", 'container_memory_working_set_bytes{container="c"'),
+                       ("metrics/resource", 'pod_cpu_usage_seconds_total{namespace="default",pod="seen"}'),
+                       ("metrics/probes", 'prober_probe_total{container="c"')):
+        c.until(lambda p=path, n=name: n in raw(p), f"no {name} in {path}", 20)
+    url = f"https://{c.node_address('node-0')}:10250/metrics/resource"
+
+    def status_for(*words: str) -> str:
+        return subprocess.run(["curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-m", "10", *words, url], capture_output=True, text=True).stdout
+    assert status_for() == "401"
+    token = c.kubectl("create", "token", "default").strip()
+    assert status_for("-H", f"Authorization: Bearer {token}") == "403"
+    c.kubectl("create", "clusterrole", "scraper", "--verb=get", "--resource=nodes/metrics")
+    c.kubectl("create", "clusterrolebinding", "scraper", "--clusterrole=scraper", "--serviceaccount=default:scraper")
+    c.kubectl("create", "serviceaccount", "scraper")
+    token = c.kubectl("create", "token", "scraper").strip()
+    assert status_for("-H", f"Authorization: Bearer {token}") == "200"
 
 
 def test_nothing_is_left_behind(c: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -21,6 +22,9 @@ from tests.kubelet.drivers import DevicePlugin, DraDriver
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 DISK_MB = 600
+PODS_MB = 900                      # what all pods together may use: the rest of the machine is reserved
+HUGE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+HUGE_PAGES = 8
 CONFIGURATION = """
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -28,12 +32,16 @@ maxPods: 40
 podPidsLimit: 64
 cpuManagerPolicy: static
 reservedSystemCPUs: "0"
-systemReserved: {memory: 64Mi}
+systemReserved: {memory: RESERVED}
+memoryManagerPolicy: Static
+reservedMemory: [{numaNode: 0, limits: {memory: WITHHELD}}]      # what is reserved and what eviction keeps free
+topologyManagerPolicy: single-numa-node
+cpuManagerPolicyOptions: {full-pcpus-only: "true"}
 containerLogMaxSize: 20Ki
 containerLogMaxFiles: 3
 containerLogMonitorInterval: 1s
 allowedUnsafeSysctls: ["net.core.somaxconn"]
-evictionHard: {"memory.available": "50Mi", "nodefs.available": "40%"}
+evictionHard: {"memory.available": "150Mi", "nodefs.available": "40%"}
 evictionPressureTransitionPeriod: 3s
 shutdownGracePeriod: 12s
 shutdownGracePeriodCriticalPods: 4s
@@ -51,14 +59,30 @@ def pod(name: str, *containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
         "terminationGracePeriodSeconds": 1, "containers": list(containers), **spec}}
 
 
+def reserved_mb() -> int:
+    return int(Path("/proc/meminfo").read_text().split()[1]) // 1024 - PODS_MB
+
+
 @pytest.fixture(scope="module")
-def c(module_cluster: Any) -> Iterator[Any]:
+def huge_pages() -> Iterator[int]:
+    """Sets some aside where the machine has none; 0 where it cannot."""
+    had = int(HUGE.read_text()) if HUGE.exists() else -1
+    if had == 0:
+        with contextlib.suppress(OSError):
+            HUGE.write_text(str(HUGE_PAGES))
+    yield int(HUGE.read_text()) if HUGE.exists() else 0
+    if had == 0:
+        HUGE.write_text("0")
+
+
+@pytest.fixture(scope="module")
+def c(module_cluster: Any, huge_pages: int) -> Iterator[Any]:
     """One node whose files lie on a small disk."""
     home = Path(tempfile.mkdtemp(prefix="kt"))
     disk = home / "nodes" / "node-0"
     disk.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "kubern-test", str(disk)], check=True)
-    (home / "kubelet.yaml").write_text(CONFIGURATION)
+    (home / "kubelet.yaml").write_text(CONFIGURATION.replace("RESERVED", f"{reserved_mb()}Mi").replace("WITHHELD", f"{reserved_mb() + 150}Mi"))
     made = module_cluster(home, "--nodes", "1", "--node-grace", "6")
     try:
         made.up()
@@ -78,8 +102,12 @@ def status(c: Any, name: str) -> dict[str, Any]:
     return c.get("pod", name)["status"]
 
 
-def condition(c: Any, type_: str) -> str:
-    return next(x["status"] for x in c.get("node", "node-0")["status"]["conditions"] if x["type"] == type_)
+def images(c: Any) -> str:
+    return json.dumps(c.get("node", "node-0")["status"].get("images"))
+
+
+def condition(c: Any, type_: str, what: str = "status") -> str:
+    return next(x[what] for x in c.get("node", "node-0")["status"]["conditions"] if x["type"] == type_)
 
 
 def test_the_configuration_is_in_force(c: Any) -> None:
@@ -90,7 +118,7 @@ def test_the_configuration_is_in_force(c: Any) -> None:
     files = (*Path("/sys/fs/cgroup").glob("memory/kubern/*/node-0/kubepods/memory.limit_in_bytes"),
              *Path("/sys/fs/cgroup").glob("kubern/*/node-0/kubepods/memory.max"))
     found = [f.read_text().strip() for f in files]
-    total = int(node["capacity"]["memory"].removesuffix("Ki")) * 1024 - (64 << 20)
+    total = int(node["capacity"]["memory"].removesuffix("Ki")) * 1024 - (reserved_mb() << 20)
     assert any(abs(int(x) - total) < 1 << 20 for x in found if x.isdigit()), (found, total)
 
 
@@ -110,7 +138,33 @@ def test_whole_cpus_and_limits_of_processes(c: Any) -> None:
     make(c, pod("too-many", shell("true", resources={"limits": {"cpu": str(os.cpu_count()), "memory": "32Mi"}}), nodeName="node-0"))
     refused = c.until(lambda: (s := status(c, "too-many")).get("phase") == "Failed" and s, "not refused")
     assert refused["reason"] in ("OutOfcpu", "UnexpectedAdmissionError")
-    c.kubectl("delete", "pod", "whole", "too-many", "shares", "--grace-period=0", "--force")
+    c.kubectl("delete", "pod", "whole", "too-many", "shares")             # waits: until they are gone their cpus are theirs
+
+
+def test_memory_of_a_numa_node(c: Any) -> None:
+    """This machine has one: what several are like is decided on made-up ones, in tests/kubelet/test_numa.py."""
+    resources = {"resources": {"limits": {"cpu": "100m", "memory": "32Mi"}}}
+    make(c, pod("local", shell("grep Mems_allowed_list /proc/self/status; sleep 1000", **resources)))
+    c.wait("pod/local")
+    assert c.until(lambda: c.kubectl("logs", "local"), "no log").split() == ["Mems_allowed_list:", "0"]
+    uid = c.get("pod", "local")["metadata"]["uid"]
+    kept = json.loads((c.home / "nodes/node-0/kubelet/memory_manager_state").read_text())
+    assert kept["entries"][uid]["c"] == [{"numaAffinity": [0], "type": "memory", "size": 32 << 20}]
+    c.kubectl("delete", "pod", "local", "--grace-period=0", "--force")
+    c.until(lambda: uid not in (c.home / "nodes/node-0/kubelet/memory_manager_state").read_text(), "not given back", 20)
+
+
+def test_huge_pages(c: Any, huge_pages: int) -> None:
+    if not huge_pages:
+        pytest.skip("this machine sets no huge pages aside")
+    assert c.get("node", "node-0")["status"]["capacity"]["hugepages-2Mi"] == f"{2 * huge_pages}Mi"
+    make(c, pod("huge", shell("mount | grep /huge; fallocate -l 4194304 /huge/f && echo taken; sleep 1000", volumeMounts=[{"name": "h", "mountPath": "/huge"}],
+                              resources={"limits": {"hugepages-2Mi": "8Mi", "memory": "32Mi", "cpu": "100m"}}),
+                volumes=[{"name": "h", "emptyDir": {"medium": "HugePages"}}]))
+    c.wait("pod/huge")
+    said = c.until(lambda: (t := c.kubectl("logs", "huge")) and "taken" in t and t, "no log")
+    assert "hugetlbfs" in said and "pagesize=2M" in said
+    c.kubectl("delete", "pod", "huge", "--grace-period=0", "--force")
 
 
 def test_logs_rotate_and_read_as_one(c: Any) -> None:
@@ -222,13 +276,55 @@ def test_resource_claims(c: Any, background: Background) -> None:
 
 # --- pressure and the end ---
 
+def test_pods_that_use_more_memory_than_there_is_go_and_the_node_heals(c: Any) -> None:
+    calm = condition(c, "MemoryPressure", "lastTransitionTime")
+    make(c, pod("modest", shell("sleep 1000", resources={"requests": {"memory": "64Mi"}})),
+         pod("greedy", shell(f"sleep 2; dd if=/dev/zero of=/dev/null bs={PODS_MB - 100}M count=1000000", resources={"requests": {"memory": "16Mi"}})))
+    evicted = c.until(lambda: (s := status(c, "greedy")).get("reason") == "Evicted" and s, "not evicted", 60)
+    assert "The node was low on resource: memory." in evicted["message"] and "Container c was using" in evicted["message"]
+    c.until(lambda: condition(c, "MemoryPressure", "lastTransitionTime") != calm, "no pressure was told")
+    c.until(lambda: condition(c, "MemoryPressure") == "False" and "memory-pressure" not in json.dumps(c.get("node", "node-0")["spec"]), "it does not heal", 40)
+    assert status(c, "modest")["phase"] == "Running"
+    c.kubectl("delete", "pod", "--all", "--grace-period=0", "--force")
+
+
+def test_too_few_processes_left_costs_who_has_most(c: Any) -> None:
+    """The threshold is set above what there is: no process table is filled for it."""
+    own = c.home / "nodes/node-0/kubelet.yaml"
+    make(c, pod("few", shell("sleep 1000")), pod("many", shell("for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; wait")))
+    c.wait("pod/few")
+    c.wait("pod/many")
+    own.write_text('evictionHard: {"memory.available": "150Mi", "pid.available": "100%"}\nevictionPressureTransitionPeriod: 1s\n')
+    try:
+        restart_agent(c)
+        evicted = c.until(lambda: (s := status(c, "many")).get("reason") == "Evicted" and s, "not evicted", 40)
+        assert "The node was low on resource: pids" in evicted["message"]
+        c.until(lambda: condition(c, "PIDPressure") == "True", "no pressure is told", 20)
+    finally:
+        own.unlink()
+        restart_agent(c)
+    c.until(lambda: condition(c, "PIDPressure") == "False", "it does not heal", 40)
+    c.kubectl("delete", "pod", "--all", "--grace-period=0", "--force")
+
+
+def restart_agent(c: Any) -> None:
+    record = json.loads((c.home / "nodes/node-0/unit.json").read_text())
+    supervisor = Path(f"/proc/{record['pid']}/task/{record['pid']}/children").read_text().split()[0]
+    os.kill(int(supervisor), 1)
+
+
 def test_a_full_disk_costs_the_pod_that_filled_it_and_heals(c: Any) -> None:
+    make(c, pod("once", {"name": "c", "image": "nginx", "imagePullPolicy": "IfNotPresent", "command": ["true"]}, restartPolicy="Never"))
+    c.until(lambda: status(c, "once").get("phase") == "Succeeded", "not over")
+    c.kubectl("delete", "pod", "once")
+    c.until(lambda: "nginx" in images(c), "the image is not told of")
     make(c, pod("modest", shell("sleep 1000")), pod("greedy", shell("dd if=/dev/zero of=/e/x bs=1M count=420; sleep 1000",
                                                                   volumeMounts=[{"name": "e", "mountPath": "/e"}]), volumes=[{"name": "e", "emptyDir": {}}]))
     evicted = c.until(lambda: (s := status(c, "greedy")).get("reason") == "Evicted" and s, "not evicted", 60)
     assert evicted["phase"] == "Failed" and "The node was low on resource: ephemeral-storage" in evicted["message"]
     assert any(x["type"] == "DisruptionTarget" and x["reason"] == "TerminationByKubelet" for x in evicted["conditions"])
     assert status(c, "modest")["phase"] == "Running"
+    c.until(lambda: "nginx" not in images(c), "an image nobody used was kept")
     c.until(lambda: condition(c, "DiskPressure") == "False" and "disk-pressure" not in json.dumps(c.get("node", "node-0")["spec"]), "it does not heal", 40)
     make(c, pod("after", shell("sleep 1000")))
     c.wait("pod/after")

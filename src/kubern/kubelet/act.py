@@ -24,6 +24,7 @@ from kubern.kubelet.claims import Claims, NotPrepared
 from kubern.kubelet.cpus import Cpus
 from kubern.kubelet.devices import Devices, NoDevices
 from kubern.kubelet.env import BadEnv, Values, environment
+from kubern.kubelet.memory import Memory as NumaMemory
 from kubern.kubelet.objects import Objects
 from kubern.kubelet.plan import Action, CreateSandbox, Kill, Memory, Remove, Resize, Start, StopPod, Wait, grace_period, kill_order
 from kubern.kubelet.probes import find_port, http_get, request_headers
@@ -74,6 +75,7 @@ class Actor:
     claims: Claims | None = None
     plugins: Devices | None = None
     cpus: Cpus | None = None
+    memory: NumaMemory | None = None
     native_cdi: bool = False                                      # the runtime injects CDI devices itself
     container_logs: str = ""                                      # directory of links to containers' logs; "" = none
     _starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_STARTS))
@@ -318,6 +320,11 @@ class Actor:
                 cdi.apply(made, names, await asyncio.to_thread(cdi.read))
         if self.cpus is not None:
             made["linux"]["resources"]["cpuset_cpus"] = self.cpus.of(uid, c["name"])
+            if self.cpus.exclusive(uid, c["name"]):
+                for key in ("cpu_quota", "cpu_period"):                # who has cpus of its own needs no quota of them
+                    made["linux"]["resources"].pop(key, None)
+        if self.memory is not None and (nodes := self.memory.of(uid, c["name"])):
+            made["linux"]["resources"]["cpuset_mems"] = nodes
         return made
 
     def _hosts(self, pod: Object, values: Values) -> str:

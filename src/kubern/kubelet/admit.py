@@ -81,6 +81,18 @@ def resize(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[
     return None
 
 
+def pinned(pod: Object, held: Mapping[str, Mapping[str, Any]], cpu_policy: str, memory_policy: str) -> tuple[str, str] | None:
+    """Why a Guaranteed pod cannot be resized where its cpus or memory were handed to it. `held`: container -> the resources it runs with."""
+    if pods.qos_class(pod) != "Guaranteed":
+        return None
+    for resource, policy, name, measure in (("cpu", cpu_policy, "CPU", quantity.milli), ("memory", memory_policy, "Memory", quantity.value)):
+        for _, c in pods.every_container(pod["spec"]):
+            new, old = ((r.get("requests") or {}).get(resource, "0") for r in (c.get("resources") or {}, held.get(c["name"], c.get("resources") or {})))
+            if policy in ("static", "Static") and measure(str(new)) != measure(str(old)):
+                return "Infeasible", f'Resize is infeasible for Guaranteed Pods alongside {name} Manager policy "{policy}"'
+    return None
+
+
 def forbidden_sysctl(spec: Mapping[str, Any], unsafe: Sequence[str] = ()) -> str:
     """What is wrong with the pod's sysctls, "" if nothing."""
     for s in (spec.get("securityContext") or {}).get("sysctls") or ():

@@ -57,7 +57,7 @@ class Room:
                 if victim is not None:
                     await self._gone(victim)
                     continue
-                if k.clock() - looked > IMAGES_EVERY_S:
+                if abs(k.clock() - looked) > IMAGES_EVERY_S:
                     looked = k.clock()
                     await self._images()
             except (RuntimeFailure, OSError) as e:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kubern.model import quantity
@@ -55,8 +55,9 @@ NO_DEFAULT = (
     "tracing", "imageServiceEndpoint", "userNamespaces", "apiVersion", "kind")
 # what is refused: field -> values that work
 ONLY: dict[str, tuple[Any, ...]] = {
-    "memoryManagerPolicy": ("None",), "topologyManagerPolicy": ("none", "best-effort"), "cpuManagerPolicy": ("none", "static"), "cgroupDriver": ("cgroupfs",),
-    "memorySwap.swapBehavior": (None, "", "NoSwap"), "readOnlyPort": (None, 0), "runOnce": (None, False), "authorization.mode": ("Webhook",)}
+    "memoryManagerPolicy": ("None", "Static"), "topologyManagerPolicy": ("none", "best-effort", "restricted", "single-numa-node"),
+    "topologyManagerScope": ("container", "pod"), "cpuManagerPolicy": ("none", "static"), "cgroupDriver": ("cgroupfs",),
+    "memorySwap.swapBehavior": (None, "", "NoSwap", "LimitedSwap"), "readOnlyPort": (None, 0), "runOnce": (None, False), "authorization.mode": ("Webhook",)}
 SIGNALS = ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree", "containerfs.available",
            "containerfs.inodesFree", "pid.available", "allocatableMemory.available")
 CRITICAL_PRIORITY = 2_000_000_000
@@ -96,7 +97,37 @@ def parse_threshold(signal: str, text: str, grace_s: float = 0.0, reclaim: str =
         raise BadConfiguration(f"{signal}: {text}: {e}") from None
 
 
-DEFAULT_THRESHOLDS = tuple(parse_threshold(k, v) for k, v in DEFAULTS["evictionHard"].items())
+def hard_thresholds(given: Mapping[str, Any], minimum: Mapping[str, Any], enforced: Iterable[str]) -> list[Threshold]:
+    """Those of evictionHard; where all pods together have a limit, that of memory holds below it too."""
+    out = [parse_threshold(k, str(v), 0.0, str(minimum.get(k, "0"))) for k, v in given.items()]
+    if "pods" in enforced:
+        out += [replace(t, signal="allocatableMemory.available") for t in out if t.signal == "memory.available"]
+    return out
+
+
+DEFAULT_THRESHOLDS = tuple(hard_thresholds(DEFAULTS["evictionHard"], {}, ("pods",)))
+
+
+@dataclass(frozen=True, slots=True)
+class CpuOptions:
+    """cpuManagerPolicyOptions, by their names with _ for -."""
+
+    full_pcpus_only: bool = False
+    distribute_cpus_across_numa: bool = False
+    align_by_socket: bool = False
+    distribute_cpus_across_cores: bool = False
+    strict_cpu_reservation: bool = False
+    prefer_align_cpus_by_uncorecache: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """How near to each other a pod's cpus, memory and devices have to be."""
+
+    policy: str = "none"
+    scope: str = "container"
+    closest: bool = False
+    nodes_max: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +138,10 @@ class Configuration:
     pods_per_core: int = 0
     pids_max: int = -1
     cpu_policy: str = "none"
+    cpu_options: CpuOptions = CpuOptions()
+    memory_policy: str = "None"
+    memory_reserved: Mapping[int, Mapping[str, int]] = field(default_factory=dict)        # NUMA node -> resource -> bytes
+    alignment: Alignment = Alignment()
     reserved_cpus: str = ""
     system_reserved: Mapping[str, str] = field(default_factory=dict)
     kube_reserved: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +159,7 @@ class Configuration:
     log_files: int = 5
     log_check_s: float = 10.0
     fail_swap_on: bool = True
+    limited_swap: bool = False
     unsafe_sysctls: tuple[str, ...] = ()
     taints: tuple[Mapping[str, str], ...] = ()
     crash_backoff_max_s: float = 300.0
@@ -213,7 +249,7 @@ def _configuration(d: Mapping[str, Any]) -> Configuration:
         return seconds(d[name], name)
 
     minimum, graces = d.get("evictionMinimumReclaim") or {}, d.get("evictionSoftGracePeriod") or {}
-    thresholds = [parse_threshold(k, str(v), 0.0, str(minimum.get(k, "0"))) for k, v in d["evictionHard"].items()]
+    thresholds = hard_thresholds(d["evictionHard"], minimum, d["enforceNodeAllocatable"])
     for k, v in (d.get("evictionSoft") or {}).items():
         if k not in graces:
             raise BadConfiguration(f"grace period must be specified for the soft eviction threshold {k}")
@@ -231,14 +267,77 @@ def _configuration(d: Mapping[str, Any]) -> Configuration:
     if d["cpuManagerPolicy"] == "static" and not quantity.milli(system.get("cpu", "0")) + quantity.milli(kube.get("cpu", "0")):
         raise BadConfiguration("the static cpuManagerPolicy requires systemReserved.cpu + kubeReserved.cpu to be greater than zero")
     return Configuration(
-        int(d["maxPods"]), int(d.get("podsPerCore") or 0), int(d["podPidsLimit"]), d["cpuManagerPolicy"], reserved_cpus, system, kube, enforced,
+        int(d["maxPods"]), int(d.get("podsPerCore") or 0), int(d["podPidsLimit"]), d["cpuManagerPolicy"], _cpu_options(d), d["memoryManagerPolicy"],
+        _memory_reserved(d), _alignment(d), reserved_cpus, system, kube, enforced,
         d.get("systemReservedCgroup") or "", d.get("kubeReservedCgroup") or "", tuple(thresholds), s("evictionPressureTransitionPeriod"),
         int(d.get("evictionMaxPodGracePeriod") or 0), d["imageGCHighThresholdPercent"] / 100, d["imageGCLowThresholdPercent"] / 100,
         s("imageMinimumGCAge"), s("imageMaximumGCAge"), quantity.value(str(d["containerLogMaxSize"])), int(d["containerLogMaxFiles"]),
-        s("containerLogMonitorInterval"), bool(d["failSwapOn"]), tuple(d.get("allowedUnsafeSysctls") or ()), tuple(d.get("registerWithTaints") or ()),
+        s("containerLogMonitorInterval"), bool(d["failSwapOn"]),
+        (d.get("memorySwap") or {}).get("swapBehavior") == "LimitedSwap", tuple(d.get("allowedUnsafeSysctls") or ()), tuple(d.get("registerWithTaints") or ()),
         seconds(d["crashLoopBackOff"]["maxContainerRestartPeriod"], "crashLoopBackOff.maxContainerRestartPeriod"), bool(d["seccompDefault"]),
         bool(d["cpuCFSQuota"]), int(d.get("maxParallelImagePulls") or 5), int(d["nodeStatusMaxImages"]), s("nodeStatusUpdateFrequency"),
         s("nodeStatusReportFrequency"), _shutdown(d), bool((d["authentication"].get("anonymous") or {}).get("enabled")))
+
+
+CPU_OPTIONS_ALPHA, CPU_OPTIONS_BETA = ("align-by-socket", "distribute-cpus-across-cores"), ("distribute-cpus-across-numa",)
+NOT_TOGETHER = (("full-pcpus-only", "distribute-cpus-across-cores"), ("distribute-cpus-across-numa", "distribute-cpus-across-cores"),
+                ("prefer-align-cpus-by-uncorecache", "distribute-cpus-across-cores"), ("prefer-align-cpus-by-uncorecache", "distribute-cpus-across-numa"))
+
+
+def _truth(text: Any, option: str) -> bool:
+    if str(text) in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if str(text) in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise BadConfiguration(f'bad value for option "{option}": {text!r} is neither true nor false')
+
+
+def _cpu_options(d: Mapping[str, Any]) -> CpuOptions:
+    given, gates = d.get("cpuManagerPolicyOptions") or {}, d.get("featureGates") or {}
+    if given and d["cpuManagerPolicy"] == "none":
+        raise BadConfiguration("cpuManagerPolicyOptions: the none policy has no options")
+    on = {}
+    for name, value in given.items():
+        if name.replace("-", "_") not in CpuOptions.__slots__:
+            raise BadConfiguration(f'unknown CPU Manager Policy option: "{name}"')
+        if name in CPU_OPTIONS_ALPHA and not gates.get("CPUManagerPolicyAlphaOptions"):
+            raise BadConfiguration(f'CPU Manager Policy Alpha-level Options not enabled, but option "{name}" provided')
+        if name in CPU_OPTIONS_BETA and not gates.get("CPUManagerPolicyBetaOptions", True):
+            raise BadConfiguration(f'CPU Manager Policy Beta-level Options not enabled, but option "{name}" provided')
+        on[name] = _truth(value, name)
+    for a, b in NOT_TOGETHER:
+        if on.get(a) and on.get(b):
+            raise BadConfiguration(f"static policy options {a} and {b} can not be used at the same time")
+    return CpuOptions(**{k.replace("-", "_"): v for k, v in on.items()})
+
+
+def _alignment(d: Mapping[str, Any]) -> Alignment:
+    closest, nodes_max = False, Alignment().nodes_max
+    for name, value in (d.get("topologyManagerPolicyOptions") or {}).items():
+        if name == "prefer-closest-numa-nodes":
+            closest = _truth(value, name)
+        elif name == "max-allowable-numa-nodes":
+            if not str(value).isdigit() or int(value) < nodes_max:
+                raise BadConfiguration(f'the minimum value of "{name}" should not be less than {nodes_max}')
+            nodes_max = int(value)
+        else:
+            raise BadConfiguration(f'unknown Topology Manager Policy option: "{name}"')
+    return Alignment(d["topologyManagerPolicy"], d["topologyManagerScope"], closest, nodes_max)
+
+
+def _memory_reserved(d: Mapping[str, Any]) -> dict[int, dict[str, int]]:
+    out: dict[int, dict[str, int]] = {}
+    for row in d.get("reservedMemory") or ():
+        node = out.setdefault(int(row["numaNode"]), {})
+        for r, v in (row.get("limits") or {}).items():
+            if r != "memory" and not r.startswith("hugepages-"):
+                raise BadConfiguration(f'the resource type "{r}" is not supported by reservedMemory')
+            if r in node:
+                raise BadConfiguration(f'the reserved memory has a duplicate value for NUMA node {row["numaNode"]} and resource "{r}"')
+            node[r] = quantity.value(str(v))
+    if d["memoryManagerPolicy"] == "Static" and not any(n.get("memory") for n in out.values()):
+        raise BadConfiguration("[memorymanager] you should specify the system reserved memory")
+    return out
 
 
 def _shutdown(d: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:

@@ -51,7 +51,9 @@ class Node:
     pids_max: int = -1
     seccomp_default: bool = False
     cpu_quota: bool = True
-    swap: bool = False                  # the machine has some; containers get none of it
+    swap_bytes: int = 0                 # what the machine has of it
+    limited_swap: bool = False          # burstable containers get a share of it, by the memory they ask for; the others none
+    unified: bool = False               # cgroup v2
 
 
 def log_directory(node: Node, pod: Object) -> str:
@@ -220,14 +222,25 @@ def resources(pod: Object, c: Mapping[str, Any], node: Node) -> dict[str, Any]:
     memory = quantity.value(str(capped.get("memory") or whole.get("memory") or "0"))
     if memory:
         out["memory_limit_in_bytes"] = memory
-        if node.swap:
-            out["memory_swap_limit_in_bytes"] = memory
+    if node.swap_bytes and node.unified:
+        out["unified"] = {"memory.swap.max": str(swap(pod, c, node))}
+    elif node.swap_bytes and memory:
+        out["memory_swap_limit_in_bytes"] = memory
     huge = [{"page_size": page_size(k), "limit": quantity.value(str(v))} for k, v in capped.items() if k.startswith("hugepages-")]
     if huge:
         out["hugepage_limits"] = huge
     if not limit or not node.cpu_quota:
         del out["cpu_period"], out["cpu_quota"]
     return out
+
+
+def swap(pod: Object, c: Mapping[str, Any], node: Node) -> int:
+    """Bytes of swap a container may use. KEP-2400."""
+    have = c.get("resources") or {}
+    asked, limit = (quantity.value(str((have.get(k) or {}).get("memory") or "0")) for k in ("requests", "limits"))
+    if not node.limited_swap or pods.qos_class(pod) != "Burstable" or asked == limit or (pod["spec"].get("priority") or 0) >= CRITICAL_PRIORITY:
+        return 0
+    return int(asked / node.memory_bytes * node.swap_bytes) if asked <= node.memory_bytes else 0
 
 
 def page_size(resource: str) -> str:

@@ -2,7 +2,7 @@
 
 In: registrations at ROOT/device-plugins/kubelet.sock (or in plugins_registry), each plugin's stream of devices and their health. Out: capacity
 for the node's status, devices for pods at admission, and what they add to containers. Which pod has which device is written down
-(kubelet_internal_checkpoint). No NUMA alignment: one topology. Specs: deviceplugin v1beta1; upstream pkg/kubelet/cm/devicemanager.
+(kubelet_internal_checkpoint). Specs: deviceplugin v1beta1; upstream pkg/kubelet/cm/devicemanager.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -20,6 +20,8 @@ from typing import Any
 import orjson
 
 from kubern.kubelet import pods, proto
+from kubern.kubelet.cpus import whole_pod
+from kubern.kubelet.numa import Hint, Hints, Nodes, masks, preferring
 from kubern.kubelet.record import write_whole
 from kubern.model import quantity
 from kubern.model.object import Object
@@ -96,6 +98,7 @@ class Devices:
         self.folder, self.clock, self.changed = f"{root}/device-plugins", clock, changed
         self.plugins: dict[str, Plugin] = {}
         self.grants: dict[str, dict[str, dict[str, Grant]]] = {}      # pod uid -> container -> resource -> its devices
+        self._reusable: dict[str, dict[str, list[str]]] = {}          # pod uid -> resource -> what init containers that are over by then leave
         self._lock = asyncio.Lock()
         self._read()
 
@@ -175,46 +178,62 @@ class Devices:
 
     # --- pods ---
 
-    async def allocate(self, pod: Object) -> None:
-        """Gives every container of a pod its devices. Raises NoDevices; the pod then has none."""
-        uid = pod["metadata"]["uid"]
-        wanted = [(kind, c, list(_asked_for(c, self.plugins))) for kind, c in pods.every_container(pod["spec"]) if kind != "ephemeral"]
-        if uid in self.grants or not any(rows for _, _, rows in wanted):
-            return
-        async with self._lock:
-            mine: dict[str, dict[str, Grant]] = {}
-            reusable: dict[str, list[str]] = {}                       # what init containers that are over by then leave
-            for kind, c, rows in wanted:
-                for resource, count in rows:
-                    ids = await self._choose(resource, count, reusable.get(resource, []), mine)
-                    mine.setdefault(c["name"], {})[resource] = await self._ask(resource, ids)
-                    if kind == "init" and not pods.is_sidecar(c):
-                        reusable[resource] = sorted({*reusable.get(resource, []), *ids})
-                    else:
-                        reusable[resource] = [i for i in reusable.get(resource, []) if i not in ids]
-            self.grants[uid] = mine
-            await self._write()
+    def hints(self, pod: Object, c: Mapping[str, Any] | None) -> Hints:
+        """Of resources whose plugins say where their devices are."""
+        out: dict[str, list[Hint] | None] = {}
+        for resource, count in _asked_for(c, self.plugins) if c is not None else _asked_by(pod, self.plugins):
+            p = self.plugins[resource]
+            if not any(p.numa.values()):
+                out[resource] = None
+                continue
+            reusable = set(self._reusable.get(pod["metadata"]["uid"], {}).get(resource, ()))
+            available = {i for i, ok in p.health.items() if ok} - self._taken(resource)
+            out[resource] = near_to(p.numa, available, reusable if c is not None else set(), count) if len(available | reusable) >= count else []
+        return out
 
-    async def _choose(self, resource: str, count: int, reusable: list[str], mine: Mapping[str, Mapping[str, Grant]]) -> list[str]:
+    async def grant(self, pod: Object, kind: str, c: Mapping[str, Any], near: Hint) -> None:
+        """Gives a container its devices. Raises NoDevices."""
+        uid = pod["metadata"]["uid"]
+        async with self._lock:
+            for resource, count in _asked_for(c, self.plugins):
+                if resource in self.grants.get(uid, {}).get(c["name"], {}):
+                    continue
+                reusable = self._reusable.setdefault(uid, {})
+                ids = await self._choose(resource, count, reusable.get(resource, []), near)
+                self.grants.setdefault(uid, {}).setdefault(c["name"], {})[resource] = await self._ask(resource, ids)
+                if kind == "init" and not pods.is_sidecar(c):
+                    reusable[resource] = sorted({*reusable.get(resource, []), *ids})
+                else:
+                    reusable[resource] = [i for i in reusable.get(resource, []) if i not in ids]
+                await self._write()
+
+    def _taken(self, resource: str) -> set[str]:
+        return {i for by_container in self.grants.values() for by_resource in by_container.values()
+                for r, g in by_resource.items() if r == resource for i in g.ids}
+
+    async def _choose(self, resource: str, count: int, reusable: list[str], near: Hint) -> list[str]:
         p = self.plugins[resource]
         healthy = {i for i, ok in p.health.items() if ok}
         if not healthy:
             raise NoDevices(f"no healthy devices present; cannot allocate unhealthy devices {resource}")
-        taken = {i for by_container in (*self.grants.values(), mine) for by_resource in by_container.values()
-                 for r, g in by_resource.items() if r == resource for i in g.ids}
         out = [i for i in reusable if i in healthy][:count]
-        available = sorted(healthy - taken)
-        need = count - len(out)
-        if len(available) < need:
-            raise NoDevices(f"requested number of devices unavailable for {resource}. Requested: {need}, Available: {len(available)}")
-        if need and p.preferring and need < len(available):
-            c = classes()
-            request = c["PreferenceRequest"](container_requests=[{"available_deviceIDs": [*available, *out], "must_include_deviceIDs": out,
-                                                                  "allocation_size": count}])
-            preferred = (await self._call(p, "GetPreferredAllocation", request, "PreferenceResponse")).container_responses
-            first = [i for i in (preferred[0].deviceIDs if preferred else ()) if i in available]
-            available = [*first, *(i for i in available if i not in first)]
-        return out + available[:need]
+        available = sorted(healthy - self._taken(resource))
+        if len(available) < count - len(out):
+            raise NoDevices(f"requested number of devices unavailable for {resource}. Requested: {count - len(out)}, Available: {len(available)}")
+        aligned = [i for i in available if near.nodes is not None and near.nodes.intersection(p.numa.get(i, ()))]
+        for among in (aligned, [*(i for i in available if i not in aligned and p.numa.get(i)), *(i for i in available if not p.numa.get(i))]):
+            need = count - len(out)
+            if need and need < len(among) and p.preferring:
+                preferred = await self._prefer(p, [*among, *out], out, count)
+                among = [*(i for i in preferred if i in among), *(i for i in among if i not in preferred)]
+            out += among[:need]
+        return out
+
+    async def _prefer(self, p: Plugin, available: list[str], chosen: list[str], count: int) -> list[str]:
+        request = classes()["PreferenceRequest"](container_requests=[{"available_deviceIDs": available, "must_include_deviceIDs": chosen,
+                                                                      "allocation_size": count}])
+        preferred = (await self._call(p, "GetPreferredAllocation", request, "PreferenceResponse")).container_responses
+        return list(preferred[0].deviceIDs) if preferred else []
 
     async def _ask(self, resource: str, ids: list[str]) -> Grant:
         request = classes()["AllocateRequest"](container_requests=[{"devices_ids": ids}])
@@ -251,9 +270,12 @@ class Devices:
             out.cdi.extend(d.name for d in r.cdi_devices)
         return Additions(envs, out.mounts, out.devices, notes, out.cdi)
 
-    async def release(self, uid: str) -> None:
-        if self.grants.pop(uid, None) is not None:
-            await self._write()
+    async def release(self, uid: str) -> bool:
+        self._reusable.pop(uid, None)
+        if self.grants.pop(uid, None) is None:
+            return False
+        await self._write()
+        return True
 
     # --- the record ---
 
@@ -294,6 +316,29 @@ def _asked_for(c: Mapping[str, Any], known: Iterable[str]) -> Iterator[tuple[str
         count = quantity.value(str(limits[name])) if name in limits else 0
         if count:
             yield name, count
+
+
+def _asked_by(pod: Object, known: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """What the pod's containers need at most at one time."""
+    for name in known:
+        count = whole_pod(pod, lambda c, name=name: dict(_asked_for(c, [name])).get(name, 0))       # type: ignore[misc]
+        if count:
+            yield name, count
+
+
+def near_to(numa: Mapping[str, Sequence[int]], available: set[str], reusable: set[str], count: int) -> list[Hint]:
+    """NUMA nodes with `count` devices at them, those already the pod's among them."""
+    nodes = {n for at in numa.values() for n in at}
+    found, least = [], len(nodes)
+    for mask in masks(nodes):
+        def there(i: str, mask: Nodes = mask) -> bool:
+            return bool(mask.intersection(numa.get(i, ())))
+        if sum(map(there, numa)) >= count:
+            least = min(least, len(mask))
+        own = [i for i in reusable if numa.get(i)]
+        if all(map(there, own)) and len(own) + sum(map(there, available)) >= count:
+            found.append(mask)
+    return preferring(found, least)
 
 
 def _remove_sockets(folder: str) -> None:

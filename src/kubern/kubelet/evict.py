@@ -55,8 +55,8 @@ def crossed(thresholds: Iterable[Threshold], seen: Mapping[str, Amount], relieve
 def judge(before: Shortages, thresholds: Sequence[Threshold], seen: Mapping[str, Amount], now: float, transition_s: float) -> tuple[Shortages, list[Threshold]]:
     """(what to remember, shortages to act on, the first one first). A condition holds until it has not been seen for the transition period."""
     hit = list(dict.fromkeys([*crossed(thresholds, seen), *crossed(before.acted, seen, relieved=True)]))
-    since = {t: before.since.get(t, now) for t in hit}
-    last_seen = {**before.last_seen, **{CONDITION[t.signal]: now for t in hit}}
+    since = {t: min(now, before.since.get(t, now)) for t in hit}              # min: the clock may have been set back
+    last_seen = {c: min(now, at) for c, at in before.last_seen.items()} | {CONDITION[t.signal]: now for t in hit}
     conditions = frozenset(c for c, at in last_seen.items() if now - at < transition_s or at == now)
     due = [t for t in hit if now - since[t] >= t.grace_s]
     due.sort(key=lambda t: (RESOURCE[t.signal] != "memory", t.grace_s > 0))

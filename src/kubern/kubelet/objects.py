@@ -169,8 +169,8 @@ class Objects:
             raise
         status = made["status"]
         expires = datetime.fromisoformat(status["expirationTimestamp"].replace("Z", "+00:00")).timestamp()
-        life = expires - now
-        self._tokens[key] = (status["token"], min(now + 0.8 * life, now + TOKEN_OLDEST_S))
+        life = float(made["spec"].get("expirationSeconds") or seconds)           # by the server's clock, not by ours, which may be set
+        self._tokens[key] = (status["token"], expires - life + min(0.8 * life, TOKEN_OLDEST_S))
         return str(status["token"])
 
     # --- claims ---

@@ -81,7 +81,7 @@ async def serve(k: Kubelet) -> None:
     async def allocatable(_: Any) -> Any:
         devices = [{"resource_name": n, "device_ids": [i], "topology": {"nodes": [{"ID": x} for x in p.numa.get(i, ())]}}
                    for n, p in k.devices.plugins.items() for i, healthy in sorted(p.health.items()) if healthy]
-        cpus = sorted(set(k.cpus.machine) - k.cpus.reserved) if k.cpus is not None else cpu_list("")
+        cpus = sorted(set(k.cpus.layout.cpus) - k.cpus.reserved) if k.cpus is not None else cpu_list("")
         return c["AllocatableResponse"](devices=devices, cpu_ids=cpus)
 
     server = await proto.serve(f"{k.settings.root}/pod-resources/kubelet.sock", {"v1.PodResourcesLister": {

@@ -131,7 +131,7 @@ class Presence:
                 in_use = await asyncio.to_thread(self.kubelet.csi.in_use)
                 if in_use or before.get("volumesInUse"):
                     status["volumesInUse"] = in_use
-                patch = registration.status_patch(before, status, now - posted > self.kubelet.configuration.report_s)
+                patch = registration.status_patch(before, status, abs(now - posted) > self.kubelet.configuration.report_s)
                 if patch:
                     was_ready = _ready(before)
                     self._node_took(await client.patch(NODES, "", s.name, {"status": patch}, "strategic", subresource="status"))

@@ -191,4 +191,4 @@ class Puller:
     def next_try_s(self, uid: str, name: str) -> float:
         """Seconds until the back-off of a pod's image is over."""
         entry = self.backoff.entries.get(f"{uid}_{name}")
-        return max(0.0, entry[1] + entry[0] - self.clock()) if entry else 0.0
+        return min(entry[0], max(0.0, entry[1] + entry[0] - self.clock())) if entry else 0.0

@@ -20,7 +20,7 @@ from kubern.client.client import Client
 from kubern.client.events import Recorder
 from kubern.client.mirror import Mirror
 from kubern.client.watch import follow
-from kubern.kubelet import cdi, identity, plugins, podresources, pods, report
+from kubern.kubelet import cdi, identity, numa, plugins, podresources, pods, report
 from kubern.kubelet import container as config
 from kubern.kubelet.act import Actor
 from kubern.kubelet.backoff import INITIAL_S, Backoff
@@ -28,15 +28,17 @@ from kubern.kubelet.cgroups import Cgroups
 from kubern.kubelet.claims import Claims
 from kubern.kubelet.collect import Room
 from kubern.kubelet.configuration import Configuration
-from kubern.kubelet.cpus import Cpus, topology
+from kubern.kubelet.cpus import Cpus
 from kubern.kubelet.csi import Drivers
 from kubern.kubelet.csi_upkeep import Upkeep
 from kubern.kubelet.devices import Devices
+from kubern.kubelet.grants import Grants, check
 from kubern.kubelet.logs import rotate
 from kubern.kubelet.measure import Measures
+from kubern.kubelet.memory import Memory
 from kubern.kubelet.objects import Objects
 from kubern.kubelet.observe import Observer
-from kubern.kubelet.plan import Memory
+from kubern.kubelet.plan import Memory as Remembered
 from kubern.kubelet.presence import Presence
 from kubern.kubelet.probes import Prober
 from kubern.kubelet.pull import Puller
@@ -121,16 +123,19 @@ class Kubelet:
             self.csi.nudge = self.presence.nudge
         self.claims = Claims(client, s.name, s.root)
         self.devices = Devices(s.root, clock, self.presence.nudge)
-        self.cpus = self._cpus()
+        self.layout = numa.read()
+        self.cpus, self.memory = self._cpus(), self._memory()
+        self.grants = Grants(self.layout, [g for g in (self.devices, self.cpus, self.memory) if g is not None], self.configuration.alignment)
         self.volumes = Volumes(s.root, Needs(self.objects.lookup, self.objects.token, self.objects.claim, self.csi.publish, self.csi.unpublish,
                                             runtime.image_mounts, runtime.release))
         self.puller = Puller(runtime, clock, self.configuration.pulls_max)
         self.services = Mirror(client, SERVICES) if client else None
         node = config.Node(s.name, s.cgroup_root, s.log_root, s.cluster_domain, s.cluster_dns, _resolver(s.resolv_conf),
                            self.presence.machine.memory_bytes, f"{s.root}/seccomp", self.configuration.pids_max,
-                           self.configuration.seccomp_default, self.configuration.cpu_quota, swap_on())
+                           self.configuration.seccomp_default, self.configuration.cpu_quota, swap_bytes(),
+                           self.configuration.limited_swap, bool(self.cgroups and self.cgroups.h.v2))
         self.actor = Actor(runtime, node, s.root, self.volumes, self.objects, self.puller, self.tell, clock, self._services_of, self.cgroups,
-                           _node_hosts, self._handler, self.claims, self.devices, self.cpus, container_logs=s.container_logs)
+                           _node_hosts, self._handler, self.claims, self.devices, self.cpus, self.memory, container_logs=s.container_logs)
         self.sourced = asyncio.Event()                  # the API's (or the directory's) pods were read once
         self.ready = asyncio.Event()
         self.cpus_changed = asyncio.Event()
@@ -141,7 +146,15 @@ class Kubelet:
         c = self.configuration
         if c.cpu_policy != "static":
             return None
-        return Cpus(self.settings.root, topology(), quantity.milli(c.reserved.get("cpu", "0")), c.reserved_cpus)
+        return Cpus(self.settings.root, self.layout, quantity.milli(c.reserved.get("cpu", "0")), c.reserved_cpus, c.cpu_options)
+
+    def _memory(self) -> Memory | None:
+        c = self.configuration
+        withheld = {r: quantity.value(v) for r, v in c.reserved.items() if r == "memory" or r.startswith("hugepages-")}
+        hard = next((t for t in c.thresholds if t.signal == "memory.available" and not t.grace_s), None)
+        withheld["memory"] = withheld.get("memory", 0) + (hard.limit(self.presence.machine.memory_bytes) if hard else 0)
+        check(self.layout, c.alignment, c.cpu_options.align_by_socket, c.memory_reserved, withheld)
+        return Memory(self.settings.root, self.layout, c.memory_reserved) if c.memory_policy == "Static" else None
 
     # --- shared by workers ---
 
@@ -238,7 +251,9 @@ class Kubelet:
         s = self.settings
         os.makedirs(f"{s.root}/pods", exist_ok=True)
         os.makedirs(s.log_root, exist_ok=True)
-        if self.configuration.fail_swap_on and swap_on():
+        if self.configuration.limited_swap and self.cgroups is not None and not self.cgroups.h.v2:
+            raise RuntimeError("memorySwap.swapBehavior: LimitedSwap needs cgroup v2")
+        if self.configuration.fail_swap_on and swap_bytes():
             raise RuntimeError("running with swap on is not supported, please disable swap or set failSwapOn to false in the kubelet's configuration")
         name, version = await self._until_answered(self.runtime.version)
         self.presence.runtime_is(name, version)
@@ -370,7 +385,7 @@ class Kubelet:
     def begin(self, pod: Object) -> Worker:
         uid = pod["metadata"]["uid"]
         longest = self.configuration.crash_backoff_max_s
-        w = self.workers[uid] = Worker(self, pod, memory=Memory(backoff=Backoff(min(INITIAL_S, longest), longest)))
+        w = self.workers[uid] = Worker(self, pod, memory=Remembered(backoff=Backoff(min(INITIAL_S, longest), longest)))
         w.admitted = w.adopted = bool(self.observer.seen(uid).containers)
         w.seen_s = self.clock()
         w.task = asyncio.create_task(self._work(w), name=f"pod-{pod['metadata']['name']}")
@@ -434,7 +449,7 @@ class Kubelet:
                             await asyncio.to_thread(self.cgroups.remove, path)
             except (OSError, RuntimeFailure) as e:
                 log.info("housekeeping: %s", e)
-            if self.clock() - refreshed > VOLUME_REFRESH_S:
+            if abs(self.clock() - refreshed) > VOLUME_REFRESH_S:             # abs, here and elsewhere: clocks are set back, too
                 refreshed = self.clock()
                 await asyncio.to_thread(_drop_dead_links, self.settings.container_logs)
                 for w in list(self.workers.values()):
@@ -504,13 +519,13 @@ def _drop_dead_links(folder: str) -> None:
                 os.unlink(f"{folder}/{name}")
 
 
-def swap_on(path: str = "/proc/swaps") -> bool:
-    """The machine has swap in use."""
+def swap_bytes(path: str = "/proc/swaps") -> int:
+    """Swap the machine has in use."""
     try:
         with open(path) as f:
-            return len(f.read().splitlines()) > 1
-    except OSError:
-        return False
+            return sum(int(line.split()[2]) << 10 for line in f.read().splitlines()[1:])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _node_hosts() -> str:

@@ -20,8 +20,6 @@ from kubern.kubelet import container as config
 from kubern.kubelet.backoff import Backoff
 from kubern.kubelet.cgroups import pod_limits
 from kubern.kubelet.claims import NotPrepared
-from kubern.kubelet.cpus import NotEnoughCpus
-from kubern.kubelet.devices import NoDevices
 from kubern.kubelet.env import Values
 from kubern.kubelet.plan import Action, Memory, Start, plan
 from kubern.kubelet.runtime import RUNNING, Observed, RuntimeFailure
@@ -237,14 +235,9 @@ class Worker:
         why = admit.admit(self.pod, k.presence.node_object, k.active_pods(), k.configuration.unsafe_sysctls)
         if why:
             return why
-        try:
-            await k.devices.allocate(self.pod)
-            if k.cpus is not None and await asyncio.to_thread(k.cpus.allocate, self.pod):
-                k.cpus_changed.set()
-        except (NoDevices, NotEnoughCpus) as e:
-            await k.devices.release(self.uid)
-            return "UnexpectedAdmissionError", f"{admit.REJECTED}Allocate failed due to {e}, which is unexpected"
-        return None
+        refused = await k.grants.admit(self.pod)
+        k.cpus_changed.set()
+        return (refused[0], admit.REJECTED + refused[1]) if refused else None
 
     def fail(self, failed: tuple[str, str], grace_s: int, disruption: str = "") -> None:
         """The node ends this pod for a reason of its own."""
@@ -312,7 +305,10 @@ class Worker:
     def _weigh(self, wanted: bool) -> None:
         """Whether the node can grant other resources; tells when the answer changes."""
         k = self.kubelet
-        answer = admit.resize(self.pod, k.presence.node_object, k.active_pods()) if wanted else None
+        answer = None
+        if wanted:
+            c = k.configuration
+            answer = admit.pinned(self.pod, self.actuated, c.cpu_policy, c.memory_policy) or admit.resize(self.pod, k.presence.node_object, k.active_pods())
         if answer == self.pending:
             return
         self.pending = answer
@@ -350,7 +346,10 @@ class Worker:
         if not await asyncio.to_thread(k.cgroups.pod_exists, path):
             with k.measures.cgroup.timed("create"):
                 await asyncio.to_thread(k.cgroups.ensure, path)
-                await asyncio.to_thread(k.cgroups.apply, path, pod_limits(self.pod), k.actor.node.pids_max)
+                limits = pod_limits(self.pod)
+                if k.cpus is not None and self.uid in k.cpus.taken:
+                    limits.pop("cpu_quota", None)
+                await asyncio.to_thread(k.cgroups.apply, path, limits, k.actor.node.pids_max)
 
     async def _volumes(self, seen: Observed) -> None:
         k = self.kubelet
@@ -463,8 +462,7 @@ class Worker:
         except NotPrepared as e:
             raise RuntimeFailure("UNKNOWN", f"unprepare dynamic resources: {e}") from None
         await k.volumes.tear_down(self.uid)
-        await k.devices.release(self.uid)
-        if k.cpus is not None and await asyncio.to_thread(k.cpus.release, self.uid):
+        if await k.grants.release(self.uid):
             k.cpus_changed.set()
         k.objects.release(self.uid)
         if k.cgroups is not None:
