@@ -213,6 +213,39 @@ def route_in(space: str, name: str, rules: list[dict[str, Any]], hosts: tuple[st
     return made
 
 
+def test_routes_share_hosts_and_lead_to_services_of_every_kind(web: Any) -> None:
+    """Matches of two routes for one host, the older and more specific first; a headless service, and one whose endpoints are made by hand."""
+    two = web.get("pod", "two")["status"]["podIP"]
+    apply(web, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "headless"}, "spec": {
+        "clusterIP": "None", "selector": {"app": "one"}, "ports": [{"port": 80}]}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "manual"}, "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "manual-1", "labels": {"kubernetes.io/service-name": "manual"}},
+         "addressType": "IPv4", "endpoints": [{"addresses": [two], "conditions": {"ready": True}}], "ports": [{"port": 80, "protocol": "TCP"}]})
+    apply(web, route("part1", [rule("headless", path="/"), rule("two", path="/", headers=[{"name": "Version", "value": "two"}])], ("share.example.com",)),
+          route("part2", [rule("manual", path="/v2"), rule("one", path="/v2/exact", kind="Exact")], ("share.example.com", "*.share.example.com")))
+    steady(web, lambda: all(ask(web, p, "share.example.com").startswith(w) for p, w in (("/", "one / "), ("/v2", "two /v2 "))), "both routes")
+    assert ask(web, "/x", "share.example.com", "-H", "Version: two").startswith("two") and ask(web, "/v2/exact", "share.example.com").startswith("one")
+    assert ask(web, "/v2/x", "a.b.share.example.com").startswith("two") and ask(web, "/x", "a.share.example.com").endswith("404")
+
+
+def test_statuses_follow_what_is_asked(web: Any) -> None:
+    """Generations of routes and Gateways, listeners that come and go."""
+    def seen(what: str, name: str) -> bool:
+        obj = web.get(what, name)
+        status = obj["status"] if what == "gateway" else obj["status"]["parents"][0]
+        return all(c["observedGeneration"] == obj["metadata"]["generation"] for c in status["conditions"])
+    before = web.get("httproute", "part1")["metadata"]["generation"]
+    web.kubectl("patch", "httproute", "part1", "--type=merge", "-p", '{"spec": {"hostnames": ["moved.example.com"]}}')
+    web.until(lambda: web.get("httproute", "part1")["metadata"]["generation"] > before and seen("httproute", "part1"), "the route's generation")
+    listeners = web.get("gateway", "main")["spec"]["listeners"]
+    apply(web, gateway("main", [*listeners, listener("more", 8090, hostname="*.more.example.com")]))
+    web.until(lambda: {x["name"] for x in web.get("gateway", "main")["status"]["listeners"]} == {"more", *(x["name"] for x in listeners)}, "its status")
+    web.until(lambda: seen("gateway", "main") and said(web, "gateway/main:more", "Programmed")[0] == "True", "the listener is programmed")
+    steady(web, lambda: ask(web, "/", "a.more.example.com", port=8090).endswith("404"), "the new port answers")
+    apply(web, gateway("main", listeners))
+    web.until(lambda: len(web.get("gateway", "main")["status"]["listeners"]) == len(listeners), "one less")
+
+
 def test_what_cannot_be_done_is_said(web: Any) -> None:
     apply(web, route("odd", [rule("one", filters=({"type": "ExtensionRef", "extensionRef": {"group": "x.io", "kind": "X", "name": "x"}},))],
                      ("odd.example.com",)))
