@@ -136,10 +136,11 @@ def check(s: Settings) -> Settings:
     if s.runtime not in RUNTIMES:
         raise BadSettings(f"--runtime must be one of {', '.join(RUNTIMES)}, not {s.runtime!r}")
     if s.node_groups or s.autoscaler:
-        from kubern.autoscaler.groups import BadGroup, parse_groups, parse_timings
+        from kubern.autoscaler.groups import parse_groups
+        from kubern.autoscaler.options import BadGroup, parse_options
 
         try:
-            parse_groups(s.node_groups), parse_timings(s.autoscaler)
+            parse_groups(s.node_groups), parse_options(s.autoscaler)
         except BadGroup as e:
             raise BadSettings(str(e)) from None
     wanted = set(s.roles.split(","))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kubern.autoscaler.external import SERVICE, Config, External, messages, parse_config
-from kubern.autoscaler.groups import BadGroup, external, parse_group, parse_groups, parse_timings
+from kubern.autoscaler.groups import external, parse_group, parse_groups
+from kubern.autoscaler.options import BadGroup, parse_options
 from kubern.autoscaler.run import Autoscaler
 from kubern.client.client import Client
 from kubern.model.protobuf import definition_for, message
@@ -25,6 +26,8 @@ class Cloud:
         self.low, self.high, self.target, self.made = low, high, 0, 0
         self.running: dict[str, str] = {}              # providerID -> node
         self.calls: list[str] = []
+        self.unneeded_s: int | None = None             # the group's own, where it has one
+        self.told: Any = None
         self.node = {"metadata": {"name": "any", "labels": {"kubernetes.io/os": "linux", "pool": "yes"}},
                      "status": {"capacity": {"cpu": "2", "memory": "4Gi", "pods": "10"}, "allocatable": {"cpu": "2", "memory": "4Gi", "pods": "10"}}}
         self.slices: list[dict[str, Any]] = []
@@ -41,6 +44,12 @@ class Cloud:
         elif method == "NodeGroupTemplateNodeInfo":
             fields = {"nodeBytes": bytes(message(self.node, definition_for("v1", "Node"))),
                       "resourceSliceBytes": [bytes(message(s, definition_for("resource.k8s.io/v1", "ResourceSlice"))) for s in self.slices]}
+        elif method == "NodeGroupGetOptions" and self.unneeded_s is not None:
+            self.told = request.defaults
+            o = m["NodeGroupAutoscalingOptions"](scaleDownUtilizationThreshold=0.9, scaleDownUnneededDuration=m["Duration"](seconds=self.unneeded_s))
+            return m["NodeGroupAutoscalingOptionsResponse"](nodeGroupAutoscalingOptions=o)
+        elif method == "NodeGroupGetOptions":
+            return m["NodeGroupAutoscalingOptionsResponse"]()
         elif method == "NodeGroupIncreaseSize":
             self.target += request.delta
             for _ in range(request.delta):
@@ -70,8 +79,9 @@ async def served(cloud: Cloud) -> AsyncIterator[str]:
     def handler(method: str) -> Any:
         async def run(request: Any, context: Any) -> Any:
             return await cloud.answer(method, request)
-        return grpc.unary_unary_rpc_method_handler(run, messages()[f"{method}Request"].FromString, lambda x: x.SerializeToString())
-    methods = [n.removesuffix("Request") for n in messages() if n.endswith("Request")]
+        stem = "NodeGroupAutoscalingOptions" if method == "NodeGroupGetOptions" else method
+        return grpc.unary_unary_rpc_method_handler(run, messages()[f"{stem}Request"].FromString, lambda x: x.SerializeToString())
+    methods = [n.removesuffix("Request").replace("AutoscalingOptions", "GetOptions") for n in messages() if n.endswith("Request")]
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.strip("/"), {n: handler(n) for n in methods}),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -85,12 +95,11 @@ async def served(cloud: Cloud) -> AsyncIterator[str]:
 @asynccontextmanager
 async def cluster(cloud: Cloud, timings: str = FAST) -> AsyncIterator[tuple[Client, Autoscaler]]:
     async with api() as cloud.client, served(cloud) as address:
-        provider = External(Config(address))
-        try:
-            async with scaling(cloud.client, provider, [], timings) as scaler:
-                yield cloud.client, scaler
-        finally:
-            await provider.close()
+        provider = External(Config(address), parse_options(timings))
+        async with scaling(cloud.client, provider, [], timings) as scaler:
+            yield cloud.client, scaler
+        assert provider._channel is None                # closed with the autoscaler, and ready to be opened again
+        assert cloud.calls[-1] == "Cleanup"
 
 
 async def test_a_cloud_grows_and_shrinks() -> None:
@@ -140,6 +149,18 @@ async def test_devices_come_with_the_nodes_that_have_them() -> None:
         assert cloud.target == 2
 
 
+async def test_a_group_has_options_of_its_own() -> None:
+    cloud = Cloud()
+    cloud.unneeded_s = 7
+    async with cluster(cloud, FAST + ",max-node-provision-time=90s") as (_, scaler):
+        await until(lambda: _seen(cloud, "NodeGroupGetOptions"), "the service is asked")
+        await until(lambda: _no(not scaler.groups), "groups are known")
+        own = scaler._options("pool")
+        assert (own.scale_down_utilization_threshold, own.scale_down_unneeded_time_s, own.max_node_provision_time_s) == (0.9, 7.0, 90.0)
+        assert (cloud.told.MaxNodeProvisionDuration.seconds, cloud.told.scaleDownUnneededDuration.nanos) == (90, 200_000_000)
+        assert scaler._options("another").scale_down_utilization_threshold == 0.5
+
+
 class Slow(Cloud):
     """Promises machines that never come."""
 
@@ -186,6 +207,6 @@ def test_expanders_choose() -> None:
         assert expander(names_, random=lambda n: n - 1)(options).size.group.name == wanted
     priorities = {10: ["^mid$"], 20: ["big"], 1: [".*"]}
     assert expander("priority", priorities)(options).size.group.name == "big"
-    assert parse_timings("expander=priority+least-waste").expander == "priority+least-waste"
+    assert parse_options("expander=priority+least-waste").expander == "priority+least-waste"
     with pytest.raises(BadGroup):
-        parse_timings("expander=price")
+        parse_options("expander=price")

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from kubern.autoscaler import status
-from kubern.autoscaler.groups import BadGroup, instance_of, parse_group, parse_groups, parse_timings, seconds
+from kubern.autoscaler.groups import instance_of, parse_group, parse_groups
+from kubern.autoscaler.options import BadGroup, Options, parse_options, seconds
 from kubern.config import BadSettings, load
 
 
@@ -25,7 +26,7 @@ def test_bad_groups_say_why(bad: str) -> None:
 def test_groups_through_the_settings(tmp_path: object) -> None:
     s = load({"node_groups": ["name=a,max=3", {"name": "b", "max": 2}], "autoscaler": "scan-interval=1s"}, environ={})
     assert [g.name for g in parse_groups(s.node_groups)] == ["a", "b"]
-    assert parse_timings(s.autoscaler).scan_interval_s == 1
+    assert parse_options(s.autoscaler).scan_interval_s == 1
     with pytest.raises(BadSettings):
         load({"node_groups": ["name=a", "name=a"]}, environ={})
     with pytest.raises(BadSettings):
@@ -49,8 +50,8 @@ def test_a_node_belongs_to_the_group_it_is_named_after() -> None:
 def test_the_status_document_keeps_transition_times() -> None:
     seen = status.Transitions()
     group = status.GroupState("real", total=2, ready=1, not_started=1, target=3, unregistered=1, min=1, max=4, scaling_up=True)
-    first = status.report([group], group, seen, 1000.0)
-    later = status.report([status.GroupState("real", total=2, ready=2, target=2, min=1, max=4)], group, seen, 1010.0)
+    first = status.report([group], group, seen, 1000.0, Options().healthy)
+    later = status.report([status.GroupState("real", total=2, ready=2, target=2, min=1, max=4)], group, seen, 1010.0, Options().healthy)
     assert first["nodeGroups"][0]["scaleUp"]["status"] == "InProgress" and later["nodeGroups"][0]["scaleUp"]["status"] == "NoActivity"
     assert later["nodeGroups"][0]["health"]["lastTransitionTime"] == first["nodeGroups"][0]["health"]["lastTransitionTime"]
     assert later["nodeGroups"][0]["scaleUp"]["lastTransitionTime"] != first["nodeGroups"][0]["scaleUp"]["lastTransitionTime"]

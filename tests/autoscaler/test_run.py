@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from kubern.api.handle import Server
-from kubern.autoscaler.groups import parse_group, parse_timings
+from kubern.autoscaler.groups import parse_group
+from kubern.autoscaler.options import parse_options
 from kubern.autoscaler.providers import Named, Provider, Simulated
 from kubern.autoscaler.run import Autoscaler
 from kubern.client.client import Client
@@ -47,7 +48,7 @@ async def api() -> AsyncIterator[Client]:
 async def scaling(client: Client, provider: Provider, groups: list[Group], timings: str, *beside: Coroutine[Any, Any, None]) -> AsyncIterator[Autoscaler]:
     """An autoscaler, a scheduler and what runs beside them."""
     mine, theirs = Mirrors(client), Mirrors(client)
-    scaler = Autoscaler(client, mine, provider, groups, parse_timings(timings), time.time)
+    scaler = Autoscaler(client, mine, provider, groups, parse_options(timings), time.time)
     tasks = [asyncio.create_task(w) for w in (*beside, Scheduler(client, theirs, time.time).run(), scaler.run())]
     try:
         yield scaler
@@ -60,9 +61,9 @@ async def scaling(client: Client, provider: Provider, groups: list[Group], timin
 
 
 @asynccontextmanager
-async def cluster(group: str, timings: str = FAST, provider: Callable[[Hollow], Any] = Simulated) -> AsyncIterator[tuple[Client, Autoscaler]]:
+async def cluster(group: str | list[str], timings: str = FAST, provider: Callable[[Hollow], Any] = Simulated) -> AsyncIterator[tuple[Client, Autoscaler]]:
     async with api() as client:
-        hollow, groups = Hollow(client, []), [parse_group(group)]
+        hollow, groups = Hollow(client, []), [parse_group(g) for g in ([group] if isinstance(group, str) else group)]
         rows = [r for r in controllers(Context()) if any(r.name.startswith(n) for n in ROWS)]
         node_controllers = run_controllers(rows, lambda user, agent="": client)
         async with scaling(client, Named(groups, provider(hollow)), groups, timings, hollow.run(), node_controllers) as scaler:

@@ -7,7 +7,7 @@ from typing import Any
 from kubern.scheduler.grow import Group, Size, daemon_pods, grow, template_node
 from kubern.scheduler.pick import Extra
 from kubern.scheduler.pod import PodInfo, pod_info
-from kubern.scheduler.shrink import budgets_of, shrink
+from kubern.scheduler.shrink import Rules, budgets_of, shrink
 from kubern.scheduler.table import NodeTable
 
 
@@ -53,7 +53,7 @@ def test_as_many_nodes_as_the_pods_need_and_no_more() -> None:
     found = grow([pod(f"p{i}", "2") for i in range(9)], t, [size("g")], nothing)
     assert (found.group, found.now, found.size) == ("g", 0, 4)              # two go on the node there is, seven need four of four cpus
     assert len(found.helped) == 7
-    assert str(found) == "[{g 0->4 (max: 10)}]"
+    assert (found.group, found.now, found.size, found.nodes, found.max) == ("g", 0, 4, 4, 10)
     assert state(t) == before
 
 
@@ -142,6 +142,19 @@ def test_what_keeps_a_node() -> None:
     budget = {"metadata": {"namespace": "default"}, "spec": {"selector": {"matchLabels": {"app": "a"}}}, "status": {"disruptionsAllowed": 0}}
     assert kept(pod("p"), [budget]).endswith("NotEnoughPdb")
     assert kept(pod("p"), [{**budget, "status": {"disruptionsAllowed": 1}}]) == ""
+
+
+def test_rules_of_a_group() -> None:
+    busy = [pod("d", "2", owner="DaemonSet"), pod("p", "1")]
+    t = table([node("a"), node("b")], {"a": busy})
+    assert unneeded(t) == ["b"]                                              # three of four cpus are asked for on a
+    assert unneeded(t, rules={"g": Rules(threshold=0.8)}, spare=1) == ["b"] and len(unneeded(t, rules={"g": Rules(threshold=0.8)})) == 1
+    t = table([node("a"), node("b")], {"a": [pod("d", "2500m", owner="DaemonSet"), pod("p", "100m", namespace="kube-system")]})
+    assert unneeded(t) == ["b"]
+    assert "a" in unneeded(table([node("a"), node("c")], {"a": list(t.pods[t.slots["a"]].values()), "c": [pod("big", "3")]}),
+                           rules={"g": Rules(ignore_daemons=True, keep_system_pods=False)})
+    local = pod("v", volumes=[{"name": "v", "emptyDir": {}}])
+    assert "a" in unneeded(table([node("a"), node("c")], {"a": [local], "c": [pod("big", "3")]}), rules={"g": Rules(keep_local_storage=False)})
 
 
 def test_annotation_and_taint_on_the_node() -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kubern.autoscaler.groups import BadGroup, seconds
+from kubern.autoscaler.options import BadGroup, Options, seconds
 from kubern.model.object import Object, meta
 from kubern.model.protobuf import definition_for, read
 from kubern.scheduler.grow import Group
@@ -51,7 +51,16 @@ MESSAGES = {
     "Instance": (("id", 1, "string"), ("status", 2, "InstanceStatus")),
     "NodeGroupTemplateNodeInfoRequest": (("id", 1, "string"),),
     "NodeGroupTemplateNodeInfoResponse": (("nodeBytes", 2, "bytes"), ("resourceSliceBytes", 3, "bytes*")),
+    "Duration": (("seconds", 1, "int64"), ("nanos", 2, "int32")),          # google.protobuf.Duration: the same on the wire
+    "NodeGroupAutoscalingOptions": (
+        ("scaleDownUtilizationThreshold", 1, "double"), ("scaleDownGpuUtilizationThreshold", 2, "double"), ("zeroOrMaxNodeScaling", 6, "bool"),
+        ("ignoreDaemonSetsUtilization", 7, "bool"), ("scaleDownUnneededDuration", 8, "Duration"), ("scaleDownUnreadyDuration", 9, "Duration"),
+        ("MaxNodeProvisionDuration", 10, "Duration")),
+    "NodeGroupAutoscalingOptionsRequest": (("id", 1, "string"), ("defaults", 2, "NodeGroupAutoscalingOptions")),
+    "NodeGroupAutoscalingOptionsResponse": (("nodeGroupAutoscalingOptions", 1, "NodeGroupAutoscalingOptions"),),
 }
+DURATIONS = {"scaleDownUnneededDuration": "scale_down_unneeded_time_s", "scaleDownUnreadyDuration": "scale_down_unready_time_s",
+             "MaxNodeProvisionDuration": "max_node_provision_time_s"}
 
 
 @cache
@@ -94,16 +103,17 @@ def read_config(path: str) -> Config:
 
 
 class External:
-    """The provider over the service. `refresh` asks it everything once a scan; the rest answers from that."""
+    """The provider over the service. `refresh` asks it everything once a scan; the rest answers from that. `defaults`: options of groups without own."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, defaults: Options | None = None) -> None:
+        self.config, self.defaults = config, defaults or Options()
         self._channel: Any = None
         self._groups: dict[str, Group] = {}
         self._instances: dict[str, str] = {}          # providerID -> group, of those that are not being deleted
         self._names: dict[str, str] = {}              # providerID -> name of its Node
         self._of_node: dict[str, str] = {}            # node -> group, "" for none
         self._nodes: dict[str, Object] = {}
+        self._own: dict[str, dict[str, Any]] = {}     # group -> options that are its own
         self._templates: dict[str, tuple[Object, list[Object]]] = {}
         self._waiting: dict[str, tuple[str, str]] = {}     # stand-in -> (group, providerID once there is one)
         self._named: dict[str, str] = {}              # stand-in -> node, since the last look
@@ -120,26 +130,30 @@ class External:
         parts = [Path(f).read_bytes() if f else None for f in (c.cacert, c.key, c.cert)]
         return grpc.aio.secure_channel(c.address, grpc.ssl_channel_credentials(*parts))
 
-    async def _call(self, method: str, **fields: Any) -> Any:
+    async def _call(self, method: str, *, message: str = "", **fields: Any) -> Any:
+        """`message`: the stem of the messages' names where it is not the method's."""
         if self._channel is None:
             self._channel = self._open()
         m = messages()
         call = self._channel.unary_unary(SERVICE + method, request_serializer=lambda x: x.SerializeToString(),
-                                         response_deserializer=m[f"{method}Response"].FromString)
+                                         response_deserializer=m[f"{message or method}Response"].FromString)
         from grpc import RpcError
 
         try:
-            return await call(m[f"{method}Request"](**fields), timeout=self.config.timeout_s)
+            return await call(m[f"{message or method}Request"](**fields), timeout=self.config.timeout_s)
         except RpcError as e:
             raise OSError(f"{method}: {e.code().name}: {e.details()}") from None
 
     async def close(self) -> None:
-        if self._channel is not None:
+        channel = self._channel
+        if channel is not None:
             try:
                 await self._call("Cleanup")
             except Exception as e:
                 log.debug("cleanup: %s", e)
-            await self._channel.close()
+            finally:
+                self._channel = None
+                await channel.close()
 
     async def refresh(self, nodes: Iterable[Object]) -> Sequence[Group]:
         """Look at groups, instances and who is who. Raises OSError."""
@@ -158,6 +172,7 @@ class External:
         self._names = {(n.get("spec") or {}).get("providerID") or "": name for name, n in self._nodes.items()}
         self._match(instances)
         self._instances = instances
+        self._own = {g: await self._own_options(g) for g in self._groups}
         for g in self._groups:
             if g not in self._templates:
                 self._templates[g] = await self._template(g)
@@ -188,6 +203,24 @@ class External:
         slices = [read(b, definition_for("resource.k8s.io/v1", "ResourceSlice")) for b in found.resourceSliceBytes]
         return (read(found.nodeBytes, definition_for("v1", "Node")) if found.nodeBytes else {}), slices
 
+    async def _own_options(self, group: str) -> dict[str, Any]:
+        """What the service would have otherwise than the defaults it is told."""
+        d, m = self.defaults, messages()
+        told = m["NodeGroupAutoscalingOptions"](
+            scaleDownUtilizationThreshold=d.scale_down_utilization_threshold, scaleDownGpuUtilizationThreshold=d.scale_down_utilization_threshold,
+            ignoreDaemonSetsUtilization=d.ignore_daemonsets_utilization,
+            **{field: m["Duration"](seconds=int(getattr(d, name)), nanos=round(getattr(d, name) % 1 * 1e9)) for field, name in DURATIONS.items()})
+        try:
+            found = await self._call("NodeGroupGetOptions", message="NodeGroupAutoscalingOptions", id=group, defaults=told)
+        except OSError as e:
+            log.debug("options of %s: %s", group, e)
+            return self._own.get(group, {})
+        if not found.HasField("nodeGroupAutoscalingOptions"):
+            return {}
+        o = found.nodeGroupAutoscalingOptions
+        times = {name: getattr(o, field).seconds + getattr(o, field).nanos / 1e9 for field, name in DURATIONS.items() if o.HasField(field)}
+        return {"scale_down_utilization_threshold": o.scaleDownUtilizationThreshold, "ignore_daemonsets_utilization": o.ignoreDaemonSetsUtilization, **times}
+
     # --- the provider ---------------------------------------------------------------------------------------------------
 
     def instances(self) -> set[str]:
@@ -203,6 +236,9 @@ class External:
     def renamed(self) -> dict[str, str]:
         out, self._named = self._named, {}
         return out
+
+    def options(self, group: Group, defaults: Options) -> Options:
+        return replace(defaults, **self._own.get(group.name, {}))
 
     def room(self, group: Group) -> Mapping[str, str]:
         return {}

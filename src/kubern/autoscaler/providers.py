@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kubern.autoscaler.groups import instance_of
+from kubern.autoscaler.options import Options
 from kubern.model.object import Object
 from kubern.scheduler.grow import Group
 
@@ -36,6 +37,9 @@ class Provider(Protocol):
     def renamed(self) -> dict[str, str]:
         """Instances that were asked for by one name and registered by another, since the last call."""
 
+    def options(self, group: Group, defaults: Options) -> Options:
+        """What holds for this group."""
+
     def room(self, group: Group) -> Mapping[str, str]:
         """What a new node will have."""
 
@@ -49,6 +53,9 @@ class Provider(Protocol):
 
     async def adopt(self, group: Group, name: str) -> None:
         """Take up a node that an earlier process made."""
+
+    async def close(self) -> None:
+        """Nothing is asked for any more, for now: `refresh` may come again."""
 
 
 class Maker(Protocol):
@@ -83,8 +90,14 @@ class Named:
     def renamed(self) -> dict[str, str]:
         return {}
 
+    def options(self, group: Group, defaults: Options) -> Options:
+        return defaults
+
     def template(self, group: Group) -> tuple[Object, list[Object]]:
         return {}, []
+
+    async def close(self) -> None:
+        return None
 
     async def create(self, group: Group, names: Sequence[str]) -> dict[str, str]:
         failed: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,7 @@ from kubern.model.object import Object
 from kubern.model.time import micro
 
 NAME, NAMESPACE = "cluster-autoscaler-status", "kube-system"
+Healthy = Callable[[int, int], bool]                   # (nodes, of them unready)
 UPDATED = "cluster-autoscaler.kubernetes.io/last-updated"
 
 
@@ -47,16 +48,25 @@ class Transitions:
         return old[1]
 
 
+def whole(groups: list[GroupState], others: int, others_ready: int) -> GroupState:
+    """All groups together, and the nodes of none."""
+    def total(attribute: str) -> int:
+        return sum(getattr(g, attribute) for g in groups)
+    return GroupState("", total("total") + others, total("ready") + others_ready, total("not_started"), total("being_deleted"),
+                      total("unready") + others - others_ready, total("unregistered"), scaling_up=any(g.scaling_up for g in groups),
+                      candidates=total("candidates"))
+
+
 def _counts(g: GroupState) -> dict[str, Any]:
-    return {"registered": {"total": g.total, "ready": g.ready, "notStarted": g.not_started, "beingDeleted": g.being_deleted,
+    return {"registered": {"total": g.total, "ready": g.ready, "notStarted": g.not_started, **({"beingDeleted": g.being_deleted} if g.being_deleted else {}),
                            "unready": {"total": g.unready, "resourceUnready": 0}},
             "longUnregistered": g.long_unregistered, "unregistered": g.unregistered}
 
 
-def _conditions(g: GroupState, seen: Transitions, now: str, cluster: bool) -> dict[str, Any]:
+def _conditions(g: GroupState, seen: Transitions, now: str, cluster: bool, is_healthy: Healthy) -> dict[str, Any]:
     def stamped(what: str, body: dict[str, Any]) -> dict[str, Any]:
         return {**body, "lastProbeTime": now, "lastTransitionTime": seen.since((g.name, what), body["status"], now)}
-    healthy = g.unready + g.long_unregistered <= max(3, 0.45 * g.total)          # upstream's ok-total-unready-count and max-total-unready-percentage
+    healthy = is_healthy(g.total, g.unready + g.long_unregistered)
     health: dict[str, Any] = {"status": "Healthy" if healthy else "Unhealthy", "nodeCounts": _counts(g)}
     if not cluster:
         health |= {"cloudProviderTarget": g.target, "minSize": g.min, "maxSize": g.max}
@@ -69,11 +79,11 @@ def _conditions(g: GroupState, seen: Transitions, now: str, cluster: bool) -> di
     return {"health": stamped("health", health), "scaleUp": stamped("scaleUp", up), "scaleDown": stamped("scaleDown", down)}
 
 
-def report(groups: Iterable[GroupState], whole: GroupState, seen: Transitions, now_s: float) -> Mapping[str, Any]:
+def report(groups: Iterable[GroupState], cluster: GroupState, seen: Transitions, now_s: float, is_healthy: Healthy) -> Mapping[str, Any]:
     """The document."""
     now = micro(now_s)
-    return {"time": _go_time(now_s), "autoscalerStatus": "Running", "clusterWide": _conditions(whole, seen, now, True),
-            "nodeGroups": [{"name": g.name, **_conditions(g, seen, now, False)} for g in groups]}
+    return {"time": _go_time(now_s), "autoscalerStatus": "Running", "clusterWide": _conditions(cluster, seen, now, True, is_healthy),
+            "nodeGroups": [{"name": g.name, **_conditions(g, seen, now, False, is_healthy)} for g in groups]}
 
 
 def _go_time(now_s: float) -> str:

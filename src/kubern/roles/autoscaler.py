@@ -16,7 +16,8 @@ from kubern.roles.units import unit_settings
 async def run(ctx: Context) -> AsyncIterator[None]:
     """Nodes come and go as pods need them; only where node groups are configured."""
     s = ctx.settings
-    from kubern.autoscaler.groups import external, parse_groups, parse_timings
+    from kubern.autoscaler.groups import external, parse_groups
+    from kubern.autoscaler.options import parse_options
 
     service = external(s.node_groups)
     if not s.node_groups or (not service and ctx.hollow is None and ctx.fabric is None):      # no groups, or the nodes are another process's
@@ -26,10 +27,10 @@ async def run(ctx: Context) -> AsyncIterator[None]:
     from kubern.autoscaler.providers import Local, Named, Provider, Simulated
     from kubern.autoscaler.run import NAME, Autoscaler
 
-    groups = parse_groups(s.node_groups)
+    groups, options = parse_groups(s.node_groups), parse_options(s.autoscaler)
     provider: Provider
     if service:
-        provider = External(read_config(service))
+        provider = External(read_config(service), options)
     elif ctx.hollow is not None:
         provider = Named(groups, Simulated(ctx.hollow))
     else:
@@ -42,7 +43,7 @@ async def run(ctx: Context) -> AsyncIterator[None]:
     async def work() -> None:
         mirrors = Mirrors(client)
         try:
-            await Autoscaler(client, mirrors, provider, groups, parse_timings(s.autoscaler), ctx.clock).run(ready.set)
+            await Autoscaler(client, mirrors, provider, groups, options, ctx.clock).run(ready.set)
         finally:
             await mirrors.close()
     async with running(ctx.spawn(alone(ctx, NAME, work, ready), "autoscaler")):

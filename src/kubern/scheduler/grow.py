@@ -63,9 +63,11 @@ class Growth:
     max: int = 0
     helped: tuple[PodInfo, ...] = ()
     refused: tuple[tuple[PodInfo, Mapping[str, int]], ...] = ()
+    others: tuple[str, ...] = ()           # groups whose nodes would do for the same pods
 
-    def __str__(self) -> str:
-        return f"[{{{self.group} {self.now}->{self.size} (max: {self.max})}}]"
+    @property
+    def nodes(self) -> int:
+        return self.size - self.now
 
 
 def template_node(group: Group, name: str, like: Object | None = None, room: Mapping[str, str] | None = None) -> Object:
@@ -208,6 +210,7 @@ def _choose(left: list[PodInfo], t: NodeTable, sizes: list[Size], extra_for: Ext
             reserve: Reserve | None) -> Growth:
     refused: dict[tuple[str, str], dict[str, int]] = {p.key: {} for p in left}
     options: list[Option] = []
+    unsuited: dict[str, set[tuple[str, str]]] = {}        # group -> pods that no node of it would hold
     for s in sizes:
         skip = BACKOFF if s.backoff else MAX_SIZE if s.target >= s.group.max else ""
         if skip:
@@ -220,12 +223,14 @@ def _choose(left: list[PodInfo], t: NodeTable, sizes: list[Size], extra_for: Ext
                 refused[key][r] = refused[key].get(r, 0) + 1
         if option is not None:
             options.append(option)
+            unsuited[s.group.name] = set(reasons)
     if not options:
         return Growth(refused=tuple((p, refused[p.key]) for p in left))
     best = expand(options)
     helped = {p.key for p in best.helped}
     return Growth(best.size.group.name, best.size.target + best.nodes, best.size.target, best.size.group.max, best.helped,
-                  tuple((p, refused[p.key]) for p in left if p.key not in helped))
+                  tuple((p, refused[p.key]) for p in left if p.key not in helped),
+                  tuple(g for g, without in unsuited.items() if g != best.size.group.name and not helped & without))
 
 
 def _estimate(left: list[PodInfo], t: NodeTable, s: Size, extra_for: ExtraFor,

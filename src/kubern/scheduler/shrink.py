@@ -16,12 +16,21 @@ from kubern.scheduler.pick import Decision, pick
 from kubern.scheduler.pod import PodInfo, pod_info
 from kubern.scheduler.table import CPU, MEMORY, NodeTable
 
-THRESHOLD = 0.5
 PREFIX = "cluster-autoscaler.kubernetes.io/"
 SAFE, SAFE_VOLUMES = PREFIX + "safe-to-evict", PREFIX + "safe-to-evict-local-volumes"
 DISABLED = PREFIX + "scale-down-disabled"
 DELETING_TAINT, CANDIDATE_TAINT = "ToBeDeletedByClusterAutoscaler", "DeletionCandidateOfClusterAutoscaler"
 MIRROR = "kubernetes.io/config.mirror"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a group's nodes are judged by."""
+
+    threshold: float = 0.5                       # of utilization; below it a node may go
+    ignore_daemons: bool = False                 # what DaemonSets' pods ask for does not count
+    keep_system_pods: bool = True                # pods of kube-system without a budget keep their node
+    keep_local_storage: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +65,18 @@ def budgets_of(objects: Iterable[Object]) -> list[Budget]:
                    int((b.get("status") or {}).get("disruptionsAllowed") or 0)) for b in objects]
 
 
-def utilization(t: NodeTable, slot: int) -> float:
+def utilization(t: NodeTable, slot: int, ignore_daemons: bool = False) -> float:
     """What of the node is asked for: the larger of the parts of cpu and memory."""
-    parts = [int(t.used[row, slot]) / int(t.allocatable[row, slot]) if t.allocatable[row, slot] else 1.0 for row in (CPU, MEMORY)]
+    daemons = [p.requests for p in t.pods[slot].values() if is_daemon(p.pod)] if ignore_daemons else []
+    parts = []
+    for row, resource in ((CPU, "cpu"), (MEMORY, "memory")):
+        aside = sum(r.get(resource, 0) for r in daemons)
+        room = int(t.allocatable[row, slot]) - aside
+        parts.append((int(t.used[row, slot]) - aside) / room if room > 0 else 1.0)
     return max(parts)
 
 
-def blocks(p: PodInfo, budgets: list[Budget]) -> str:
+def blocks(p: PodInfo, budgets: list[Budget], rules: Rules) -> str:
     """Why this pod keeps its node, in upstream's words for reasons; "" if it may move. Budgets are looked at by `movable`."""
     notes = meta(p.pod).get("annotations") or {}
     if notes.get(SAFE) == "true":
@@ -71,8 +85,10 @@ def blocks(p: PodInfo, budgets: list[Budget]) -> str:
         return "NotSafeToEvictAnnotation"
     if controller_of(p.pod) is None:
         return "NotReplicated"
-    if p.namespace == "kube-system" and not any(b.covers(p) for b in budgets):
+    if rules.keep_system_pods and p.namespace == "kube-system" and not any(b.covers(p) for b in budgets):
         return "UnmovableKubeSystemPod"
+    if not rules.keep_local_storage:
+        return ""
     harmless = {v.strip() for v in (notes.get(SAFE_VOLUMES) or "").split(",")}
     for v in p.spec.get("volumes") or ():
         local = "hostPath" in v or ("emptyDir" in v and (v["emptyDir"] or {}).get("medium") != "Memory")
@@ -81,14 +97,14 @@ def blocks(p: PodInfo, budgets: list[Budget]) -> str:
     return ""
 
 
-def movable(pods: Iterable[PodInfo], budgets: list[Budget]) -> tuple[list[PodInfo], str]:
+def movable(pods: Iterable[PodInfo], budgets: list[Budget], rules: Rules) -> tuple[list[PodInfo], str]:
     """(the pods of a node that have to go elsewhere, "") or ([], why the node stays)."""
     out = []
     need = [0] * len(budgets)
     for p in pods:
         if is_daemon(p.pod) or MIRROR in (meta(p.pod).get("annotations") or {}) or deleting(p.pod) or p.priority < EXPENDABLE_BELOW:
             continue
-        why = blocks(p, budgets)
+        why = blocks(p, budgets, rules)
         if why:
             return [], f"BlockedByPod: {p.namespace}/{p.name} {why}"
         for i, b in enumerate(budgets):
@@ -103,21 +119,22 @@ def movable(pods: Iterable[PodInfo], budgets: list[Budget]) -> tuple[list[PodInf
 
 
 def shrink(t: NodeTable, candidates: Mapping[str, str], spare: Mapping[str, int], budgets: list[Budget], extra_for: ExtraFor,
-           threshold: float = THRESHOLD, unready: frozenset[str] = frozenset()) -> Shrinkage:
-    """The nodes that can go. `candidates`: node -> its group; `spare`: how many nodes a group may lose; an unready node's utilization
-    does not matter."""
+           rules: Mapping[str, Rules] | None = None, unready: frozenset[str] = frozenset()) -> Shrinkage:
+    """The nodes that can go. `candidates`: node -> its group; `spare`: how many nodes a group may lose; `rules` of groups that have their own; an
+    unready node's utilization does not matter."""
+    of_group = {g: (rules or {}).get(g) or Rules() for g in candidates.values()}
     kept: dict[str, str] = {}
     looked: list[tuple[float, str]] = []
     for name in candidates:
         slot = t.slots.get(name, -1)
         if slot < 0:
             continue
-        node = t.nodes[slot] or {}
+        node, rule = t.nodes[slot] or {}, of_group[candidates[name]]
         if (meta(node).get("annotations") or {}).get(DISABLED) == "true":
             kept[name] = "ScaleDownDisabledAnnotation"
         elif any(x.get("key") == DELETING_TAINT for x in (node.get("spec") or {}).get("taints") or ()):
             kept[name] = "CurrentlyBeingDeleted"
-        elif (u := utilization(t, slot)) >= threshold and name not in unready:
+        elif (u := utilization(t, slot, rule.ignore_daemons)) >= rule.threshold and name not in unready:
             kept[name] = "NotUnderutilized"
         else:
             looked.append((u, name))
@@ -130,7 +147,7 @@ def shrink(t: NodeTable, candidates: Mapping[str, str], spare: Mapping[str, int]
                 kept[name] = "NodeGroupMinSizeReached"
                 continue
             slot = t.slots[name]
-            move, why = movable(list(t.pods[slot].values()), budgets)
+            move, why = movable(list(t.pods[slot].values()), budgets, of_group[candidates[name]])
             if why:
                 kept[name] = why
                 continue
