@@ -11,8 +11,9 @@ import orjson
 import pytest
 
 from kubern.api.handle import MASTERS, Server
-from kubern.api.metrics import Histogram
+from kubern.api.metrics import Histogram, family
 from kubern.api.settings import ApiSettings
+from kubern.client.queue import Queue
 from kubern.model.request import Request, Response
 from kubern.store.encrypted import EncryptedStore
 from kubern.store.encryption import parse
@@ -31,7 +32,8 @@ SERVED = ("apiserver_admission_controller_admission_duration_seconds", "apiserve
           "apiserver_flowcontrol_rejected_requests_total", "apiserver_flowcontrol_request_wait_duration_seconds",
           "apiserver_authentication_config_controller_automatic_reloads_total", "apiserver_authorization_config_controller_automatic_reloads_total",
           "apiserver_authentication_config_controller_automatic_reload_last_timestamp_seconds",
-          "apiserver_authorization_config_controller_automatic_reload_last_timestamp_seconds")
+          "apiserver_authorization_config_controller_automatic_reload_last_timestamp_seconds", "workqueue_adds_total", "workqueue_depth",
+          "workqueue_retries_total")
 
 
 async def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> Response:
@@ -90,6 +92,28 @@ def test_a_histogram_counts_up() -> None:
         h.observe(("x",), value)
     assert h.text().splitlines()[2:] == ['h_bucket{a="x",le="1"} 2', 'h_bucket{a="x",le="2"} 3', 'h_bucket{a="x",le="+Inf"} 4', 'h_sum{a="x"} 10',
                                          'h_count{a="x"} 4']
+
+
+async def test_who_was_let_in_what_was_taken_and_what_waits(server: Server) -> None:
+    queue = Queue[int](name="things")
+    queue.add(1)
+    queue.add(1)
+    await ask(server, "POST", f"{NS}/services", {"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}})
+    await server.handle(Request("GET", "/api", {}, {"authorization": "Bearer no"}, b""))
+    await server.handle(Request("GET", f"{NS}/secrets", {}, {}, b""))
+    lines = (await page(server)).splitlines()
+    for line in ('authentication_attempts{result="error"} 1', 'authorization_attempts_total{result="denied"} 1',
+                 'kube_apiserver_clusterip_allocator_allocated_ips{cidr="10.96.0.0/12"} 1', "kube_apiserver_nodeport_allocator_allocated_ports 1",
+                 'apiserver_request_body_size_bytes_count{group="",resource="services",verb="create"} 1',
+                 'workqueue_adds_total{name="things"} 1', 'workqueue_depth{name="things"} 1', 'workqueue_retries_total{name="things"} 0',
+                 "apiserver_audit_event_total 0"):
+        assert line in lines, line
+    sli = [line for line in lines if line.startswith("apiserver_request_sli_duration_seconds_count{")]
+    assert sli and not any("dry_run" in line for line in sli)
+
+
+def test_large_counts_are_exact() -> None:
+    assert family("c", "counter", "help", [((), 12345678), ((("a", "b"),), 0.25)]).splitlines()[2:] == ["c 12345678", 'c{a="b"} 0.25']
 
 
 async def test_health_asks_the_store_and_the_key_plugins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,10 @@ class Allocator:
             else:
                 self._used_ports.pop(port, None)
 
+    @property
+    def used_ports(self) -> int:
+        return len(self._used_ports)
+
     def _port_free(self, port: int) -> bool:
         return port not in self._used_ports and port not in self.pending_ports
 

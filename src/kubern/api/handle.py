@@ -43,6 +43,7 @@ from kubern.model.status import StatusError, bad_request, internal
 from kubern.store.protocol import Broken, Conflict, Store, TooLarge, Unavailable
 
 if TYPE_CHECKING:
+    from kubern.api.allocate import Allocator
     from kubern.api.audit import Audit, Record
     from kubern.api.crd import Definitions
 
@@ -141,6 +142,7 @@ class Server:
         self.flags: dict[str, str] = {}                          # what the process was told, for /flagz
         self.fairness = Fairness(self.cache, self.settings.max_in_flight)
         self.definitions: Definitions | None = None
+        self.allocator: Allocator | None = None
         self.ready = False
         self.stopping = False
         self.begin_create: dict[tuple[str, str], Begin] = {("certificates.k8s.io", "certificatesigningrequests"): approval.asked}
@@ -183,7 +185,7 @@ class Server:
         self.cache.feed(pending)
         self._unsubscribe = self.store.subscribe(self.cache.feed)
         self._observe()
-        allocator = bootstrap.wire(self)
+        allocator = self.allocator = bootstrap.wire(self)
         await allocator.records.repair()
         self.definitions = crd.wire(self)
         if self.settings.bootstrap:
@@ -401,6 +403,7 @@ class Server:
                 decision = await settled(partial(self.decide, a))
             if record is not None:
                 annotations = {"authorization.k8s.io/decision": "allow" if decision.allowed else "forbid", "authorization.k8s.io/reason": decision.reason}
+            self.metrics.refused += not decision.allowed
             if not decision.allowed and not decision.error:
                 raise forbid(a, decision.reason)
             if not decision.allowed:
@@ -450,6 +453,10 @@ class Server:
         if a is not None:
             series = self.metrics.series(a, response.status, "All" if "dryRun" in request.query else "", call is not None)
             series.add(time.perf_counter() - started, response.size)
+            if request.body and call is not None:
+                self.metrics.bodies.observe((a.group, a.resource, a.verb), len(request.body))
+        else:
+            self.metrics.strangers += 1
         return response
 
     async def _resource(self, call: Call) -> Response:

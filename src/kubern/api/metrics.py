@@ -1,28 +1,22 @@
 """Metrics: what the API server counts, under upstream's names and labels, in the Prometheus text format.
 
 A counter is a dict entry, a histogram a list of counts that ends with their number and sum; nothing here waits or locks. Labels never hold what a
-client made up. The page is written when somebody asks for it (`text`). Upstream: apiserver endpoints/metrics/metrics.go, admission/metrics,
-storage/etcd3/metrics; test/instrumentation/testdata/stable-metrics-list.yaml names what may be relied on.
+client made up. The page is written when somebody asks for it (metrics_report.py). Upstream: apiserver endpoints/metrics/metrics.go,
+admission/metrics, storage/etcd3/metrics; test/instrumentation/testdata/stable-metrics-list.yaml names what may be relied on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kubern.api import configfile
 from kubern.api.authz.attributes import Attributes
-
-if TYPE_CHECKING:
-    from kubern.api.handle import Server
 
 DURATION_S = (0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60)
 SIZE_BYTES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+BODY_BYTES = tuple(50_000 + 100_000 * i for i in range(31))
 ADMISSION_S = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5)
 WEBHOOK_S = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0)
 SERIES_MAX = 20_000
@@ -55,19 +49,29 @@ class Histogram:
         h[bisect_left(self.buckets, value)] += 1
         h[-1] += value
 
-    def text(self, name: str = "") -> str:
-        name = name or self.name
+    def text(self) -> str:
+        name = self.name
         out = [_family(name, "histogram", self.help)]
         for labels, h in self.series.items():
             shown = _labels(zip(self.labels, labels, strict=True))
             bare, comma = f"{{{shown}}}" if shown else "", "," if shown else ""
-            total = 0.0
+            total = 0
             for bound, count in zip(self.buckets, h, strict=False):
-                total += count
-                out.append(f'{name}_bucket{{{shown}{comma}le="{_go(bound)}"}} {total:g}\n')
-            total += h[len(self.buckets)]
-            out.append(f'{name}_bucket{{{shown}{comma}le="+Inf"}} {total:g}\n{name}_sum{bare} {h[-1]:g}\n{name}_count{bare} {total:g}\n')
+                total += int(count)
+                out.append(f'{name}_bucket{{{shown}{comma}le="{bound:g}"}} {total}\n')
+            total += int(h[len(self.buckets)])
+            out.append(f'{name}_bucket{{{shown}{comma}le="+Inf"}} {total}\n{name}_sum{bare} {_number(h[-1])}\n{name}_count{bare} {total}\n')
         return "".join(out)
+
+    def without(self, label: str, name: str, help_: str) -> Histogram:
+        """The same under another name, added up over the values of a label."""
+        at = self.labels.index(label)
+        out = Histogram(name, help_, (*self.labels[:at], *self.labels[at + 1:]), self.buckets)
+        for labels, h in self.series.items():
+            cells = out.cells((*labels[:at], *labels[at + 1:]))
+            for i, n in enumerate(h):
+                cells[i] += n
+        return out
 
 
 # How long admission takes; asked by every server of the process.
@@ -87,17 +91,9 @@ CONVERSION_CALLS = Histogram("apiserver_conversion_webhook_duration_seconds", "[
                              (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 45, 60))
 
 
-def _conversions() -> str:
-    if not CONVERSION_CALLS.series:
-        return ""
-    counts = [(zip(CONVERSION_CALLS.labels, labels, strict=True), sum(h[:-1])) for labels, h in CONVERSION_CALLS.series.items()]
-    return CONVERSIONS.text() + CONVERSION_CALLS.text() + family(
-        "apiserver_conversion_webhook_request_total", "counter",
-        "[ALPHA] Counter for conversion webhook requests with success/failure and failure error type", counts)
-
-
-def _go(n: float) -> str:
-    return f"{n:g}"
+def _number(n: float) -> str:
+    """As exact as it is."""
+    return str(int(n)) if n == int(n) else repr(n)
 
 
 def _family(name: str, type_: str, help_: str) -> str:
@@ -113,7 +109,7 @@ def family(name: str, type_: str, help_: str, rows: Iterable[tuple[Iterable[tupl
     out = [_family(name, type_, help_)]
     for labels, value in rows:
         shown = _labels(labels)
-        out.append(f"{name}{{{shown}}} {value:g}\n" if shown else f"{name} {value:g}\n")
+        out.append(f"{name}{{{shown}}} {_number(value)}\n" if shown else f"{name} {_number(value)}\n")
     return "".join(out)
 
 
@@ -152,6 +148,9 @@ class Metrics:
                                    ("component", "dry_run", "group", "resource", "scope", "subresource", "verb", "version"), DURATION_S)
         self.sizes = Histogram("apiserver_response_sizes", "[STABLE] Response size distribution in bytes for each group, version, verb, resource, "
                                "subresource, scope and component.", ("component", "group", "resource", "scope", "subresource", "verb", "version"), SIZE_BYTES)
+        self.bodies = Histogram("apiserver_request_body_size_bytes", "[ALPHA] Apiserver request body size in bytes broken out by resource and verb.",
+                                ("group", "resource", "verb"), BODY_BYTES)
+        self.strangers = self.refused = 0         # requests of nobody that is known; of those that are, what was not allowed
         self.deprecated: set[tuple[str, str, str, str]] = set()       # (group, version, resource, subresource) that were asked for
         self.started_s = time.time()
 
@@ -181,89 +180,3 @@ class Metrics:
             if len(self.requests) < SERIES_MAX:
                 self.requests[key] = series
         return series
-
-    def text(self, server: Server) -> bytes:
-        """The page of /metrics."""
-        from kubern.api import fairness_report
-
-        names = self.durations.labels
-        pages = [
-            family("apiserver_request_total", "counter", "[STABLE] Counter of apiserver requests broken out for each verb, dry run value, group, version, "
-                   "resource, scope, component, and HTTP response code.",
-                   ((sorted(zip((*names, "code"), key, strict=True)), series.count) for key, series in self.requests.items())),
-            self.durations.text(), self.durations.text("apiserver_request_sli_duration_seconds"), self.sizes.text(),
-            family("apiserver_requested_deprecated_apis", "gauge", "[STABLE] Gauge of deprecated APIs that have been requested, broken out by API group, "
-                   "version, resource, subresource, and removed_release.",
-                   (((("group", g), ("removed_release", ""), ("resource", r), ("subresource", s), ("version", v)), 1)
-                    for g, v, r, s in sorted(self.deprecated))),
-            _watches(server), _in_flight(server), STEPS.text(), PLUGINS.text(), WEBHOOKS.text(), _conversions(), _stored(server),
-            fairness_report.metrics(server.fairness), _reloads(server)]
-        if server.audit is not None:
-            pages += [family("apiserver_audit_event_total", "counter", "[ALPHA] Counter of audit events generated and sent to the audit backend.",
-                             [((), server.audit.events)]),
-                      family("apiserver_audit_error_total", "counter", "[ALPHA] Counter of audit events that failed to be audited properly. Plugin identifies "
-                             "the plugin affected by the error.", [((("plugin", s.plugin),), s.lost) for s in server.audit.sinks])]
-        return "".join([*pages, _build(), self._process()]).encode()
-
-    def _process(self) -> str:
-        with open("/proc/self/statm") as f:
-            resident = int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return (family("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", [((), time.process_time())])
-                + _family("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.") + f"process_resident_memory_bytes {resident}\n"
-                + _family("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.")
-                + f"process_start_time_seconds {self.started_s:.2f}\n")
-
-
-def _watches(server: Server) -> str:
-    names = ("component", "group", "resource", "scope", "subresource", "verb", "version")
-    return family("apiserver_longrunning_requests", "gauge", "[STABLE] Gauge of all active long-running apiserver requests broken out by verb, group, version, "
-                  "resource, scope and component. Not all requests are tracked this way.",
-                  ((zip(names, key, strict=True), n) for key, n in Counter(server.long_running()).items()))
-
-
-def _in_flight(server: Server) -> str:
-    return family("apiserver_current_inflight_requests", "gauge", "[STABLE] Maximal number of currently used inflight request limit of this apiserver per "
-                  "request kind in last second.",
-                  [((("request_kind", "mutating"),), server.writing), ((("request_kind", "readOnly"),), server.in_flight - server.writing)])
-
-
-def _stored(server: Server) -> str:
-    collections = [(g, p, c) for (g, p), c in server.cache.collections.items() if g != "ranges"]
-    out = family("apiserver_storage_objects", "gauge", "[STABLE] (Deprecated since 1.34.0) [DEPRECATED, consider using apiserver_resource_objects instead] "
-                 "Number of stored objects at the time of last check split by kind. In case of a fetching error, the value will be -1.",
-                 (((("resource", f"{p}.{g}" if g else p),), len(c.items)) for g, p, c in collections))
-    out += family("apiserver_resource_objects", "gauge", "[ALPHA] Number of stored objects at the time of last check split by kind. In case of a fetching "
-                  "error, the value will be -1.", (((("group", g), ("resource", p)), len(c.items)) for g, p, c in collections))
-    out += family("apiserver_storage_events_received_total", "counter", "[BETA] Number of etcd events received split by kind.",
-                  (((("group", g), ("resource", p)), c.received) for g, p, c in collections if c.received))
-    size = getattr(server.store, "size_bytes", -1)
-    if size >= 0:
-        out += _family("apiserver_storage_size_bytes", "gauge", "[STABLE] Size of the storage database file physically allocated in bytes.")
-        out += f'apiserver_storage_size_bytes{{storage_cluster_id="etcd-0"}} {size}\n'
-    return out
-
-
-def _reloads(server: Server) -> str:
-    """How often configuration files were read again while the server ran."""
-    out = ""
-    who = "sha256:" + hashlib.sha256(server.identity.encode()).hexdigest()
-    for what in ("authentication", "authorization"):
-        seen = [(status, *configfile.RELOADS[what, status]) for status in ("success", "failure") if (what, status) in configfile.RELOADS]
-        name = f"apiserver_{what}_config_controller_automatic_reload"
-        help_ = f"{what} configuration split by status and apiserver identity."
-        out += family(f"{name}s_total", "counter", f"[BETA] Total number of automatic reloads of {help_}",
-                      (((("apiserver_id_hash", who), ("status", status)), n) for status, n, _ in seen))
-        out += _family(f"{name}_last_timestamp_seconds", "gauge", f"[BETA] Timestamp of the last automatic reload of {help_}")
-        out += "".join(f'{name}_last_timestamp_seconds{{apiserver_id_hash="{who}",status="{status}"}} {at_s:.3f}\n' for status, _, at_s in seen)
-    return out
-
-
-def _build() -> str:
-    from kubern.api.paths import version
-
-    v = version()
-    names = (("build_date", "buildDate"), ("compiler", "compiler"), ("git_commit", "gitCommit"), ("git_tree_state", "gitTreeState"),
-             ("git_version", "gitVersion"), ("go_version", "goVersion"), ("major", "major"), ("minor", "minor"), ("platform", "platform"))
-    return family("kubernetes_build_info", "gauge", "[BETA] A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree "
-                  "state, build date, Go version, and compiler from which Kubernetes was built, and platform on which it is running.",
-                  [(((label, v[key]) for label, key in names), 1)])

@@ -63,7 +63,9 @@ async def respond(server: Server, request: Request, user: User) -> Response:
             raise router_not_acceptable(("application/json",))
         return answer(version(), Accept("application/json", pretty=True))
     if path == "/metrics":
-        return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")], server.metrics.text(server))
+        from kubern.api import metrics_report
+
+        return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")], metrics_report.page(server))
     if path.startswith(fairness_report.PREFIX):
         table = fairness_report.dump(server.fairness, path)
         return Response(200, [TEXT], table) if table is not None else not_found()

@@ -66,7 +66,7 @@ class Worker:
 
     def __init__(self, row: Controller, mirrors: Mirrors, client: Client, recorder: Recorder, clock: Callable[[], float]) -> None:
         self.row, self.mirrors, self.client, self.recorder, self.clock = row, mirrors, client, recorder, clock
-        self.queue: Queue[Key] = Queue(row.backoff_first_s, row.backoff_last_s)
+        self.queue: Queue[Key] = Queue(row.backoff_first_s, row.backoff_last_s, row.name)
         self._slots = asyncio.Semaphore(row.workers)
         self._tasks: set[asyncio.Task[None]] = set()
         self.everywhere: list[str] = []

@@ -1,6 +1,6 @@
 """Queue: which keys a controller must look at. A key waits at most once, is never handed out twice at the same time, may be due later.
 
-Backoff per key doubles from 5 ms to 1000 s, as client-go's default rate limiter (util/workqueue).
+Backoff per key doubles from 5 ms to 1000 s, as client-go's default rate limiter (util/workqueue). NAMED are those that metrics tell of.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 BACKOFF_FIRST_S = 0.005
 BACKOFF_LAST_S = 1000.0
 K = TypeVar("K", bound=Hashable)
+NAMED: WeakValueDictionary[str, Queue[Any]] = WeakValueDictionary()
 
 
 class Queue(Generic[K]):
-    def __init__(self, backoff_first_s: float = BACKOFF_FIRST_S, backoff_last_s: float = BACKOFF_LAST_S) -> None:
+    def __init__(self, backoff_first_s: float = BACKOFF_FIRST_S, backoff_last_s: float = BACKOFF_LAST_S, name: str = "") -> None:
+        self.adds = self.retries = 0            # of keys that did not wait already; of keys that had failed
+        if name:
+            NAMED[name] = self
         self._ready: deque[K] = deque()
         self._dirty: set[K] = set()             # wants a look
         self._busy: set[K] = set()              # is being looked at
@@ -42,6 +47,7 @@ class Queue(Generic[K]):
         if key in self._dirty:
             return
         self._dirty.add(key)
+        self.adds += 1
         if key not in self._busy:
             self._offer(key)
 
@@ -61,6 +67,7 @@ class Queue(Generic[K]):
         """Adds the key after its backoff and returns that."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
+        self.retries += 1
         delay = min(self._first * 2.0 ** min(failures, 60), self._last)
         self.add_after(key, delay)
         return delay
