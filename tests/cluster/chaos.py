@@ -390,6 +390,14 @@ class Chaos:
         if lost and self.rng.random() < 0.3:
             await self.delete("nodes", "", shapes(NODES)[-1].name)
 
+    async def spare(self) -> None:
+        """Claims that nobody wants any more make room for those who do. Not while their pods are there: a set that scales down waits for two pods
+        that cannot start, here and upstream."""
+        pods = set(self.names("core/pods", "work"))
+        for name in self.names("core/persistentvolumeclaims", "work"):
+            if not name.endswith("-0") and name.removeprefix("data-") not in pods:
+                await self.delete("persistentvolumeclaims", "work", name)
+
     async def recycle(self) -> None:
         """Volumes whose claim is gone are wiped and offered again."""
         for v in self.dog.under("core/persistentvolumes"):
@@ -409,9 +417,6 @@ class Chaos:
             for name in self.names(f"apps/{BUILT_IN[resource].plural}", "work"):
                 if name != "scaled":
                     await self.patch(resource, "work", name, {"spec": {"replicas": few}})
-        for name in self.names("core/persistentvolumeclaims", "work"):
-            if not name.endswith("-0"):                            # volumes that nobody wants any more, for those who do
-                await self.delete("persistentvolumeclaims", "work", name)
         for name in self.names("batch/cronjobs", "work"):
             await self.patch("cronjobs.batch", "work", name, {"spec": {"suspend": True}})
 
@@ -453,6 +458,7 @@ class Chaos:
                 return
             if loop.time() - since_s > SETTLE_MAX_S:
                 raise Broken("\n".join(wrong[:20]))
+            await self.spare()
             await self.recycle()
             await asyncio.sleep(1 if loop.time() - since_s < 60 else 10)
 
