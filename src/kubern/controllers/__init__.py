@@ -101,7 +101,7 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     localpath.claims,
     localpath.volumes,
     # policies
-    policystatus.controller,
+    policystatus.CONTROLLER,
     # everything
     quota.CONTROLLER,
     garbage.CONTROLLER,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from kubern.model.object import Object
 
 Sign = Callable[[str, bytes, Sequence[str], int], bytes]      # (signer name, CSR PEM, usages, seconds) -> certificate PEM; raises ValueError
-CheckPolicy = Callable[[Object], list[tuple[str, str]]]       # (policy) -> (field, warning) of expressions that do not fit their types
 Token = Callable[[Object, Object], str]                       # (service account, secret) -> a token without end bound to the secret
 
 
@@ -19,7 +18,6 @@ class Context:
     root_ca: str = ""
     sign: Sign | None = None
     token: Token | None = None
-    check_policy: CheckPolicy | None = None
     signing_duration_s: int = 365 * 24 * 3600
     pod_cidr: str = "10.244.0.0/16"
     node_cidr_bits: int = 24

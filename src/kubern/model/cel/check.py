@@ -99,7 +99,7 @@ class Checker:
         if isinstance(t, tuple) and t[0] == "optional_type":
             inner = self._field(node, t[1])
             node.value = "optional"
-            return ("optional_type", inner)
+            return ("optional_type", DYN if inner == "error" else inner)
         if isinstance(t, tuple) and t[0] == "map":
             return t[2]
         if isinstance(t, Object):
@@ -109,6 +109,8 @@ class Checker:
             return found
         if is_dyn(t) or (isinstance(t, tuple) and t[0] == "param"):
             return DYN
+        if isinstance(t, str) and t.startswith("kubernetes."):
+            return self.error(node.pos, f"unexpected failed resolution of '{t}'")
         return self.error(node.pos, f"type '{text(t)}' does not support field selection")
 
     def _has(self, node: Node) -> Type:
@@ -169,13 +171,13 @@ class Checker:
         return self.resolve(node, overloads, [target, *args], True)
 
     def _logic(self, node: Node) -> Type:
-        args = [self.check(a) for a in node.args]
-        if all(assignable("bool", a, {}) for a in args):
-            return "bool"
-        if "error" in args:
-            return "error"
-        shown = ", ".join(text(a) for a in args)
-        return self.error(node.pos, f"found no matching overload for '{node.name}' applied to '({shown})'")
+        for a in node.args:
+            self._is_bool(a, self.check(a))
+        return "bool"
+
+    def _is_bool(self, node: Node, t: Type) -> None:
+        if t != "error" and not assignable("bool", t, {}):
+            self.error(node.pos, f"expected type 'bool' but found '{text(t)}'")
 
     _and = _or = _logic
 
@@ -267,13 +269,10 @@ class Checker:
         finally:
             self.scopes.pop()
 
-    def _wants_bool(self, node: Node, names: Mapping[str, Type], name: str) -> None:
-        t = self._inside(node, names)
-        if not assignable("bool", t, {}):
-            shown = {"all": f"found no matching overload for '_&&_' applied to '(bool, {text(t)})'",
-                     "exists": f"found no matching overload for '_||_' applied to '(bool, {text(t)})'"}.get(
-                         name, f"expected type 'bool' but found '{text(t)}'")
-            self.error(node.pos, shown)
+    def _chooses(self, node: Node, test: Type, made: Type) -> None:
+        """A macro that takes a step or does not is a `test ? made : made` to upstream, and refused as one."""
+        if test != "error" and not assignable("bool", test, {}):
+            self.error(node.pos, f"found no matching overload for '_?_:_' applied to '({text(test)}, {text(made)}, {text(made)})'")
 
     def _comp(self, node: Node) -> Type:
         target, *rest = node.args
@@ -292,15 +291,21 @@ class Checker:
             names = {node.value[0]: key, node.value[1]: value}
         else:
             names = {node.value[0]: key if isinstance(t, tuple) and t[0] == "map" else value}
-        if node.name in ("all", "exists", "exists_one", "existsOne"):
-            self._wants_bool(rest[0], names, node.name)
+        test = self._inside(rest[0], names)
+        if node.name in ("all", "exists"):
+            self._is_bool(rest[0], test)
+            return "bool"
+        if node.name in ("exists_one", "existsOne"):
+            self._chooses(node, test, "int")
             return "bool"
         if node.name == "filter":
-            self._wants_bool(rest[0], names, node.name)
-            return ("list", names[node.value[0]])
+            found = ("list", names[node.value[0]])
+            self._chooses(node, test, found)
+            return found
+        made = test
         if len(rest) == 2:
-            self._wants_bool(rest[0], names, node.name)
-        made = self._inside(rest[-1], names)
+            made = self._inside(rest[-1], names)
+            self._chooses(node, test, ("list", made) if node.name in ("map", "transformList") else ("map", key, made))
         if node.name == "sortBy":
             if not is_dyn(made) and made not in _ORDERED:
                 return self.error(node.pos, "found no matching overload for '@sortByAssociatedKeys' applied to "

@@ -321,7 +321,7 @@ def _global(name: str, pos: int, opened: int, args: list[Node]) -> Node:
     if name == "has" and len(args) == 1:
         if args[0].op != "select":
             raise CelSyntaxError("invalid argument to has() macro", args[0].pos)
-        return Node("has", args[0].pos, args[0].name, args[0].args)
+        return Node("has", opened, args[0].name, args[0].args)
     return Node("call", opened, name, tuple(args), pos)
 
 
