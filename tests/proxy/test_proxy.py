@@ -9,7 +9,7 @@ import pytest
 
 from kubern.proxy.conntrack import Flow, stale
 from kubern.proxy.endpoints import Node
-from kubern.proxy.health import Check, HealthServers, service_answer
+from kubern.proxy.health import Check, Figures, HealthServers, own_answer, service_answer, status_answer
 from kubern.proxy.policy import SKELETON
 from kubern.proxy.render import Settings, skeleton
 from kubern.proxy.run import Proxy
@@ -70,6 +70,24 @@ def test_udp_flows_of_gone_endpoints_are_stale() -> None:
 def test_health_answers() -> None:
     assert service_answer(Check("d", "web", 2)) == (200, b'{"service":{"namespace":"d","name":"web"},"localEndpoints":2,"serviceProxyHealthy":true}')
     assert service_answer(Check("d", "web", 0))[0] == 503
+
+
+def test_what_the_proxy_says_of_itself() -> None:
+    f = Figures(changes=3, spent_s=0.5, written_at_s=5.0, healthy=True)
+    assert own_answer("/healthz", f, 9.0) == (200, b'{"lastUpdated":"1970-01-01T00:00:09Z","currentTime":"1970-01-01T00:00:09Z","healthy":true,"nodeEligible":true}')
+    f.eligible = False                                        # traffic shall go elsewhere, but nothing is wrong with the proxy
+    assert own_answer("/healthz", f, 9.0)[0] == 503 and own_answer("/livez", f, 9.0)[0] == 200 and own_answer("/x", f, 9.0)[0] == 404
+    assert status_answer("/proxyMode", f) == (200, b"nftables") and status_answer("/x", f)[0] == 404
+    assert b"kubeproxy_sync_proxy_rules_duration_seconds_count 3\n" in status_answer("/metrics", f)[1]
+
+
+def test_a_node_that_is_about_to_go_says_so() -> None:
+    p = proxy()
+    me = {"metadata": {"name": "n1"}, "spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}}
+    p.node_changed(None, me)
+    assert not p.figures.eligible
+    p.node_changed(me, {"metadata": {"name": "n1"}})
+    assert p.figures.eligible
 
 
 async def test_health_servers_open_and_close(unused_tcp_port: int) -> None:

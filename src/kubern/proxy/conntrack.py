@@ -6,13 +6,16 @@ Pure decision (`stale`), netlink shell (`forget`). Model: upstream's pkg/proxy/c
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 UDP = 17
+TIMEOUTS = {"tcp_timeout_established": 86_400, "tcp_timeout_close_wait": 3600}
 
 
 class Flow(NamedTuple):
@@ -56,6 +59,14 @@ def forget(fronts: Mapping[Front, frozenset[tuple[str, int]]], family: int = 4) 
             _send(s, _DELETE, _REQUEST | _ACK, body)
             s.recv(_RECEIVE_BYTES)                       # the acknowledgement; a flow that ended by itself meanwhile is as good
     return len(doomed)
+
+
+def keep_long() -> None:
+    """How long the kernel remembers connections, as kube-proxy sets it: the kernel's own minute of CLOSE_WAIT is too short for servers that
+    close late. Blocking; where it may not be set it stays."""
+    for name, seconds in TIMEOUTS.items():
+        with contextlib.suppress(OSError):
+            Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(str(seconds))
 
 
 # ---- ctnetlink by hand (linux/netfilter/nfnetlink_conntrack.h): two messages do not warrant a library of 25 MB in every node's agent

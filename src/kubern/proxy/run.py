@@ -11,14 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kubern.client.mirror import Mirrors
-from kubern.model.object import Object
+from kubern.model.object import Object, deleting
 from kubern.proxy import conntrack, netlink, nft
 from kubern.proxy.endpoints import Node, collect
 from kubern.proxy.guard import Guard
-from kubern.proxy.health import Check, HealthServers
+from kubern.proxy.health import Check, Figures, HealthServers
 from kubern.proxy.policy_run import PolicyRole
 from kubern.proxy.render import TABLE, TYPES, Settings, addresses, owner, policies, render_service, skeleton, slice_owner, table_of
 from kubern.proxy.ruleset import Part, Ruleset
@@ -29,16 +29,7 @@ SERVICES, SLICES, NODES = "services", "endpointslices.discovery.k8s.io", "nodes"
 GATHER_S = 0.005                       # changes that come within this time go into one transaction
 RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
 ZONE = "topology.kubernetes.io/zone"
-
-
-@dataclass(slots=True)
-class Figures:
-    """What the proxy did, for metrics and tests."""
-
-    full: int = 0
-    changes: int = 0
-    last_s: float = 0.0
-    services: int = 0
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
 
 
 class Proxy:
@@ -90,6 +81,7 @@ class Proxy:
         """Our own Node: its zone and addresses decide."""
         if new is None or new["metadata"]["name"] != self.settings.node.name:
             return
+        self.figures.eligible = not deleting(new) and not any(t.get("key") == TO_BE_DELETED for t in (new.get("spec") or {}).get("taints") or ())
         node = node_of(new)
         if node != self.settings.node:
             self.settings = replace(self.settings, node=node)
@@ -98,7 +90,7 @@ class Proxy:
 
     def again(self) -> None:
         """The table is not what it should be: the whole is written."""
-        self.whole = True
+        self.whole, self.figures.healthy = True, False
         self.wake.set()
 
     def _touch(self, key: str) -> None:
@@ -139,10 +131,12 @@ class Proxy:
                     if whole:
                         self.guard.written()
                 except BaseException:
-                    self.whole = True
+                    self.again()
                     raise
                 self.figures.changes += 1
-        self.figures.last_s, self.figures.services = time.monotonic() - began, len(self.services)
+        f = self.figures
+        f.last_s, f.written_at_s, f.services, f.healthy = time.monotonic() - began, time.time(), len(self.services), True
+        f.spent_s += f.last_s
         if self._udp_changed:
             fronts = self.udp_fronts(self._udp_changed)
             self._udp_changed = set()
@@ -212,7 +206,8 @@ async def run(mirrors: Mirrors, node: str, pod_cidrs: tuple[str, ...], service_c
         for obj in mirrors.mirror(name).list():
             handler(None, obj)
     await mirrors.synced((SERVICES, SLICES, NODES))
-    await health.own(lambda: not proxy.whole)
+    await health.own(proxy.figures)
+    await asyncio.to_thread(conntrack.keep_long)
     async with asyncio.TaskGroup() as group:
         group.create_task(PolicyRole(mirrors, node).run(), name="network policy")
         group.create_task(proxy.guard.run(), name="guard")
