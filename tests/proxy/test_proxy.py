@@ -74,7 +74,8 @@ def test_health_answers() -> None:
 
 def test_what_the_proxy_says_of_itself() -> None:
     f = Figures(changes=3, spent_s=0.5, written_at_s=5.0, healthy=True)
-    assert own_answer("/healthz", f, 9.0) == (200, b'{"lastUpdated":"1970-01-01T00:00:09Z","currentTime":"1970-01-01T00:00:09Z","healthy":true,"nodeEligible":true}')
+    at = "1970-01-01T00:00:09Z"
+    assert own_answer("/healthz", f, 9.0) == (200, f'{{"lastUpdated":"{at}","currentTime":"{at}","healthy":true,"nodeEligible":true}}'.encode())
     f.eligible = False                                        # traffic shall go elsewhere, but nothing is wrong with the proxy
     assert own_answer("/healthz", f, 9.0)[0] == 503 and own_answer("/livez", f, 9.0)[0] == 200 and own_answer("/x", f, 9.0)[0] == 404
     assert status_answer("/proxyMode", f) == (200, b"nftables") and status_answer("/x", f)[0] == 404
