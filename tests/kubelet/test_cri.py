@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kubern.kubelet import cri, scrape, stats
-from kubern.kubelet.cgroups import Cgroups, Hierarchies, discover, pod_limits
+from kubern.kubelet.cgroups import Cgroups, Hierarchies, discover, pod_limits, stalls
 from kubern.kubelet.container import quota, shares
-from kubern.kubelet.measure import Histogram
+from kubern.kubelet.measure import Histogram, Measures
+from kubern.kubelet.pull import size_class
 from kubern.kubelet.stats import Figures, PodFigures, Sample, Volume
 
 
@@ -96,10 +98,38 @@ def test_metrics_in_text() -> None:
     text = scrape.resource_metrics(SAMPLE)
     assert 'container_cpu_usage_seconds_total{container="c",namespace="n",pod="a\\"b"} 3 100000\n' in text
     assert "node_cpu_usage_seconds_total 2 100000\n" in text and "resource_scrape_error 0\n" in text
-    text = scrape.cadvisor_metrics(SAMPLE, {"/k/podu": {"user": 1.5}})
+    text = scrape.cadvisor_metrics(SAMPLE, {"/k/podu": scrape.Details({"user": 1.5}, {"8:0": {"read_bytes": 7, "writes": 2}})})
     assert 'container_network_receive_bytes_total{container="",id="/k/podu",image="",interface="eth0",name="",namespace="n",pod="a\\"b"} 4 100000\n' in text
     assert 'container_cpu_user_seconds_total{container="",id="/k/podu",image="",name="",namespace="n",pod="a\\"b"} 1.5 100000\n' in text
+    assert 'container_fs_reads_bytes_total{container="",id="/k/podu",image="",name="",namespace="n",pod="a\\"b",device="' in text
+    assert 'container_blkio_device_usage_total{' in text and ',major="8",minor="0",operation="Read"} 7 100000\n' in text
     assert 'kubelet_volume_stats_used_bytes{namespace="n",persistentvolumeclaim="disk"} 3\n' in scrape.volume_metrics(SAMPLE)
+
+
+def test_pressure_and_disks_as_the_kernel_tells_them(tmp_path: Path) -> None:
+    told = "some avg10=1.50 avg60=0.20 avg300=0.00 total=12\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=3"
+    assert stalls(told) == {"some": {"avg10": 1.5, "avg60": 0.2, "avg300": 0.0, "total": 12}, "full": {"avg10": 0.0, "avg60": 0.0, "avg300": 0.0, "total": 3}}
+    (tmp_path / "two/p").mkdir(parents=True)
+    (tmp_path / "two/p/cpu.pressure").write_text(told + "\n")
+    (tmp_path / "two/p/io.stat").write_text("8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n")
+    v2 = Cgroups("", Hierarchies(tmp_path / "two", {}))
+    assert v2.pressure("/p") == {"cpu": stalls(told)} and v2.disk("/p") == {"8:0": {"read_bytes": 10, "write_bytes": 20, "reads": 1, "writes": 2}}
+    (tmp_path / "one/p").mkdir(parents=True)
+    (tmp_path / "one/p/blkio.throttle.io_service_bytes_recursive").write_text("8:0 Read 10\n8:0 Write 20\n8:0 Total 30\nTotal 30\n")
+    v1 = Cgroups("", Hierarchies(None, {"blkio": tmp_path / "one"}))
+    assert v1.pressure("/p") == {} and v1.disk("/p") == {"8:0": {"read_bytes": 10, "write_bytes": 20}}
+    f = stats.Figures(pressure={"cpu": stalls(told), "io": stalls(told)})
+    doc = stats.summary(replace(SAMPLE, node=f), "node")["node"]
+    assert doc["cpu"]["psi"]["some"]["avg10"] == 1.5 and doc["io"]["psi"]["full"]["total"] == 3 and "psi" not in doc["memory"]
+
+
+def test_what_is_counted() -> None:
+    m = Measures()
+    m.count("admission_rejections_total", "OutOfcpu")
+    m.count("admission_rejections_total", "OutOfcpu")
+    text = m.text()
+    assert 'kubelet_admission_rejections_total{reason="OutOfcpu"} 2\n' in text and "kubelet_started_pods_total 0\n" in text
+    assert "kubelet_image_garbage_collected_total" not in text and size_class(11 << 20) == "10MB-100MB" and size_class(0) == "N/A"
 
 
 def test_histograms() -> None:

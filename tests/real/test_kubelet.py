@@ -215,8 +215,11 @@ def test_the_endpoint_and_who_may_read_it(c: Any) -> None:
         return c.kubectl("get", "--raw", f"/api/v1/nodes/node-0/proxy/{path}")
     assert raw("healthz") == "ok" and "seen" in [p["metadata"]["name"] for p in json.loads(raw("pods"))["items"]]
     figures = c.until(lambda: next((p for p in json.loads(raw("stats/summary"))["pods"] if p["podRef"]["name"] == "seen"), None), "not in the summary")
+    if Path("/proc/pressure/cpu").exists():
+        assert json.loads(raw("stats/summary"))["node"]["cpu"]["psi"]["some"]["total"] > 0
     assert figures["containers"][0]["memory"]["workingSetBytes"] and figures["cpu"]["usageCoreNanoSeconds"]
-    for path, name in (("metrics", "kubelet_running_pods"), ("metrics/cadvisor", 'container_memory_working_set_bytes{container="c"'),
+    for path, name in (("metrics", 'kubelet_started_containers_total{container_type="container"}'), ("metrics/cadvisor", "container_fs_writes_bytes_total"),
+                       ("metrics/cadvisor", 'container_memory_working_set_bytes{container="c"'),
                        ("metrics/resource", 'pod_cpu_usage_seconds_total{namespace="default",pod="seen"}'),
                        ("metrics/probes", 'prober_probe_total{container="c"')):
         c.until(lambda p=path, n=name: n in raw(p), f"no {name} in {path}", 20)

@@ -24,6 +24,7 @@ from kubern.kubelet.claims import Claims, NotPrepared
 from kubern.kubelet.cpus import Cpus
 from kubern.kubelet.devices import Devices, NoDevices
 from kubern.kubelet.env import BadEnv, Values, environment
+from kubern.kubelet.measure import Measures
 from kubern.kubelet.memory import Memory as NumaMemory
 from kubern.kubelet.objects import Objects
 from kubern.kubelet.plan import Action, CreateSandbox, Kill, Memory, Remove, Resize, Start, StopPod, Wait, grace_period, kill_order
@@ -77,6 +78,7 @@ class Actor:
     cpus: Cpus | None = None
     memory: NumaMemory | None = None
     native_cdi: bool = False                                      # the runtime injects CDI devices itself
+    measures: Measures = field(default_factory=Measures)
     container_logs: str = ""                                      # directory of links to containers' logs; "" = none
     _starts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_STARTS))
 
@@ -160,7 +162,13 @@ class Actor:
         name = pod["spec"].get("runtimeClassName") or ""
         handler = await self.handler(name) if name and self.handler is not None else ""
         async with self._starts:
-            return await self.runtime.run_sandbox(sandbox, handler)
+            try:
+                with self.measures.sandbox.timed(handler):
+                    return await self.runtime.run_sandbox(sandbox, handler)
+            except RuntimeFailure:
+                self.measures.count("started_pods_errors_total")
+                self.measures.count("run_podsandbox_errors_total", handler)
+                raise
 
     async def _purge_init(self, pod: Object, seen: Observed) -> None:
         names = {c["name"] for c in pod["spec"].get("initContainers") or ()}
@@ -174,6 +182,15 @@ class Actor:
     async def _start(self, pod: Object, c: dict[str, Any], a: Start, sandbox_id: str, sandbox_attempt: int, seen: Observed,
                      values: Values) -> tuple[str, str] | None:
         """None when it runs, else (reason, message) of why it waits."""
+        kind = {"init": "init_container", "ephemeral": "ephemeral_container"}.get(a.kind, "container")
+        why = await self._try_start(pod, c, a, sandbox_id, sandbox_attempt, seen, values)
+        self.measures.count("started_containers_total", kind)
+        if why is not None:
+            self.measures.count("started_containers_errors_total", kind, why[0])
+        return why
+
+    async def _try_start(self, pod: Object, c: dict[str, Any], a: Start, sandbox_id: str, sandbox_attempt: int, seen: Observed,
+                         values: Values) -> tuple[str, str] | None:
         name = c["name"]
 
         def tell(type_: str, reason: str, message: str) -> None:

@@ -187,6 +187,29 @@ class Cgroups:
         return out | {"memory": used, "working_set": max(0, used - inactive)}
 
 
+    def pressure(self, path: str) -> dict[str, dict[str, dict[str, float]]]:
+        """cpu, memory, io -> some, full -> total (microseconds) and averages: how long work waited. Of the machine ("/"), of cgroups on v2."""
+        at = {"cpu": "/proc/pressure/cpu", "memory": "/proc/pressure/memory", "io": "/proc/pressure/io"} if path in ("", "/") else \
+            {r: f"{self.h.v2}{path}/{r}.pressure" for r in ("cpu", "memory", "io")} if self.h.v2 else {}
+        return {r: found for r, file in at.items() if (found := stalls(_word(file)))}
+
+    def disk(self, path: str) -> dict[str, dict[str, int]]:
+        """Device (8:0) -> read_bytes, write_bytes, reads, writes, as far as the kernel counts them."""
+        out: dict[str, dict[str, int]] = {}
+        if self.h.v2:
+            names = {"rbytes": "read_bytes", "wbytes": "write_bytes", "rios": "reads", "wios": "writes"}
+            for line in _word(f"{self.h.v2}{path}/io.stat").splitlines():
+                device, *pairs = line.split()
+                out[device] = {names[k]: int(v) for k, _, v in (p.partition("=") for p in pairs) if k in names}
+            return out
+        for file, kind in (("io_service_bytes", "_bytes"), ("io_serviced", "s")):
+            for line in _word(f"{self.h.v1.get('blkio', '')}{path}/blkio.throttle.{file}_recursive").splitlines():
+                device, _, rest = line.partition(" ")
+                operation, _, n = rest.partition(" ")
+                if operation in ("Read", "Write"):
+                    out.setdefault(device, {})[operation.lower() + kind] = int(n)
+        return out
+
     def details(self, path: str) -> dict[str, float]:
         """What scrapers ask of a cgroup beyond `usage`, by cAdvisor's names; what cannot be read is not there."""
         if self.h.v2:
@@ -218,6 +241,23 @@ class Cgroups:
             if quota.isdigit():
                 out |= {"quota": float(quota), "periods": throttled.get("nr_periods", 0), "throttled": throttled.get("nr_throttled", 0)}
         return out | {"processes": self.processes(path)}
+
+
+def stalls(text: str) -> dict[str, dict[str, float]]:
+    """A pressure file: its lines by name, each with avg10, avg60, avg300 and total."""
+    out: dict[str, dict[str, float]] = {}
+    for line in text.splitlines():
+        name, *pairs = line.split()
+        out[name] = {k: int(v) if k == "total" else float(v) for k, _, v in (p.partition("=") for p in pairs)}
+    return out
+
+
+def device_name(number: str, base: str = "/sys/dev/block") -> str:
+    """8:0 -> /dev/sda."""
+    try:
+        return f"/dev/{os.path.basename(os.readlink(f'{base}/{number}'))}"
+    except OSError:
+        return ""
 
 
 def _word(path: str) -> str:

@@ -217,7 +217,7 @@ class Room:
         unused = await self._unused()
         self._unused_since = {i.id: self._unused_since.get(i.id, now) for i in unused}
         if c.image_age_max_s:
-            await self._remove_images([i for i in unused if now - self._unused_since[i.id] > c.image_age_max_s], None)
+            await self._remove_images([i for i in unused if now - self._unused_since[i.id] > c.image_age_max_s], None, "age")
         mount, _, _ = await k.runtime.image_fs()
         total, used = await asyncio.to_thread(_disk, mount)
         if not total or used < total * c.image_high:
@@ -229,7 +229,7 @@ class Room:
             k.tell_node("Warning", "FreeDiskSpaceFailed", f"Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, "
                                                           f"but only found {freed} bytes eligible to free.")
 
-    async def _remove_images(self, doomed: list[Any], wanted: int | None) -> int:
+    async def _remove_images(self, doomed: list[Any], wanted: int | None, why: str = "space") -> int:
         freed = 0
         for image in doomed:
             if wanted is not None and freed >= wanted:
@@ -237,6 +237,7 @@ class Room:
             with contextlib.suppress(RuntimeFailure):
                 await self.kubelet.runtime.remove_image(image.id)
                 log.info("removed image %s", image.tags or image.id)
+                self.kubelet.measures.count("image_garbage_collected_total", why)
                 freed += image.size
         return freed
 

@@ -21,6 +21,7 @@ import orjson
 
 from kubern.kubelet import pods, proto
 from kubern.kubelet.cpus import whole_pod
+from kubern.kubelet.measure import Measures
 from kubern.kubelet.numa import Hint, Hints, Nodes, masks, preferring
 from kubern.kubelet.record import write_whole
 from kubern.model import quantity
@@ -94,7 +95,8 @@ class Additions:
 class Devices:
     """The device plugins of this node. A Keeper of plugins.py."""
 
-    def __init__(self, root: str, clock: Callable[[], float], changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, root: str, clock: Callable[[], float], changed: Callable[[], None] = lambda: None, measures: Measures | None = None) -> None:
+        self.measures = measures or Measures()
         self.folder, self.clock, self.changed = f"{root}/device-plugins", clock, changed
         self.plugins: dict[str, Plugin] = {}
         self.grants: dict[str, dict[str, dict[str, Grant]]] = {}      # pod uid -> container -> resource -> its devices
@@ -128,6 +130,7 @@ class Devices:
     async def register(self, name: str, socket: str, versions: list[str]) -> None:
         if not any(v in (VERSION, f"{VERSION}.DevicePlugin") for v in versions):
             raise ValueError(f"device plugin registration version mismatch: {' '.join(versions)}")
+        self.measures.count("device_plugin_registration_total", name)
         p = self.plugins.setdefault(name, Plugin())
         if p.task is not None:
             p.task.cancel()
@@ -237,7 +240,8 @@ class Devices:
 
     async def _ask(self, resource: str, ids: list[str]) -> Grant:
         request = classes()["AllocateRequest"](container_requests=[{"devices_ids": ids}])
-        got = (await self._call(self.plugins[resource], "Allocate", request, "AllocateResponse")).container_responses
+        with self.measures.devices.timed(resource):
+            got = (await self._call(self.plugins[resource], "Allocate", request, "AllocateResponse")).container_responses
         if not got:
             raise NoDevices("no containers return in allocation response")
         return Grant(tuple(ids), got[0].SerializeToString())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kubern.kubelet import pods, proto
 from kubern.kubelet.claims import NotPrepared, wanted_requests
 from kubern.kubelet.configuration import cpu_list
+from kubern.kubelet.memory import Block
 from kubern.model.object import Object
 
 if TYPE_CHECKING:
@@ -49,14 +50,20 @@ def _container(k: Kubelet, pod: Object, c: dict[str, Any]) -> dict[str, Any]:
         wanted = list(wanted_requests(pod, c))
     except NotPrepared:
         wanted = []
-    for name, request in wanted:
+    for name, _ in wanted:
         claim = k.claims.claims.get((m["namespace"], name))
         if claim is not None:
             dynamic.append({"claim_name": name, "claim_namespace": m["namespace"], "claim_resources": [
                 {"cdi_devices": [{"name": x} for x in d.cdi], "driver_name": driver, "pool_name": d.pool, "device_name": d.name, "share_id": d.share}
-                for driver, devices in claim.drivers.items() for d in devices if not request or not d.requests or request in d.requests]})
+                for driver, devices in claim.drivers.items() for d in devices]})
     out["dynamic_resources"] = dynamic
+    if k.memory is not None:
+        out["memory"] = [_memory(b) for b in k.memory.taken.get(m["uid"], {}).get(c["name"], ())]
     return out
+
+
+def _memory(b: Block) -> dict[str, Any]:
+    return {"memory_type": b.resource, "size": b.size, "topology": {"nodes": [{"ID": n} for n in b.nodes]}}
 
 
 def _pod(k: Kubelet, pod: Object) -> dict[str, Any]:
@@ -69,20 +76,28 @@ async def serve(k: Kubelet) -> None:
     """Answers until cancelled."""
     c = classes()
 
+    def asked(method: str) -> None:
+        k.measures.count("pod_resources_endpoint_requests_total", "v1")
+        k.measures.count(f"pod_resources_endpoint_requests_{method}", "v1")
+
     async def every(_: Any) -> Any:
+        asked("list")
         return c["ListResponse"](pod_resources=[_pod(k, p) for p in k.active_pods()])
 
     async def one(request: Any) -> Any:
+        asked("get")
         w = k.worker_of(request.pod_namespace, request.pod_name)
         if w is None:
+            k.measures.count("pod_resources_endpoint_errors_get", "v1")
             raise LookupError(f"pod {request.pod_name} in namespace {request.pod_namespace} not found")
         return c["GetResponse"](pod_resources=_pod(k, w.pod))
 
     async def allocatable(_: Any) -> Any:
+        asked("get_allocatable")
         devices = [{"resource_name": n, "device_ids": [i], "topology": {"nodes": [{"ID": x} for x in p.numa.get(i, ())]}}
                    for n, p in k.devices.plugins.items() for i, healthy in sorted(p.health.items()) if healthy]
         cpus = sorted(set(k.cpus.layout.cpus) - k.cpus.reserved) if k.cpus is not None else cpu_list("")
-        return c["AllocatableResponse"](devices=devices, cpu_ids=cpus)
+        return c["AllocatableResponse"](devices=devices, cpu_ids=cpus, memory=[_memory(b) for b in k.memory.allocatable()] if k.memory is not None else [])
 
     server = await proto.serve(f"{k.settings.root}/pod-resources/kubelet.sock", {"v1.PodResourcesLister": {
         "List": (c["Empty"], every), "Get": (c["GetRequest"], one), "GetAllocatableResources": (c["Empty"], allocatable)}})

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from kubern.kubelet.backoff import Backoff
+from kubern.kubelet.measure import Measures
 from kubern.kubelet.runtime import Config, Image, Runtime, RuntimeFailure
 from kubern.model.invalid import quote
 from kubern.model.object import Object
@@ -115,9 +116,27 @@ def go_time(seconds: float) -> str:
     return f"{ms // 60_000}m" + f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
 
 
+SIZES = tuple((int(n * unit), f"{n:g}{name}") for n, unit, name in (
+    (10, 1 << 20, "MB"), (100, 1 << 20, "MB"), (500, 1 << 20, "MB"), (1, 1 << 30, "GB"), (5, 1 << 30, "GB"), (10, 1 << 30, "GB"), (20, 1 << 30, "GB"),
+    (30, 1 << 30, "GB"), (40, 1 << 30, "GB"), (60, 1 << 30, "GB"), (100, 1 << 30, "GB")))
+
+
+def size_class(size: int) -> str:
+    """10MB-100MB, as metrics tell an image's size."""
+    if not size:
+        return "N/A"
+    low = "0"
+    for limit, name in SIZES:
+        if size <= limit:
+            return f"{low}-{name}"
+        low = name
+    return f"GT{low}"
+
+
 class Puller:
-    def __init__(self, runtime: Runtime, clock: Callable[[], float], parallel: int = PARALLEL_PULLS) -> None:
-        self.runtime, self.clock = runtime, clock
+    def __init__(self, runtime: Runtime, clock: Callable[[], float], parallel: int = PARALLEL_PULLS, measures: Measures | None = None) -> None:
+        self.runtime, self.clock, self.measures = runtime, clock, measures or Measures()
+        self.pulled_s: dict[str, float] = {}                            # pod uid -> how long it waited for images
         self.backoff = Backoff()
         self._why: dict[str, str] = {}
         self._slots = asyncio.Semaphore(parallel)
@@ -179,11 +198,14 @@ class Puller:
             raise PullFailure("ErrImagePull", words)
         now = time.monotonic()
         image = await self.runtime.image(ref) or await self.runtime.image(id_) or Image(id_)
+        self.pulled_s[pod["metadata"]["uid"]] = self.pulled_s.get(pod["metadata"]["uid"], 0.0) + now - began
+        self.measures.pull.observe(now - pulling, size_class(image.size))
         tell("Normal", "Pulled", f"Successfully pulled image {quote(name)} in {go_time(now - pulling)} ({go_time(now - began)} including waiting). "
                                  f"Image size: {image.size} bytes.")
         return image
 
     def forget(self, uid: str) -> None:
+        self.pulled_s.pop(uid, None)
         self.backoff.forget(uid)
         for key in [k for k in self._why if k.startswith(uid)]:
             del self._why[key]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from kubern.kubelet import pods
@@ -32,9 +33,11 @@ class Reporter:
         self._dirty: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._writing: set[str] = set()
+        self._since: dict[str, float] = {}              # uid -> when it first had something to say that is not written yet
         self._sent: dict[str, Any] = {}                 # uid -> "deleted" once the last delete was sent
 
     def forget(self, uid: str) -> None:
+        self._since.pop(uid, None)
         self._sent.pop(uid, None)
 
     def busy(self, uid: str) -> bool:
@@ -46,6 +49,7 @@ class Reporter:
         if self.kubelet.client is None or w.uid in self._queued:
             return
         self._queued.add(w.uid)
+        self._since.setdefault(w.uid, time.monotonic())
         self._dirty.put_nowait(w.uid)
 
     async def write(self) -> None:
@@ -62,7 +66,9 @@ class Reporter:
                 continue
             self._writing.add(uid)
             try:
-                await self._write_one(w)
+                if await self._write_one(w):
+                    self.kubelet.measures.status.observe(time.monotonic() - self._since.get(uid, time.monotonic()))
+                self._since.pop(uid, None)
             except StatusError as e:
                 if e.code == 404:
                     if not pods.is_static(w.pod):
@@ -78,17 +84,18 @@ class Reporter:
             finally:
                 self._writing.discard(uid)
 
-    async def _write_one(self, w: Worker) -> None:
+    async def _write_one(self, w: Worker) -> bool:
+        """Whether there was something to write."""
         client = self.kubelet.client
         assert client is not None
         target = w.mirror if pods.is_static(w.pod) else w.pod
         if target is None:
-            return
+            return False
         api = target.get("status") or {}
         status = w.status
         done = ("Succeeded", "Failed")
         if not status or w.gone:
-            return
+            return False
         if status.get("phase") in done and api.get("phase") not in done and not w.terminated:
             # what could still run is not over
             status = {**status, "phase": api.get("phase") or "Pending"}
@@ -120,3 +127,4 @@ class Reporter:
                 if e.code != 404:
                     self._sent.pop(w.uid, None)
                 raise
+        return bool(diff)

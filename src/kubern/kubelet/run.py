@@ -122,25 +122,25 @@ class Kubelet:
         if client is not None:
             self.csi.nudge = self.presence.nudge
         self.claims = Claims(client, s.name, s.root)
-        self.devices = Devices(s.root, clock, self.presence.nudge)
+        self.devices = Devices(s.root, clock, self.presence.nudge, self.measures)
         self.layout = numa.read()
         self.cpus, self.memory = self._cpus(), self._memory()
         self.grants = Grants(self.layout, [g for g in (self.devices, self.cpus, self.memory) if g is not None], self.configuration.alignment)
         self.volumes = Volumes(s.root, Needs(self.objects.lookup, self.objects.token, self.objects.claim, self.csi.publish, self.csi.unpublish,
                                             runtime.image_mounts, runtime.release))
-        self.puller = Puller(runtime, clock, self.configuration.pulls_max)
+        self.puller = Puller(runtime, clock, self.configuration.pulls_max, self.measures)
         self.services = Mirror(client, SERVICES) if client else None
         node = config.Node(s.name, s.cgroup_root, s.log_root, s.cluster_domain, s.cluster_dns, _resolver(s.resolv_conf),
                            self.presence.machine.memory_bytes, f"{s.root}/seccomp", self.configuration.pids_max,
                            self.configuration.seccomp_default, self.configuration.cpu_quota, swap_bytes(),
                            self.configuration.limited_swap, bool(self.cgroups and self.cgroups.h.v2))
         self.actor = Actor(runtime, node, s.root, self.volumes, self.objects, self.puller, self.tell, clock, self._services_of, self.cgroups,
-                           _node_hosts, self._handler, self.claims, self.devices, self.cpus, self.memory, container_logs=s.container_logs)
+                           _node_hosts, self._handler, self.claims, self.devices, self.cpus, self.memory,
+                           container_logs=s.container_logs, measures=self.measures)
         self.sourced = asyncio.Event()                  # the API's (or the directory's) pods were read once
         self.ready = asyncio.Event()
         self.cpus_changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.started_pods = 0
 
     def _cpus(self) -> Cpus | None:
         c = self.configuration
@@ -389,7 +389,8 @@ class Kubelet:
         w.admitted = w.adopted = bool(self.observer.seen(uid).containers)
         w.seen_s = self.clock()
         w.task = asyncio.create_task(self._work(w), name=f"pod-{pod['metadata']['name']}")
-        self.started_pods += 1
+        self.measures.count("started_pods_total")
+        self.measures.containers.observe(len(pod["spec"].get("containers") or ()))
         return w
 
     def lost(self, w: Worker) -> None:
@@ -438,6 +439,7 @@ class Kubelet:
                 for uid in self.observer.pods():
                     if uid and uid not in self.workers and uid not in doomed:
                         doomed.add(uid)
+                        self.measures.count("orphaned_runtime_pods_total")
                         self.spawn(self._end_orphan(uid, doomed))
                 known = set(self.workers) | set(self.observer.pods())
                 for uid in self.volumes.left_over():

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kubern.kubelet import pods
-from kubern.kubelet.cgroups import Cgroups, node_memory
+from kubern.kubelet.cgroups import Cgroups, device_name, node_memory
 from kubern.kubelet.stats import Figures, Sample
 
 if TYPE_CHECKING:
@@ -92,14 +93,37 @@ OF_NETWORK = tuple(
                             ("errors", "errors", f"errors encountered while {present}"), ("packets_dropped", "drops", f"packets dropped while {present}")))
 
 
-def details(s: Sample, cgroups: Cgroups | None) -> dict[str, dict[str, float]]:
-    """cgroup path -> what cAdvisor tells of it, for all pods and containers of a sample. Blocking."""
+OF_DISKS = (
+    ("container_fs_reads_bytes_total", "Cumulative count of bytes read", "read_bytes"),
+    ("container_fs_reads_total", "Cumulative count of reads completed", "reads"),
+    ("container_fs_writes_bytes_total", "Cumulative count of bytes written", "write_bytes"),
+    ("container_fs_writes_total", "Cumulative count of writes completed", "writes"))
+OF_PRESSURE = tuple(
+    (f"container_pressure_{of}_{word}_seconds_total", f"Total time duration {who} tasks in the container have {did} due to {why} congestion.", of, line)
+    for of, why in (("cpu", "CPU"), ("memory", "memory"), ("io", "IO"))
+    for word, line, who, did in (("stalled", "full", "no", "made progress"), ("waiting", "some", "any", "waited")))
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What cAdvisor tells of one cgroup beyond a Sample."""
+
+    figures: Mapping[str, float]
+    disks: Mapping[str, Mapping[str, int]]                   # 8:0 -> counters
+
+
+NO_DETAILS = Details({}, {})
+
+
+def details(s: Sample, cgroups: Cgroups | None) -> dict[str, Details]:
+    """Of all pods and containers of a sample, by cgroup path. Blocking."""
     if cgroups is None:
         return {}
-    return {path: cgroups.details(path) for p in s.pods for path in (p.path, *(f"{p.path}/{f.id}" for f in p.containers.values()))}
+    return {path: Details(cgroups.details(path), cgroups.disk(path))
+            for p in s.pods for path in (p.path, *(f"{p.path}/{f.id}" for f in p.containers.values()))}
 
 
-def cadvisor_metrics(s: Sample, more: Mapping[str, Mapping[str, float]]) -> str:
+def cadvisor_metrics(s: Sample, more: Mapping[str, Details]) -> str:
     t = str(int(s.at_s * 1000))
     each: list[tuple[dict[str, str], Figures]] = []
     for p in s.pods:
@@ -111,7 +135,15 @@ def cadvisor_metrics(s: Sample, more: Mapping[str, Mapping[str, float]]) -> str:
     for name, kind, text, key in OF_FIGURES:
         out.append(family(name, kind, text, [(tags, getattr(f, key), t) for tags, f in each]))
     for name, kind, text, key in OF_CGROUPS:
-        out.append(family(name, kind, text, [(tags, more[tags["id"]][key], t) for tags, _ in each if key in more.get(tags["id"], ())]))
+        out.append(family(name, kind, text, [(tags, more[tags["id"]].figures[key], t) for tags, _ in each if key in more.get(tags["id"], NO_DETAILS).figures]))
+    disks = [(tags, number, device_name(number), counters) for tags, _ in each for number, counters in more.get(tags["id"], NO_DETAILS).disks.items()]
+    for name, text, key in OF_DISKS:
+        out.append(family(name, "counter", text, [({**tags, "device": device}, c[key], t) for tags, _, device, c in disks if key in c]))
+    out.append(family("container_blkio_device_usage_total", "counter", "Blkio Device bytes usage", [
+        ({**tags, "device": device, "major": number.partition(":")[0], "minor": number.partition(":")[2], "operation": operation}, c[key], t)
+        for tags, number, device, c in disks for operation, key in (("Read", "read_bytes"), ("Write", "write_bytes")) if key in c]))
+    for name, text, of, line in OF_PRESSURE:
+        out.append(family(name, "counter", text, [(tags, f.pressure[of][line]["total"] / 1e6, t) for tags, f in each if line in f.pressure.get(of, ())]))
     out.append(family("container_memory_failures_total", "counter", "Cumulative count of memory allocation failures.",
                       [({**tags, "failure_type": kind, "scope": scope}, n, t) for tags, f in each for kind, n in (
                           ("pgfault", f.page_faults), ("pgmajfault", f.major_page_faults)) for scope in ("container", "hierarchy")]))
@@ -146,6 +178,29 @@ def probe_metrics(k: Kubelet) -> str:
                    for (kind, result, ns, pod, c), n in sorted(k.prober.attempts.items())))
 
 
+def _working(k: Kubelet) -> list[tuple[dict[str, str], float | int, str]]:
+    """Workers by what they do."""
+    rows: dict[tuple[str, str, str], int] = {}
+    for w in k.workers.values():
+        lifecycle = "terminated" if w.terminated else "terminating" if w.ending() else "sync"
+        key = ("orphan" if w.gone else "desired", lifecycle, "true" if pods.is_static(w.pod) else "")
+        rows[key] = rows.get(key, 0) + 1
+    return [({"config": c, "lifecycle": phase, "static": static}, n, "") for (c, phase, static), n in sorted(rows.items())]
+
+
+def _cpus(k: Kubelet) -> list[str]:
+    """Of the static cpu policy."""
+    if k.cpus is None:
+        return []
+    taken = {c for by_name in k.cpus.taken.values() for cpus in by_name.values() for c in cpus}
+    on = {n: sum(k.layout.cpus[c].node == n for c in taken) for n in k.layout.nodes}
+    return [family(f"kubelet_cpu_manager_{name}", "gauge", f"[ALPHA] {text}", rows) for name, text, rows in (
+        ("shared_pool_size_millicores", "The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.",
+         [({}, 1000 * len(k.cpus.shared - k.cpus.reserved), "")]),
+        ("exclusive_cpu_allocation_count", "The total number of CPUs exclusively allocated to containers running on this node", [({}, len(taken), "")]),
+        ("allocation_per_numa", "Number of CPUs allocated per NUMA node", [({"numa_node": str(n)}, count, "") for n, count in on.items()]))]
+
+
 def kubelet_metrics(k: Kubelet) -> str:
     running = sum(1 for u in k.observer.pods() if any(x.ready for x in k.observer.seen(u).sandboxes))
     states: dict[str, int] = {}
@@ -171,9 +226,14 @@ def kubelet_metrics(k: Kubelet) -> str:
                [({"static": ""}, len(k.active_pods()), "")]),
         one("kubelet_mirror_pods", "gauge", "[ALPHA] The number of mirror pods the kubelet will try to create (one per admitted static pod)", static),
         one("kubelet_cgroup_version", "gauge", "[ALPHA] cgroup version on the hosts.", 2 if k.cgroups is not None and k.cgroups.h.v2 else 1),
-        one("kubelet_started_pods_total", "counter", "[ALPHA] Cumulative number of pods started", k.started_pods),
         family("kubelet_evictions", "counter", "[ALPHA] Cumulative number of pod evictions by eviction signal",
                [({"eviction_signal": s}, n, "") for s, n in sorted(k.room.evicted.items())]),
+        family("kubelet_working_pods", "gauge", "[ALPHA] Number of pods the kubelet is actually running, broken down by lifecycle phase, whether the pod is "
+                                                "desired, orphaned, or runtime only (also orphaned), and whether the pod is static.", _working(k)),
+        family("kubelet_pod_pending_resizes", "gauge", "[ALPHA] Number of pending resizes for pods.", [
+            ({"reason": reason.lower()}, sum(1 for w in k.workers.values() if w.pending and w.pending[0] == reason), "")
+            for reason in ("Deferred", "Infeasible")]),
+        *_cpus(k),
         one("dra_resource_claims_in_use", "gauge", "[BETA] The number of ResourceClaims that are currently in use on the node", len(k.claims.claims)),
         one("kubelet_pleg_last_seen_seconds", "gauge", "[ALPHA] Timestamp in seconds when PLEG was last seen active.", k.clock()),
         k.measures.text(),

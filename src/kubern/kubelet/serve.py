@@ -40,6 +40,8 @@ ALLOWED_S, DENIED_S, DECISIONS_MAX = 300.0, 30.0, 1000
 NODE_LOG_BYTES_MAX = 16 << 20
 TOKEN_REVIEWS, ACCESS_REVIEWS = by_path["authentication.k8s.io", "v1", "tokenreviews"], by_path["authorization.k8s.io", "v1", "subjectaccessreviews"]
 VERBS = {"POST": "create", "GET": "get", "HEAD": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+LONG_RUNNING = ("exec", "attach", "portForward", "containerLogs")
+KNOWN = (*LONG_RUNNING, "run", "pods", "runningpods", "stats", "metrics", "logs", "healthz", "configz", "checkpoint", "statusz", "flagz")
 # path -> subresources of nodes any of which allows it; upstream's table
 FINE = {"/pods": "pods", "/healthz": "healthz", "/configz": "configz", "/runningpods": "pods"}
 COARSE = {"/stats": "stats", "/metrics": "metrics", "/logs": "log", "/checkpoint": "checkpoint", "/statusz": "statusz", "/flagz": "configz"}
@@ -161,9 +163,15 @@ class Endpoint:
         self.kubelet, self.guard, self.sampler = kubelet, Guard(kubelet), stats.Sampler(kubelet)
 
     async def handle(self, request: Request) -> Response:
+        first = request.path.strip("/").partition("/")[0]
+        m, long = self.kubelet.measures, first in LONG_RUNNING
+        m.count("http_requests_total", request.method, first if first in KNOWN else "other", "readwrite", "true" if long else "false")
         try:
             await self.guard.check(request)
-            return await self._route(request)
+            if long:
+                return await self._route(request)
+            with m.requests.timed(first if first in KNOWN else "other"):
+                return await self._route(request)
         except Refused as e:
             return text(e.status, e.text)
         except RuntimeFailure as e:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class Figures:
     started_s: float = 0.0
     image: str = ""
     id: str = ""
+    pressure: Mapping[str, Any] = field(default_factory=dict)                   # cpu, memory, io -> some, full
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +94,14 @@ class Sampler:
     async def sample(self) -> Sample:
         async with self._lock:
             now = self.kubelet.clock()
-            if self._last is None or now - self._last.at_s >= MIN_INTERVAL_S:
+            if self._last is None or abs(now - self._last.at_s) >= MIN_INTERVAL_S:
                 self._last = await self._take(now)
             return self._last
 
     def _rate(self, id_: str, now: float, counter: int, began: float = 0.0) -> int:
         """Nanocores since the last sample, or since the beginning at the first."""
         before = self._cpu.get(id_)
-        if before is not None and now - before[0] < 0.5:
+        if before is not None and 0 <= now - before[0] < 0.5:
             return before[2]
         since, base = (before[0], before[1]) if before else (began, 0)
         rate = max(0, int((counter - base) / (now - since))) if since and now > since else 0
@@ -124,7 +126,8 @@ class Sampler:
                     continue
                 alive.add(c.id)
                 containers[c.name] = Figures(u.cpu_ns, self._rate(c.id, now, u.cpu_ns, c.started_ns / 1e9), u.working_set, u.usage or u.working_set, u.rss,
-                                             u.page_faults, u.major_page_faults, u.fs_used, u.fs_inodes, c.started_ns / 1e9, c.image, c.id)
+                                             u.page_faults, u.major_page_faults, u.fs_used, u.fs_inodes, c.started_ns / 1e9, c.image, c.id,
+                                             k.cgroups.pressure(f"{config.cgroup_parent(k.actor.node, w.pod)}/{c.id}") if k.cgroups else {})
             if not containers:
                 continue
             alive.add(w.uid)
@@ -141,7 +144,8 @@ class Sampler:
             del self._cpu[id_]
         memory = node_memory()
         machine = _machine()
-        node = Figures(machine[0], self._rate("/", now, machine[0]), machine[1], memory["total"] - memory["available"], machine[2], started_s=k.began_s)
+        node = Figures(machine[0], self._rate("/", now, machine[0]), machine[1], memory["total"] - memory["available"], machine[2], started_s=k.began_s,
+                       pressure=k.cgroups.pressure("/") if k.cgroups is not None else {})
         fs = await asyncio.to_thread(file_system, k.settings.root if await asyncio.to_thread(os.path.isdir, k.settings.root) else "/")
         together = self._pod("pods", f"{k.settings.cgroup_root}/kubepods", {}, now) if k.cgroups is not None else Figures()
         return Sample(now, node, pods_, await asyncio.to_thread(network_counters, 0), fs, image_used, memory["available"], together)
@@ -149,7 +153,7 @@ class Sampler:
     async def _on_disk(self, w: Worker, now: float) -> tuple[dict[str, Volume], dict[str, int]]:
         """Volumes and logs of a pod, measured anew every minute."""
         known = self._disk.get(w.uid)
-        if known is not None and now - known[0] < VOLUMES_EVERY_S:
+        if known is not None and abs(now - known[0]) < VOLUMES_EVERY_S:
             return known[1], known[2]
         k = self.kubelet
         claims = {v["name"]: (v.get("persistentVolumeClaim") or {}).get("claimName") or (f"{w.pod['metadata']['name']}-{v['name']}" if "ephemeral" in v else "")
@@ -182,7 +186,7 @@ class Sampler:
             u = self.kubelet.cgroups.usage(path)
             if u["memory"] or u["cpu_ns"]:
                 return Figures(u["cpu_ns"], self._rate(uid, now, u["cpu_ns"]), u["working_set"], u["memory"], u["rss"], u["page_faults"],
-                               u["major_page_faults"])
+                               u["major_page_faults"], pressure=self.kubelet.cgroups.pressure(path))
         every = containers.values()
         return Figures(sum(f.cpu_ns for f in every), sum(f.cpu_rate for f in every), sum(f.working_set for f in every),
                        sum(f.usage for f in every), sum(f.rss for f in every))
@@ -252,12 +256,21 @@ def network_counters(pid: int) -> dict[str, int]:
 # --- documents ---
 
 def _cpu(f: Figures, t: str) -> dict[str, Any]:
-    return {"time": t, "usageNanoCores": f.cpu_rate, "usageCoreNanoSeconds": f.cpu_ns}
+    return {"time": t, "usageNanoCores": f.cpu_rate, "usageCoreNanoSeconds": f.cpu_ns, **_pressure(f, "cpu")}
+
+
+def _pressure(f: Figures, of: str) -> dict[str, Any]:
+    return {"psi": f.pressure[of]} if of in f.pressure else {}
+
+
+def _io(f: Figures, t: str) -> dict[str, Any]:
+    """KEP-4205; nothing where the kernel tells no pressure."""
+    return {"io": {"time": t, **_pressure(f, "io")}} if "io" in f.pressure else {}
 
 
 def _memory(f: Figures, t: str, available: int | None = None) -> dict[str, Any]:
     out = {"time": t, "usageBytes": f.usage, "workingSetBytes": f.working_set, "rssBytes": f.rss, "pageFaults": f.page_faults,
-           "majorPageFaults": f.major_page_faults}
+           "majorPageFaults": f.major_page_faults, **_pressure(f, "memory")}
     return {**out, "availableBytes": available} if available is not None else out
 
 
@@ -291,7 +304,7 @@ def summary(s: Sample, node: str, only_cpu_and_memory: bool = False) -> dict[str
     """The Summary document."""
     t = stamp(s.at_s)
     doc: dict[str, Any] = {"nodeName": node, "startTime": stamp(s.node.started_s), "cpu": _cpu(s.node, t),
-                           "memory": _memory(s.node, t, s.memory_available)}
+                           "memory": _memory(s.node, t, s.memory_available), **_io(s.node, t)}
     if not only_cpu_and_memory:
         doc |= {"network": _network(s.network, t), "fs": _fs(s, t, s.fs.used, s.fs.inodes_used), "swap": _swap(t) | {"swapAvailableBytes": 0},
                 "runtime": {"imageFs": _fs(s, t, s.image_fs_used, s.fs.inodes_used), "containerFs": _fs(s, t, s.image_fs_used, s.fs.inodes_used)},
@@ -301,12 +314,12 @@ def summary(s: Sample, node: str, only_cpu_and_memory: bool = False) -> dict[str
     for p in s.pods:
         containers = []
         for name, f in p.containers.items():
-            c: dict[str, Any] = {"name": name, "startTime": stamp(f.started_s), "cpu": _cpu(f, t), "memory": _memory(f, t)}
+            c: dict[str, Any] = {"name": name, "startTime": stamp(f.started_s), "cpu": _cpu(f, t), "memory": _memory(f, t), **_io(f, t)}
             if not only_cpu_and_memory:
                 c |= {"rootfs": _fs(s, t, f.fs_used, f.fs_inodes), "logs": _fs(s, t, p.logs.get(name, 0), 1), "swap": _swap(t)}
             containers.append(c)
         one: dict[str, Any] = {"podRef": {"name": p.name, "namespace": p.namespace, "uid": p.uid}, "startTime": p.started, "containers": containers,
-                               "cpu": _cpu(p.whole, t), "memory": _memory(p.whole, t)}
+                               "cpu": _cpu(p.whole, t), "memory": _memory(p.whole, t), **_io(p.whole, t)}
         if not only_cpu_and_memory:
             if p.network:
                 one["network"] = _network(p.network, t)

@@ -27,6 +27,7 @@ from kubern.kubelet.status import Facts, ended_status, pod_status
 from kubern.kubelet.volumes import VolumeFailure, used_volumes
 from kubern.model.object import Object
 from kubern.model.status import StatusError
+from kubern.model.time import seconds_of
 
 if TYPE_CHECKING:
     from kubern.kubelet.run import Kubelet
@@ -81,6 +82,7 @@ class Worker:
     # --- the task ---
 
     async def run(self) -> None:
+        self.kubelet.measures.worker_start.observe(max(0.0, self.kubelet.clock() - self.seen_s))
         self.status = dict(self.pod.get("status") or {})
         again = 0.0
         while True:
@@ -130,7 +132,11 @@ class Worker:
         if not self.started and self.status.get("phase") == "Running":
             self.started = True
             if not self.adopted:
-                m.start.observe(self.kubelet.clock() - self.seen_s)
+                now = self.kubelet.clock()
+                m.start.observe(now - self.seen_s)
+                since = max(0.0, now - seconds_of(self.pod["metadata"].get("creationTimestamp")))
+                m.start_total.observe(since)
+                m.start_sli.observe(max(0.0, since - self.kubelet.puller.pulled_s.get(self.uid, 0.0)))
         return again
 
     def ending(self) -> bool:
@@ -167,6 +173,7 @@ class Worker:
             self.failed = await self._refusal() if not seen.containers else None
             if self.failed:
                 self.rejected = True
+                k.measures.count("admission_rejections_total", self.failed[0])
                 k.tell(self.pod, "", "Warning", self.failed[0], self.failed[1].removeprefix(admit.REJECTED))
                 return 0.001
             self.admitted = True
@@ -236,8 +243,21 @@ class Worker:
         if why:
             return why
         refused = await k.grants.admit(self.pod)
+        self._count_grants(refused)
         k.cpus_changed.set()
         return (refused[0], admit.REJECTED + refused[1]) if refused else None
+
+    def _count_grants(self, refused: tuple[str, str] | None) -> None:
+        k = self.kubelet
+        if k.configuration.alignment.policy != "none":
+            k.measures.count("topology_manager_admission_requests_total")
+            if refused:
+                k.measures.count("topology_manager_admission_errors_total")
+        for name, giver in (("cpu", k.cpus), ("memory", k.memory)):
+            if giver is not None and giver.hints(self.pod, None):
+                k.measures.count(f"{name}_manager_pinning_requests_total")
+                if refused and self.uid not in giver.taken:
+                    k.measures.count(f"{name}_manager_pinning_errors_total")
 
     def fail(self, failed: tuple[str, str], grace_s: int, disruption: str = "") -> None:
         """The node ends this pod for a reason of its own."""
@@ -313,6 +333,9 @@ class Worker:
             return
         self.pending = answer
         if answer:
+            if answer[0] == "Infeasible":
+                why = "guaranteed_pod_static_policy" if "Guaranteed" in answer[1] else "insufficient_node_allocatable"
+                k.measures.count("pod_infeasible_resizes_total", why)
             k.tell(self.pod, "", "Warning", f"Resize{answer[0]}", f"Pod resize {answer[0]}: {self._resources_told(answer[1])}")
         self.wake.set()
 
