@@ -40,7 +40,6 @@ ONE_REASON = frozenset({"InterPodAffinity", "PodTopologySpread"})     # plugins 
 class Decision:
     node: str
     slot: int
-    feasible: int                                   # how many nodes would have done
 
 
 @dataclass(slots=True)
@@ -224,18 +223,18 @@ def best(p: PodInfo, t: NodeTable, ok: Mask, extra: Extra, random: Callable[[int
     if extra.nominated:
         first = t.slots.get(extra.nominated.node_of(p.key), -1)
         if first >= 0 and ok[first]:                    # room was made there, so there it goes
-            return Decision(t.names[first], first, 1)
+            return Decision(t.names[first], first)
     slots = np.nonzero(ok)[0]
     if len(slots) == 1:
         slot = int(slots[0])
-        return Decision(t.names[slot], slot, 1)
+        return Decision(t.names[slot], slot)
     total, _ = scores(p, t, ok, extra)
     if more is not None:
         total = total + more
     mine = total[slots]
     top = slots[mine == mine.max()]
     slot = int(top[random(len(top))] if len(top) > 1 else top[0])
-    return Decision(t.names[slot], slot, len(slots))
+    return Decision(t.names[slot], slot)
 
 
 NOTHING = Extra()

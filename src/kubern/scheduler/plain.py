@@ -7,10 +7,12 @@ them. The answer is pick's, to the node: tests hold the two together. Ports, vol
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import orjson
 
 from kubern.scheduler.nominated import Nominations
 from kubern.scheduler.pick import FILTERS, Decision, Extra
@@ -27,12 +29,31 @@ _FIT, _BALANCE = WEIGHTS["NodeResourcesFit"], WEIGHTS["NodeResourcesBalancedAllo
 
 
 class Kind:
-    """One kind's scores: -1 where it does not fit."""
+    """One kind's scores: -1 where it does not fit. `best` are the slots with the highest, in order."""
 
-    __slots__ = ("base", "fixed", "scores", "seen", "version")
+    __slots__ = ("base", "best", "fixed", "high", "scores", "seen", "version")
 
     def __init__(self, version: int, seen: int, base: np.ndarray, fixed: Ints, scores: Ints) -> None:
         self.version, self.seen, self.base, self.fixed, self.scores = version, seen, base, fixed, scores
+        self.high, self.best = -1, list[int]()
+
+    def top(self) -> list[int]:
+        """Empty where no node fits."""
+        if not self.best and len(self.scores):
+            self.high = int(self.scores.max())
+            self.best = np.flatnonzero(self.scores == self.high).tolist() if self.high >= 0 else []
+        return self.best
+
+    def set(self, slot: int, score: int) -> None:
+        was, self.scores[slot] = int(self.scores[slot]), score
+        if not self.best or score == was:
+            return
+        if score > self.high:
+            self.high, self.best = score, [slot]
+        elif score == self.high:
+            insort(self.best, slot)
+        elif was == self.high:
+            del self.best[bisect_left(self.best, slot)]
 
 
 def _signature(p: PodInfo) -> Any:
@@ -46,7 +67,7 @@ def _signature(p: PodInfo) -> Any:
         if nodes.get("preferredDuringSchedulingIgnoredDuringExecution") or any(x.get("matchFields") for x in required):
             plain = False
         found = p.detail["plain"] = (
-            repr(spec.get("tolerations")), p.placement_sig, tuple(p.requests.items()), p.nonzero_cpu, p.nonzero_memory,
+            orjson.dumps(spec.get("tolerations")), p.placement_sig, tuple(p.requests.items()), p.nonzero_cpu, p.nonzero_memory,
             tuple(c.get("image") for field in ("initContainers", "containers") for c in spec.get(field) or ())) if plain else None
     return found
 
@@ -76,6 +97,12 @@ class Plain:
             if len(self._kinds) >= KINDS_MAX:
                 del self._kinds[next(iter(self._kinds))]
             self._kinds[key] = kind
+        if not (extra.nominated or p.has_terms or p.spreads or extra.default_spreads or any(t.carried.values())):
+            top = kind.top()
+            if not top:
+                return None
+            slot = top[random(len(top))] if len(top) > 1 else top[0]
+            return Decision(t.names[slot], slot)
         scores = kind.scores
         if extra.nominated:
             found = self._promised(p, scores, extra.nominated)
@@ -89,13 +116,13 @@ class Plain:
             scores = found
         first = t.slots.get(extra.nominated.node_of(p.key), -1) if extra.nominated else -1
         if first >= 0 and scores[first] >= 0:
-            return Decision(t.names[first], first, 1)
+            return Decision(t.names[first], first)
         high = scores.max() if len(scores) else -1
         if high < 0:
             return None
         best = np.flatnonzero(scores == high)
         slot = int(best[random(len(best))] if len(best) > 1 else best[0])
-        return Decision(t.names[slot], slot, int(np.count_nonzero(scores >= 0)))
+        return Decision(t.names[slot], slot)
 
     def _among(self, p: PodInfo, scores: Ints, extra: Extra) -> Ints | None:
         """The scores with what other pods have to say; None where that leaves no node."""
@@ -161,7 +188,7 @@ class Plain:
         if behind > min(REDO_MAX, len(t.touched)):
             return False
         for slot in set(t.touched[len(t.touched) - behind:]):
-            kind.scores[slot] = self._score(kind, p, slot) if kind.base[slot] else -1
+            kind.set(slot, self._score(kind, p, slot) if kind.base[slot] else -1)
         kind.seen = t.touches
         return True
 

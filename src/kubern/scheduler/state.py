@@ -125,13 +125,16 @@ class State:
         if before is not None and before.uid == meta(pod).get("uid") and self.table.names[before.slot] == node:
             was_assumed, before.assumed = before.assumed, False
             old_pod, before.pod = before.pod, pod
+            if was_assumed and not deleting(pod):                          # as decided; binding copies labels of the node
+                if meta(old_pod).get("labels") != meta(pod).get("labels"):
+                    self.table.relabel(before, pod)
+                self.event("pod-placed", now, Change(self.table, before.slot, before))
+                return
             same = (meta(old_pod).get("labels") == meta(pod).get("labels") and deleting(old_pod) == deleting(pod)
-                    and (was_assumed or (old_pod.get("spec") == pod.get("spec") and _resources(old_pod) == _resources(pod))))
+                    and old_pod.get("spec") == pod.get("spec") and _resources(old_pod) == _resources(pod))
             if same:
                 if start_time(before) != (old_pod.get("status") or {}).get("startTime"):
                     self.table.stamp(before.slot)
-                if was_assumed:
-                    self.event("pod-placed", now, Change(self.table, before.slot, before))
                 return
             slot = before.slot
             self.table.remove_pod(before)

@@ -243,6 +243,20 @@ class NodeTable:
         if p.ports:
             self.ports[slot] = {port for q in self.pods[slot].values() for port in q.ports}
 
+    def relabel(self, p: PodInfo, pod: Object) -> None:
+        """A placed pod's labels changed and nothing else of it that counts here."""
+        was = p.label_sig
+        p.labels = meta(pod).get("labels") or {}
+        p.label_sig = (p.namespace, *sorted(p.labels.items()))
+        now = p.label_sig
+        for pods, counter in self._counters.values():
+            p.label_sig = was
+            before = self.in_set(pods, p)
+            p.label_sig = now
+            if change := self.in_set(pods, p) - before:
+                counter.bump(p.slot, change)
+        self.stamp(p.slot)
+
     def _count(self, p: PodInfo, slot: int, sign: int) -> None:
         self.touches += 1
         self.touched.append(slot)

@@ -208,11 +208,10 @@ def score_affinity(p: PodInfo, t: NodeTable) -> Ints | None:
 
 def needed_features(p: PodInfo) -> set[str]:
     """What the pod can only run with. KEP-5328; upstream's component-helpers nodedeclaredfeatures."""
-    out = set()
-    spec = p.spec
-    if any(r.get("action") == "RestartAllContainers" for field in ("containers", "initContainers") for c in spec.get(field) or ()
-           for r in c.get("restartPolicyRules") or ()):
-        out.add("RestartAllContainersOnContainerExits")
+    out, spec = set(), p.spec
+    for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ())):
+        if any(r.get("action") == "RestartAllContainers" for r in c.get("restartPolicyRules") or ()):
+            out.add("RestartAllContainersOnContainerExits")
     if spec.get("hostNetwork") and spec.get("hostUsers") is False:
         out.add("UserNamespacesHostNetworkSupport")
     return out
