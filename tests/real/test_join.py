@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from kubern.kubelet import certificates
 
 pytestmark = pytest.mark.real
 
@@ -104,6 +109,38 @@ def test_its_identity_and_its_serving_certificate(cluster: Any, machine: Any) ->
     ca = cluster.home / "pki" / "ca.crt"
     shown = sh("sh", "-c", f"echo | openssl s_client -connect {address}:10250 -CAfile {ca} -verify_ip {address} 2>/dev/null", check=False)
     assert "Verify return code: 0" in shown
+
+
+def test_a_kubelets_own_bootstrap(cluster: Any, machine: Any, command: list[str]) -> None:
+    """What any kubelet does with the kubeconfig that `kubeadm join` writes: a token at first, then the certificate it was given, nobody else's."""
+    token = command[command.index("--token") + 1]
+    info = yaml.safe_load(cluster.get("cm", "cluster-info", "-n", "kube-public")["data"]["kubeconfig"])
+    name, folder = "elsewhere", Path(tempfile.mkdtemp(prefix="kj"))
+
+    def kubeconfig(**user: str) -> str:
+        """clusters from cluster-info, as kubeadm's bootstrap-kubelet.conf."""
+        path = folder / f"{len(list(folder.iterdir()))}.conf"
+        path.write_text(yaml.safe_dump({**info, "users": [{"name": "u", "user": user}], "current-context": "c",
+                                        "contexts": [{"name": "c", "context": {"cluster": info["clusters"][0].get("name") or "", "user": "u"}}]}))
+        return f"--kubeconfig={path}"
+    first = kubeconfig(token=token)
+    assert "system:bootstrappers:kubeadm:default-node-token" in cluster.kubectl(first, "auth", "whoami")
+    asked = certificates.ask(f"system:node:{name}", ("system:nodes",))
+    cluster.kubectl(first, "create", "-f", "-", stdin=json.dumps({
+        "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": "csr-elsewhere"}, "spec": {
+            "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": ["digital signature", "client auth"],
+            "request": base64.b64encode(asked.csr).decode()}}))
+    given = cluster.until(lambda: cluster.kubectl(first, "get", "csr", "csr-elsewhere", "-o", "jsonpath={.status.certificate}"), "no certificate")
+    own = kubeconfig(**{"client-certificate-data": given, "client-key-data": base64.b64encode(asked.key).decode()})
+    made = json.loads(cluster.kubectl(own, "create", "-o", "json", "-f", "-", stdin=json.dumps({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}})))
+    assert made["metadata"]["name"] == name
+    cluster.kubectl(own, "create", "-f", "-", stdin=json.dumps({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {
+        "name": name, "namespace": "kube-node-lease"}, "spec": {"holderIdentity": name, "leaseDurationSeconds": 40}}))
+    for verb in (["get", "secrets", "-A"], ["delete", "node", "far"], ["label", "node", "far", "mine=1"]):
+        assert "forbidden" in cluster.kubectl_error(own, *verb)
+    cluster.kubectl("delete", "node", name)
+    shutil.rmtree(folder)
 
 
 def test_it_starts_again_without_a_token(cluster: Any, machine: Any, command: list[str]) -> None:
