@@ -9,6 +9,7 @@ Behaviour: structured-merge-diff fieldpath (Set, PathElement, serialize).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -169,6 +170,7 @@ def paths(a: Set, prefix: Path = ()) -> Iterator[Path]:
 _ORDER = {"f": 0, "k": 1, "v": 2, "i": 3}
 
 
+@lru_cache(maxsize=8192)
 def order(element: str) -> tuple[int, Any]:
     """Sort key of elements: fields by name, then keys, values, indexes."""
     kind = _ORDER.get(element[:1], 4)
@@ -198,7 +200,13 @@ def _rank(value: Any) -> tuple[int, Any]:
 
 def sort(a: Set) -> Set:
     """The same set with its elements in upstream's order."""
-    return {k: sort(a[k]) if a[k] else LEAF for k in sorted(a, key=lambda k: (-1, "") if k == "." else order(k))}
+    if len(a) == 1:
+        return {k: sort(below) if below else LEAF for k, below in a.items()}
+    return {k: sort(a[k]) if a[k] else LEAF for k in sorted(a, key=_order)}
+
+
+def _order(element: str) -> tuple[int, Any]:
+    return (-1, "") if element == "." else order(element)
 
 
 def text(path: Path) -> str:
@@ -237,4 +245,7 @@ def valid(a: Any, depth: int = 0) -> bool:
     """Whether JSON from a client is a set."""
     if not isinstance(a, dict) or depth > 64:
         return False
-    return all(k == "." or (k[1:2] == ":" and (v == {} or valid(v, depth + 1))) for k, v in a.items())
+    for k, v in a.items():                  # noqa: SIM110  (twice as fast as all())
+        if k != "." and (k[1:2] != ":" or (v != {} and not valid(v, depth + 1))):
+            return False
+    return True

@@ -9,6 +9,7 @@ Upstream: pkg/kubeapiserver/options/plugins.go (those on by default; OwnerRefere
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 
 from kubern.api.admission import (
     certificates,
@@ -35,7 +36,7 @@ from kubern.api.admission import (
     webhooks,
 )
 from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Attributes, Plugin, Reader, Step, Writer
-from kubern.api.metrics import PLUGINS, STEPS
+from kubern.api.metrics import ADMISSION_S, PLUGINS, STEPS
 
 __all__ = ["ADMISSION", "CONNECT", "CREATE", "DELETE", "UPDATE", "Attributes", "Plugin", "Reader", "Writer", "mutate", "validate"]
 
@@ -71,7 +72,7 @@ ADMISSION: tuple[Plugin, ...] = (
     claim_status.PLUGIN,    # likewise
 )
 
-Timed = tuple[str, Step]
+Timed = tuple[str, Step, list[float]]       # name, what it does, its cells of PLUGINS
 _steps: dict[tuple[str, str], tuple[tuple[Timed, ...], tuple[Timed, ...]]] = {}
 STEPS_MAX = 10_000
 
@@ -83,7 +84,9 @@ def _chain(a: Attributes) -> tuple[tuple[Timed, ...], tuple[Timed, ...]]:
         chosen = [p for p in ADMISSION if a.operation in p.operations and ("*" in p.handles or key[0] in p.handles)]
         if len(_steps) >= STEPS_MAX:
             _steps.clear()
-        steps = _steps[key] = (tuple((p.name, p.mutate) for p in chosen if p.mutate), tuple((p.name, p.validate) for p in chosen if p.validate))
+        cells = PLUGINS.cells
+        steps = _steps[key] = (tuple((p.name, p.mutate, cells((p.name, a.operation, "false", "admit"))) for p in chosen if p.mutate),
+                               tuple((p.name, p.validate, cells((p.name, a.operation, "false", "validate"))) for p in chosen if p.validate))
     return steps
 
 
@@ -93,10 +96,12 @@ async def _run(a: Attributes, steps: tuple[Timed, ...], kind: str) -> None:
     rejected = "true"
     name = ""
     try:
-        for name, step in steps:
+        for name, step, cells in steps:      # noqa: B007  (told of the one that refuses)
             await step(a)
             now = time.perf_counter()
-            PLUGINS.observe((name, a.operation, "false", kind), now - at)
+            took = now - at
+            cells[0 if took <= ADMISSION_S[0] else bisect_left(ADMISSION_S, took)] += 1
+            cells[-1] += took
             at = now
         rejected = "false"
     finally:
