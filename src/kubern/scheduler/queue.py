@@ -108,7 +108,9 @@ class Queue:
 
     def _unpark(self, q: Queued) -> None:
         for plugin in q.plugins:
-            self._parked.get(plugin, {}).pop(q.info.key, None)
+            there = self._parked.get(plugin)
+            if there is not None and there.pop(q.info.key, None) is not None and not there:
+                del self._parked[plugin]
 
     def _wake(self, q: Queued, now_s: float) -> None:
         self._unpark(q)
@@ -174,6 +176,8 @@ class Queue:
 
     def event(self, name: str, now_s: float, helps: Helps | None = None) -> None:
         """Something changed: wake the unschedulable pods it may cure. Costs what it wakes and asks, not what waits. Without `helps` the name decides."""
+        if not self._flying and not self._parked:
+            return
         for q in self._flying.values():
             if len(q.meanwhile) < MEANWHILE_MAX:
                 q.meanwhile.append((name, helps))

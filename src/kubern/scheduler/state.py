@@ -14,7 +14,7 @@ from kubern.model.object import Object, controller_of, deleting, meta
 from kubern.scheduler import claims, volumes
 from kubern.scheduler.hints import Change
 from kubern.scheduler.nominated import Nominations
-from kubern.scheduler.pick import Extra
+from kubern.scheduler.pick import NOTHING, Extra
 from kubern.scheduler.pod import PodInfo, Spread, default_spreads, listed_spreads, pod_info, start_time
 from kubern.scheduler.profile import ARGS, DEFAULT, Configuration
 from kubern.scheduler.queue import Queue
@@ -176,14 +176,11 @@ class State:
 
     def _nominated(self, info: PodInfo, old: Object | None, new: Object) -> None:
         """Whoever writes a pod's nomination is heard. News that know of none, before or after, leave standing what has just been promised here."""
-        before, now = (((pod or {}).get("status") or {}).get("nominatedNodeName") or "" for pod in (old, new))
-        if before or now:
-            node = now
-        else:
-            node = self.nominated.node_of(info.key)
+        before, now = _nomination(old), _nomination(new)
+        node = now if before or now else self.nominated.node_of(info.key)
         if node:
             self.nominated.set(info, node)
-        else:
+        elif before:
             self.nominated.drop(info.key)
 
     def on_namespace(self, old: Object | None, new: Object | None) -> None:
@@ -223,11 +220,14 @@ class State:
         profile = self.profiles.get(p.spec.get("schedulerName", DEFAULT))
         p.args = ARGS if profile is None else profile.args
         asks = plugin.concerns(p)
+        spreads = () if p.spreads else self._default_spreads(p)
+        if not (asks or spreads or p.volumes or profile or self.nominated):
+            return NOTHING                                                 # most pods, and it costs to make one
         prefilters = (*(self.volume_prefilters if p.volumes else ()), *((("DynamicResources", plugin.prefilter),) if asks else ()))
         return Extra(filters=self.volume_filters if p.volumes else (), prefilters=prefilters, nominated=self.nominated, profile=profile,
                      late_filters=(("DynamicResources", plugin.filter),) if asks else (),
                      late_scores=(("DynamicResources", plugin.score),) if asks else (),
-                     default_spreads=() if p.spreads else self._default_spreads(p))
+                     default_spreads=spreads)
 
     def _default_spreads(self, p: PodInfo) -> tuple[Spread, ...]:
         """The default spreading over the pods of the same Services and owner: the system's, or the profile's."""
@@ -257,6 +257,10 @@ class State:
             return ()
         selector = {"matchLabels": match, "matchExpressions": expressions} if expressions else {"matchLabels": match}
         return default_spreads(p, selector) if p.args.default_constraints is None else listed_spreads(p, p.args.default_constraints, selector)
+
+
+def _nomination(pod: Object | None) -> str:
+    return ((pod or {}).get("status") or {}).get("nominatedNodeName") or ""
 
 
 def _taints(node: Object) -> tuple[Any, Any]:
