@@ -39,6 +39,16 @@ def test_admission(p: dict[str, Any], others: list[dict[str, Any]], reason: str 
     assert (got[0] if got else None) == reason
 
 
+@pytest.mark.parametrize(("spec", "reason"), [
+    ({"securityContext": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "p"}}}, "AppArmor"),
+    ({"securityContext": {"appArmorProfile": {"type": "Unconfined"}}}, None),
+    ({"securityContext": {"supplementalGroupsPolicy": "Strict"}}, "SupplementalGroupsPolicyNotSupported"),
+    ({"securityContext": {"supplementalGroupsPolicy": "Merge"}}, None), ({"hostUsers": False}, "UserNamespacesNotSupported")])
+def test_what_this_runtime_cannot(spec: dict[str, Any], reason: str | None) -> None:
+    refused = admit.admit(pod(**spec), NODE, [])
+    assert (refused[0] if refused else None) == reason
+
+
 def test_the_words_of_a_refusal() -> None:
     assert admit.admit(pod(cpu="1500m"), NODE, [pod("o", cpu="600m")]) == (
         "OutOfcpu", "Pod was rejected: Node didn't have enough resource: cpu, requested: 1500, used: 600, capacity: 2000")

@@ -116,6 +116,11 @@ OTHERS: dict[str, Asks] = {
               restartPolicyRules=[{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]),
         shell("sleep 2", "beside")]}),
     "nosuchclass": Asks(shell("true"), spec={"runtimeClassName": "odd"}),
+    "apparmor": Asks(shell("true", securityContext={"appArmorProfile": {"type": "RuntimeDefault"}})),
+    "strictgroups": Asks(shell("true"), spec={"securityContext": {"supplementalGroupsPolicy": "Strict"}}),
+    "unmasked": Asks(shell("true", securityContext={"procMount": "Unmasked"}), spec={"hostUsers": False}),
+    "deepreadonly": Asks(shell("true", volumeMounts=[{"name": "e", "mountPath": "/e", "readOnly": True, "recursiveReadOnly": "Enabled"}]),
+                         spec={"volumes": [volume("e", emptyDir={})]}),
     "neverpulled": Asks({"name": "c", "image": "example.com/none:1", "imagePullPolicy": "Never"}),
     "unlet": Asks({"name": "c", "image": "PRIVATE/secret/busybox:2", "command": ["true"]}),
     "listens": Asks(shell("while true; do echo -e 'HTTP/1.0 200 OK\\r\\n\\r\\nby host port' | nc -l -p 80; done",
@@ -223,7 +228,15 @@ def test_who_is_started_again(c: Any, name: str, phase: str, code: int, restarts
         assert ended(c, name, 1)["restartCount"] == 1, "its neighbour was not started anew with it"
 
 
+@pytest.mark.parametrize(("name", "reason"), [("apparmor", "AppArmor"), ("strictgroups", "SupplementalGroupsPolicyNotSupported"),
+                                              ("unmasked", "UserNamespacesNotSupported")])
+def test_what_the_machine_cannot_is_refused(c: Any, name: str, reason: str) -> None:
+    s = c.until(lambda: (s := c.get("pod", name)["status"]).get("phase") == "Failed" and s, f"{name} was let in")
+    assert s["reason"] == reason and s["message"].startswith("Pod was rejected: ")
+
+
 def test_why_it_does_not_begin(c: Any) -> None:
+    assert "not supported by the runtime" in waits(c, "deepreadonly", "CreateContainerConfigError")
     assert waits(c, "neverpulled", "ErrImageNeverPull").endswith('is not present with pull policy of Never')
     assert "401 Unauthorized" in waits(c, "unlet", "ErrImagePull")
     c.until(lambda: 'no runtime for "nosuch"' in c.kubectl("get", "events", "--field-selector=involvedObject.name=nosuchclass"), "no word of the handler")

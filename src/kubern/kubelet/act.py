@@ -294,6 +294,10 @@ class Actor:
                 raise BadEnv(f"cannot find the volume {quote(volume)} referenced by FileKeyRef")
             return _env_file(f"{ready[volume].path}/{path}", key)
 
+        for m in c.get("volumeMounts") or ():
+            if m.get("recursiveReadOnly") == "Enabled":                # containerd before 2.0, runc 1.1: mounts below it stay writable
+                raise config.CannotCreate(f"failed to resolve recursive read-only mode: volume {quote(m['name'])} requested recursive read-only mode, "
+                                          "but it is not supported by the runtime")
         env = environment(pod, c, values, self.services(space), self.objects.lookup, read_file)
         mounts = await asyncio.to_thread(self.volumes.mounts, pod, c, env)
         devices = self.volumes.devices(pod, c)

@@ -30,6 +30,10 @@ def admit(pod: Object, node: Object | None, others: Iterable[Object], unsafe: Se
     spec = pod["spec"]
     if spec.get("hostUsers") is False:
         return "UserNamespacesNotSupported", REJECTED + "this node's runtime has no user namespaces for pods (spec.hostUsers: false)"
+    if any((sc.get("appArmorProfile") or {}).get("type") in ("RuntimeDefault", "Localhost") for sc in _contexts(spec)):
+        return "AppArmor", REJECTED + "Cannot enforce AppArmor: AppArmor is not enabled on the host"
+    if (spec.get("securityContext") or {}).get("supplementalGroupsPolicy") == "Strict":
+        return "SupplementalGroupsPolicyNotSupported", REJECTED + "SupplementalGroupsPolicy=Strict is not supported in this node"
     os_name = (spec.get("os") or {}).get("name")
     if os_name not in (None, "", "linux"):
         return "PodOSNotSupported", REJECTED + "Failed to admit pod as the OS field doesn't match node OS"
@@ -62,6 +66,12 @@ def admit(pod: Object, node: Object | None, others: Iterable[Object], unsafe: Se
     if mine and any(clash(a, b) for p in there for b in host_ports(p["spec"]) for a in mine):
         return "NodePorts", REJECTED + "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
     return None
+
+
+def _contexts(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    yield spec.get("securityContext") or {}
+    for _, c in pods.every_container(spec):
+        yield c.get("securityContext") or {}
 
 
 def resize(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[str, str] | None:

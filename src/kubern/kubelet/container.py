@@ -174,6 +174,8 @@ def security_context(pod: Object, c: Mapping[str, Any], node: Node, image: Image
         out["run_as_group"] = {"value": int(sc["runAsGroup"])}
         if "run_as_user" not in out and "run_as_username" not in out:
             out["run_as_user"] = {"value": 0}
+    if sc.get("seLinuxOptions"):
+        out["selinux_options"] = {k: sc["seLinuxOptions"].get(k) or "" for k in ("user", "role", "type", "level")}
     caps = sc.get("capabilities") or {}
     if caps:
         out["capabilities"] = {"add_capabilities": [_capability(x) for x in caps.get("add") or ()],
