@@ -26,11 +26,11 @@ from kubern.controllers.pods import (
     ready,
     template_hash,
 )
-from kubern.controllers.tainteviction import tolerates
 from kubern.controllers.wake import owner, spec_selector
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Again, Create, Delete, Emit, Failed, Fetch, Patch, Requeue, Update
 from kubern.model.object import Key, Object, clone, deleting, key, labels, meta, name, namespace, notes, uid
+from kubern.model.taint import tolerated
 from kubern.model.view import View
 
 GENERATION = "deprecated.daemonset.template.generation"
@@ -84,7 +84,7 @@ def should_run(ds_template: Object, node: Object) -> tuple[bool, bool]:
         return False, False
     tolerations = spec.get("tolerations") or ()
     bad = [t.get("effect") for t in (node.get("spec") or {}).get("taints") or ()
-           if t.get("effect") in ("NoSchedule", "NoExecute") and not any(tolerates(x, t) for x in tolerations)]
+           if t.get("effect") in ("NoSchedule", "NoExecute") and not tolerated(t, tolerations)]
     return not bad, "NoExecute" not in bad
 
 

@@ -15,20 +15,12 @@ from kubern.controllers.tainteviction import disrupted
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Delete, Emit, Failed, Requeue
 from kubern.model.object import Key, Object, deleting, key, namespace, uid
+from kubern.model.taint import tolerates
 from kubern.model.time import seconds_of
 from kubern.model.view import View
 
 SLICES = "resourceslices.resource.k8s.io"
 Device = tuple[str, str, str]                  # (driver, pool, name)
-
-
-def tolerates(toleration: dict[str, Any], taint: dict[str, Any]) -> bool:
-    """A DeviceToleration over a DeviceTaint; empty effect and key match all."""
-    if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
-        return False
-    if toleration.get("key") and toleration["key"] != taint.get("key"):
-        return False
-    return toleration.get("operator") == "Exists" or (toleration.get("value") or "") == (taint.get("value") or "")
 
 
 def _no_execute(slice_: Object | None) -> dict[Device, list[dict[str, Any]]]:

@@ -13,25 +13,9 @@ from kubern.controllers.pods import node_of
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Delete, Emit, Failed, Patch, Requeue
 from kubern.model.object import Key, Object, condition, deleting, key, meta, name, namespace, uid
+from kubern.model.taint import tolerates
 from kubern.model.time import rfc3339
 from kubern.model.view import View
-
-
-def tolerates(toleration: dict[str, Any], taint: dict[str, Any]) -> bool:
-    if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
-        return False
-    if toleration.get("key") and toleration["key"] != taint.get("key"):
-        return False
-    operator = toleration.get("operator") or "Equal"
-    if operator == "Exists":
-        return True
-    if operator in ("Lt", "Gt"):
-        try:
-            have, want = int(taint.get("value") or ""), int(toleration.get("value") or "")
-        except ValueError:
-            return False
-        return have < want if operator == "Lt" else have > want
-    return bool(toleration.get("key")) and (toleration.get("value") or "") == (taint.get("value") or "")
 
 
 def _no_execute(node: Object | None) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from kubern.model.object import Object, name
 from kubern.model.quantity import parse, render
+from kubern.model.taint import tolerated
 
 Device = tuple[str, str, str]                         # (driver, pool, name)
 Amounts = dict[str, Fraction]
@@ -136,16 +137,8 @@ class Inventory:
 
 # --- one request ---------------------------------------------------------------------------------------------------------
 
-def tolerates(t: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    if t.get("effect") and t["effect"] != taint.get("effect"):
-        return False
-    if t.get("key") and t["key"] != taint.get("key"):
-        return False
-    return t.get("operator") == "Exists" or (t.get("value") or "") == (taint.get("value") or "")
-
-
 def tainted(c: Candidate, wish: Mapping[str, Any]) -> bool:
-    return any(taint.get("effect") in ("NoSchedule", "NoExecute") and not any(tolerates(t, taint) for t in wish.get("tolerations") or ())
+    return any(taint.get("effect") in ("NoSchedule", "NoExecute") and not tolerated(taint, wish.get("tolerations"))
                for taint in c.spec.get("taints") or ())
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kubern.model.object import Object, labels, meta
-from kubern.scheduler.plugins.node import UNSCHEDULABLE_TAINT, needed_features, placement, ports_conflict, tolerates
+from kubern.model.taint import tolerated
+from kubern.scheduler.plugins.node import UNSCHEDULABLE_TAINT, needed_features, placement, ports_conflict
 from kubern.scheduler.plugins.resources import fits_at
 from kubern.scheduler.pod import PodInfo
 from kubern.scheduler.table import NodeTable
@@ -46,12 +47,11 @@ def _affinity(p: PodInfo, c: Change) -> bool:
 
 def _taints(p: PodInfo, c: Change) -> bool:
     taints = ((c.node or {}).get("spec") or {}).get("taints") or ()
-    tolerations = p.spec.get("tolerations") or []
-    return all(tolerates(tolerations, (x.get("key") or "", x.get("value") or "", x["effect"])) for x in taints if x.get("effect") != "PreferNoSchedule")
+    return all(tolerated(x, p.spec.get("tolerations")) for x in taints if x.get("effect") != "PreferNoSchedule")
 
 
 def _unschedulable(p: PodInfo, c: Change) -> bool:
-    return not ((c.node or {}).get("spec") or {}).get("unschedulable") or tolerates(p.spec.get("tolerations") or [], UNSCHEDULABLE_TAINT)
+    return not ((c.node or {}).get("spec") or {}).get("unschedulable") or tolerated(UNSCHEDULABLE_TAINT, p.spec.get("tolerations"))
 
 
 def _ports(p: PodInfo, c: Change) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from kubern.model.object import Object, clone
+from kubern.model.taint import tolerated
 from kubern.scheduler.pick import Extra, feasible
-from kubern.scheduler.plugins.node import needed_features, ports_conflict, tolerates
+from kubern.scheduler.plugins.node import needed_features, ports_conflict
 from kubern.scheduler.pod import PodInfo, pod_info
 from kubern.scheduler.table import NodeTable
 
@@ -146,7 +147,7 @@ def _untolerated(p: PodInfo, t: NodeTable, mask: np.ndarray) -> set[str]:
     out = set()
     for number in np.unique(t.taints[:t.size][mask]):
         for key, value, effect in by_number[int(number)]:
-            if effect in ("NoSchedule", "NoExecute") and not tolerates(p.spec.get("tolerations") or [], (key, value, effect)):
+            if effect in ("NoSchedule", "NoExecute") and not tolerated({"key": key, "value": value, "effect": effect}, p.spec.get("tolerations")):
                 out.add(f"{key}={value}:{effect}" if value else f"{key}:{effect}")
     return out
 

@@ -7,33 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from kubern.model.taint import tolerated
 from kubern.scheduler.plugins.verdict import Ints, Mask, Reject, Restrict, Verdict
 from kubern.scheduler.pod import PodInfo
 from kubern.scheduler.table import NodeTable
 
-UNSCHEDULABLE_TAINT = ("node.kubernetes.io/unschedulable", "", "NoSchedule")
+UNSCHEDULABLE_TAINT = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
 NAME_FIELD = "metadata.name"
-
-
-def tolerates(tolerations: list[Mapping[str, Any]], taint: tuple[str, str, str]) -> bool:
-    """Whether one of the tolerations covers the taint (component-helpers, ToleratesTaint)."""
-    key, value, effect = taint
-    for t in tolerations:
-        if t.get("effect") and t["effect"] != effect:
-            continue
-        if t.get("key") and t["key"] != key:
-            continue
-        operator = t.get("operator") or "Equal"
-        if operator == "Exists":
-            return True
-        if operator == "Equal" and (t.get("value") or "") == value and t.get("key"):
-            return True
-    return False
 
 
 def unschedulable(p: PodInfo, t: NodeTable) -> Iterator[Verdict]:
     bad = t.unschedulable[:t.size]
-    if bad.any() and not tolerates(p.spec.get("tolerations") or [], UNSCHEDULABLE_TAINT):
+    if bad.any() and not tolerated(UNSCHEDULABLE_TAINT, p.spec.get("tolerations")):
         yield Verdict(bad, "node(s) were unschedulable", True)
 
 
@@ -54,7 +39,8 @@ def _by_taints(p: PodInfo, t: NodeTable, effects: tuple[str, ...], prefer: bool)
         tolerations = [x for x in tolerations if x.get("effect") in (None, "", "PreferNoSchedule")]
     per_set = np.zeros(len(t.taint_sets), np.int64)
     for taints, number in t.taint_sets.items():
-        per_set[number] = sum(1 for x in taints if x[2] in effects and not tolerates(tolerations, x))
+        per_set[number] = sum(1 for key, value, effect in taints
+                              if effect in effects and not tolerated({"key": key, "value": value, "effect": effect}, tolerations))
     return per_set[t.taints[:t.size]]
 
 
