@@ -6,13 +6,13 @@ Plugins that are not upstream's do not exist. Upstream: pkg/scheduler/apis/confi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kubern.model.invalid import FieldError, duplicate, forbidden, invalid, not_supported, required
 from kubern.model.kinds.labels import validate_label_name
 from kubern.model.kinds.placement import validate_node_selector, validate_node_selector_term
+from kubern.model.time import duration_s
 from kubern.scheduler.extended import is_extended
 from kubern.scheduler.profile import ARGS, DEFAULT, FILTERING, PLUGINS, STANDARD, WEIGHTS, Args, Configuration, ExtenderSpec, Profile, Strategy
 
@@ -20,7 +20,7 @@ API_VERSION = "kubescheduler.config.k8s.io/v1"
 POINTS = ("preEnqueue", "queueSort", "preFilter", "filter", "postFilter", "preScore", "score", "reserve", "permit", "preBind", "bind", "postBind", "multiPoint")
 STRATEGIES = ("LeastAllocated", "MostAllocated", "RequestedToCapacityRatio")
 REMOVED = ("AzureDiskLimits", "CinderLimits", "EBSLimits", "GCEPDLimits")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+DURATION = "duration"                   # in the tables: a text as Go's time.ParseDuration reads it
 Errors = Iterator[FieldError]
 
 # What may stand where: {field: type or the table of what is below}; a list of one table is a list of such.
@@ -34,7 +34,7 @@ _TOP: dict[str, Any] = {
     "extenders": [{"urlPrefix": str, "filterVerb": str, "preemptVerb": str, "prioritizeVerb": str, "weight": int, "bindVerb": str, "enableHTTPS": bool,
                    "tlsConfig": {"insecure": bool, "serverName": str, "certFile": str, "keyFile": str, "caFile": str, "certData": str, "keyData": str,
                                  "caData": str},
-                   "httpTimeout": str, "nodeCacheCapable": bool, "managedResources": [{"name": str, "ignoredByScheduler": bool}], "ignorable": bool}],
+                   "httpTimeout": DURATION, "nodeCacheCapable": bool, "managedResources": [{"name": str, "ignoredByScheduler": bool}], "ignorable": bool}],
 }
 _SHAPE = [{"utilization": int, "score": int}]
 _RESOURCES = [{"name": str, "weight": int}]
@@ -47,7 +47,7 @@ _ARGS: dict[str, dict[str, Any]] = {
         "type": str, "resources": _RESOURCES, "requestedToCapacityRatio": {"shape": _SHAPE}}},
     "PodTopologySpread": {"defaultConstraints": [dict], "defaultingType": str},
     "VolumeBinding": {"bindTimeoutSeconds": int, "shape": _SHAPE},
-    "DynamicResources": {"filterTimeout": str, "bindingTimeout": str},
+    "DynamicResources": {"filterTimeout": DURATION, "bindingTimeout": DURATION},
 }
 
 
@@ -98,6 +98,11 @@ def _strict(value: Any, shape: Any, at: str) -> None:
             raise BadConfiguration(f"{at}: must be a list")
         for i, v in enumerate(value):
             _strict(v, shape[0], f"{at}[{i}]")
+    elif shape == DURATION:
+        try:
+            duration_s(value if isinstance(value, str) else "")
+        except ValueError as e:
+            raise BadConfiguration(f"{at}: {e}") from None
     elif shape is dict:
         if not isinstance(value, Mapping):
             raise BadConfiguration(f"{at}: must be a mapping")
@@ -279,9 +284,9 @@ def _volumes(args: Mapping[str, Any], at: str) -> Errors:
 
 
 def _devices(args: Mapping[str, Any], at: str) -> Errors:
-    if (text := args.get("filterTimeout")) is not None and (_seconds(text) is None or _seconds(text, 0) < 0):
+    if (text := args.get("filterTimeout")) is not None and duration_s(text) < 0:
         yield invalid(f"{at}.filterTimeout", text, "must be zero or positive")
-    if (text := args.get("bindingTimeout")) is not None and (_seconds(text) is None or _seconds(text, 0) < 1):
+    if (text := args.get("bindingTimeout")) is not None and duration_s(text) < 1:
         yield invalid(f"{at}.bindingTimeout", text, "must be at least 1 second")
 
 
@@ -311,13 +316,6 @@ def _extenders(given: Sequence[Mapping[str, Any]]) -> Errors:
 
 
 # --- what it comes to -----------------------------------------------------------------------------------------------------
-
-def _seconds(text: str, otherwise: float | None = None) -> Any:
-    """A Go duration."""
-    if not re.fullmatch(r"([0-9.]+(ns|us|µs|ms|s|m|h))+", text):
-        return otherwise
-    return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", text))
-
 
 def _profile(p: Mapping[str, Any], left_out: frozenset[str]) -> Profile:
     sets = {point: _set((p.get("plugins") or {}).get(point)) for point in POINTS}
@@ -365,11 +363,11 @@ def _arguments(args: Mapping[str, Mapping[str, Any]], left_out: frozenset[str]) 
         candidates_share=int(preemption.get("minCandidateNodesPercentage", 10)) / 100,
         candidates_min=int(preemption.get("minCandidateNodesAbsolute", 100)),
         volume_bind_s=float((args.get("VolumeBinding") or {}).get("bindTimeoutSeconds", ARGS.volume_bind_s)),
-        device_bind_s=float(_seconds((args.get("DynamicResources") or {}).get("bindingTimeout") or "", ARGS.device_bind_s)))
+        device_bind_s=duration_s((args.get("DynamicResources") or {}).get("bindingTimeout") or f"{ARGS.device_bind_s:.0f}s"))
 
 
 def _extender(e: Mapping[str, Any]) -> ExtenderSpec:
     return ExtenderSpec(
         e.get("urlPrefix") or "", e.get("filterVerb") or "", e.get("prioritizeVerb") or "", e.get("bindVerb") or "", e.get("preemptVerb") or "",
-        int(e.get("weight") or 0), float(_seconds(e.get("httpTimeout") or "", 0) or 5.0), bool(e.get("nodeCacheCapable")),
+        int(e.get("weight") or 0), duration_s(e.get("httpTimeout") or "0s") or 5.0, bool(e.get("nodeCacheCapable")),
         frozenset(r["name"] for r in e.get("managedResources") or ()), bool(e.get("ignorable")), e.get("tlsConfig") or {}, bool(e.get("enableHTTPS")))
