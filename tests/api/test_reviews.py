@@ -54,3 +54,9 @@ async def test_an_answer_begins_with_what_it_is(api: Api) -> None:
     answer = await ask(api)
     assert list(answer) == ["kind", "apiVersion", "metadata", "spec", "status"]
     assert [e["manager"] for e in answer["metadata"]["managedFields"]] == ["test"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "PATCH", "DELETE"])
+async def test_what_is_only_answered_has_no_names(api: Api, method: str) -> None:
+    assert (await api(method, f"{REVIEWS}/subjectaccessreviews/x", {}))[0] == 404
+    assert (await api("PUT", f"{REVIEWS}/subjectaccessreviews", {}))[0] == 405

@@ -345,3 +345,18 @@ async def test_an_apply_may_not_name_the_uid_of_what_is_not_there(api: Api) -> N
     wanted["metadata"] = "x"
     _, why = await api("PATCH", f"{NS}/configmaps/a?fieldManager=m", wanted, type="application/apply-patch+yaml")
     assert why["message"] == "failed to create typed patch object (/; /v1, Kind=ConfigMap): .metadata: expected map, got &{x}"
+
+
+async def test_a_jobs_name_that_is_no_label_is_told_once(api: Api) -> None:
+    job = {"metadata": {"name": "a" * 70}, "spec": {"template": {"spec": {"restartPolicy": "Never", **POD["spec"]}}}}
+    _, why = await api("POST", "/apis/batch/v1/namespaces/default/jobs", job)
+    assert [c["field"] for c in why["details"]["causes"]] == ["spec.template.labels"] * 2
+    job["metadata"]["name"] = "j"
+    _, made = await api("POST", "/apis/batch/v1/namespaces/default/jobs", job)
+    assert made["metadata"]["labels"] == made["spec"]["template"]["metadata"]["labels"]
+
+
+async def test_an_empty_text_is_no_share_of_a_rolling_update(api: Api) -> None:
+    spec = {"selector": {"matchLabels": {"a": "b"}}, "template": POD, "updateStrategy": {"rollingUpdate": {"maxUnavailable": "", "maxSurge": 1}}}
+    _, why = await api("POST", f"{APPS}/daemonsets", {"metadata": {"name": "d"}, "spec": spec})
+    assert why["message"].startswith('DaemonSet.apps "d" is invalid: spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value: "": a valid percent')

@@ -311,10 +311,18 @@ async def update(call: Call, *, prepare: Prepare | None = None, check: Check | N
     return await respond(call, accept, value, revision, 201 if created else 200)
 
 
+# Where upstream's store keeps what is not under its own name; of these groups all is kept under the group's.
+_KEPT_UNDER = {("", "replicationcontrollers"): "controllers", ("", "endpoints"): "services/endpoints", ("", "nodes"): "minions",
+               ("", "services"): "services/specs", ("networking.k8s.io", "ingresses"): "ingress"}
+_KEPT_BY_GROUP = ("apiextensions.k8s.io", "apiregistration.k8s.io")
+
+
 def _wrong_uid(call: Call, want: str, have: str) -> StatusError:
     row = call.served.row
+    group, plural = row.storage
+    place = f"{group}/{plural}" if row.custom or group in _KEPT_BY_GROUP else _KEPT_UNDER.get(row.storage, plural)
     return conflict(row.group, row.plural, call.attributes.name,
-                    f"StorageError: invalid object, Code: 4, Key: /registry/{row.plural}/{call.key}, ResourceVersion: 0, "
+                    f"StorageError: invalid object, Code: 4, Key: /registry/{place}/{call.key}, ResourceVersion: 0, "
                     f"AdditionalErrorMsg: Precondition failed: UID in precondition: {want}, UID in object meta: {have}")
 
 

@@ -142,7 +142,7 @@ def as_given(errors: list[FieldError], body: bytes) -> list[FieldError]:
         given = orjson.loads(body)
     except orjson.JSONDecodeError:
         return errors
-    return [replace(e, value=empty) if e.value is None and (empty := _at(given, e.field)) in ([], {}) else e for e in errors]
+    return [replace(e, value=empty) if e.value is None and "." in e.field and (empty := _at(given, e.field)) in ([], {}) else e for e in errors]
 
 
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")

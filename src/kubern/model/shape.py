@@ -167,6 +167,9 @@ def struct(obj: dict[str, Any], schema: Schema) -> int:
             if new is not v:
                 obj[k] = new
             n += m
+            if c == BYTES and not new and not p.pointer and not p.keep:
+                drop = drop or []
+                drop.append(k)
     if drop is not None:
         for k in drop:
             del obj[k]

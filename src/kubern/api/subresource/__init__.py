@@ -97,6 +97,8 @@ class _Virtual:
 
         def find(call: Call, named: bool) -> Handler:
             verb = {"GET": "get" if named else "list", "POST": "create"}.get(call.request.method, "")
+            if named and "get" not in call.served.row.verbs:
+                raise StatusError(404, "NotFound", "the server could not find the requested resource", {})
             if verb not in call.served.row.verbs or (verb == "create" and named):
                 raise no_method()
             return _load(where)

@@ -72,6 +72,8 @@ async def _bind(call: Call, name: str) -> Response:
     if errors:
         raise bad_request(errors[0] if len(errors) == 1 else f"[{', '.join(errors)}]")
     await admission.validate()
+    if not bound:
+        raise bad_request("Name parameter required.")
     pods.attributes = pods.attributes._replace(name=bound)
 
     def refuse(why: str) -> StatusError:

@@ -51,7 +51,7 @@ def default_deployment(obj: Object) -> None:
 
 
 def _rolling_deployment(rolling: Object, path: str) -> Errors:
-    unavailable, surge = rolling.get("maxUnavailable") or 0, rolling.get("maxSurge") or 0
+    unavailable, surge = rolling.get("maxUnavailable", 0), rolling.get("maxSurge", 0)
     yield from nonnegative_int_or_percent(unavailable, f"{path}.maxUnavailable")
     yield from nonnegative_int_or_percent(surge, f"{path}.maxSurge")
     if int_or_percent_value(unavailable) == 0 and int_or_percent_value(surge) == 0:

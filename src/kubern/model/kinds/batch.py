@@ -123,7 +123,8 @@ def _create_job(obj: Object) -> None:
     if selector.get("matchLabels") is None:
         selector["matchLabels"] = {}
     selector["matchLabels"].setdefault(UID_LABELS[1], obj["metadata"].get("uid") or "")
-    if not obj["metadata"].get("labels") or obj["metadata"]["labels"] is given:     # defaulted from the template's
+    own = obj["metadata"].get("labels")
+    if own is given if own else not names.is_label_value(labels[NAME_LABELS[0]]):       # defaulted from the template's; a bad one is told there
         obj["metadata"]["labels"] = dict(labels)
 
 
@@ -311,7 +312,7 @@ def _pod_conditions(patterns: list[Object], path: str) -> Errors:
 
 
 def _exit_codes(codes: Object, path: str, containers: set[Any]) -> Errors:
-    operator, values, container = codes.get("operator") or "", codes.get("values") or [], codes.get("containerName")
+    operator, values, container = codes.get("operator") or "", codes.get("values"), codes.get("containerName")
     if not operator:
         yield required(f"{path}.operator", f"valid values: {_quoted(OPERATORS)}")
     elif operator not in OPERATORS:
@@ -323,13 +324,13 @@ def _exit_codes(codes: Object, path: str, containers: set[Any]) -> Errors:
     elif len(values) > EXIT_CODES_MAX:
         yield too_many(f"{path}.values", len(values), EXIT_CODES_MAX)
     seen = set()
-    for j, value in enumerate(values):
+    for j, value in enumerate(values or ()):
         if operator == "In" and value == 0:
             yield invalid(f"{path}.values[{j}]", value, "must not be 0 for the In operator")
         if value in seen:
             yield duplicate(f"{path}.values[{j}]", value)
         seen.add(value)
-    if any(a > b for a, b in itertools.pairwise(values)):
+    if any(a > b for a, b in itertools.pairwise(values or ())):
         yield invalid(f"{path}.values", values, "must be ordered")
 
 

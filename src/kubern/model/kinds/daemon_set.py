@@ -84,7 +84,7 @@ def _status_daemon_set(new: Object, old: Object) -> None:
 
 
 def _rolling_daemon_set(rolling: Object, path: str) -> Errors:
-    unavailable, surge = rolling.get("maxUnavailable") or 0, rolling.get("maxSurge") or 0
+    unavailable, surge = rolling.get("maxUnavailable", 0), rolling.get("maxSurge", 0)
     yield from nonnegative_int_or_percent(unavailable, f"{path}.maxUnavailable")
     yield from nonnegative_int_or_percent(surge, f"{path}.maxSurge")
     yield from not_more_than_100_percent(unavailable, f"{path}.maxUnavailable")

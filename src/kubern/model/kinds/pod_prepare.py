@@ -22,7 +22,7 @@ def spec_of(pod: Object) -> Object:
 
 def prepare_create(pod: Object) -> None:
     spec = pod.setdefault("spec", {})
-    pod["status"] = {"phase": "Pending", "qosClass": qos_class(spec)}
+    pod["status"] = {"phase": "Pending", "qosClass": (pod.get("status") or {}).get("qosClass") or qos_class(spec)}
     drop_disabled(spec, None)
     if spec.get("schedulingGates"):
         pod["status"]["conditions"] = [{
