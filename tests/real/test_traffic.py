@@ -180,6 +180,22 @@ def test_policies_follow_labels_of_pods_and_namespaces(world: World) -> None:
     world.until("web", ALL)
 
 
+def test_the_proxy_says_how_it_is(world: World) -> None:
+    unit = f"--net=/proc/{world.unit('node-0')}/ns/net"
+
+    def get(place: str) -> tuple[str, str]:
+        out = subprocess.run(["nsenter", unit, "curl", "-sm", "2", "-w", " %{http_code}", f"http://127.0.0.1:{place}"], capture_output=True, text=True,
+                             check=False).stdout
+        return out.rpartition(" ")[2], out.rpartition(" ")[0]
+    assert get("10249/proxyMode") == ("200", "nftables") and "kubeproxy_sync_proxy_rules" in get("10249/metrics")[1]
+    assert get("10256/healthz")[0] == "200" and get("10256/livez")[0] == "200"
+    world.cluster.kubectl("taint", "node", "node-0", "ToBeDeletedByClusterAutoscaler:NoSchedule")
+    world.cluster.until(lambda: get("10256/healthz")[0] == "503", "balancers turn away")
+    assert get("10256/livez")[0] == "200"
+    world.cluster.kubectl("taint", "node", "node-0", "ToBeDeletedByClusterAutoscaler:NoSchedule-")
+    world.cluster.until(lambda: get("10256/healthz")[0] == "200", "and come back")
+
+
 # ---- faults
 
 def test_tables_that_somebody_took_away_come_back(world: World) -> None:
