@@ -164,4 +164,4 @@ async def test_two_autoscalers_of_the_same_pods(client: Client) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     told = [c["message"] for h in found for c in h["status"]["conditions"] if c["reason"] == "AmbiguousSelector"]
-    assert told == ["pods by selector app=shared are controlled by multiple HPAs: [{one default} {two default}]"]
+    assert told == ["pods by selector app=shared are controlled by multiple HPAs: [default/one default/two]"]

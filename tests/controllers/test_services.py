@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kubern.controllers import endpoints, endpointslice, ttl
+from kubern.controllers.triggertime import TriggerTimes
 from kubern.model.intent import Create, Delete, Update
 from kubern.model.object import Object
 from tests.controllers.conftest import ListView, drive, emitted, of, pod
@@ -25,7 +26,7 @@ def service(**spec: Any) -> Object:
 def run(s: Object, pods: list[Object], slices: list[Object] | None = None) -> list[Any]:
     v = ListView(pods=pods, nodes=[NODE], endpointslices__discovery__k8s__io=slices or [], services=[s])
     v.all["endpointslices.discovery.k8s.io"] = slices or []
-    return drive(endpointslice.reconcile(s, v, NOW))
+    return drive(endpointslice.controller().reconcile(s, v, NOW))
 
 
 def test_a_slice_of_a_ready_and_an_unready_pod() -> None:
@@ -82,7 +83,7 @@ def share(pods: list[Object], nodes: list[Object], slices: list[Object] | None =
     s["metadata"]["annotations"] = {"service.kubernetes.io/topology-mode": mode}
     v = ListView(pods=pods, nodes=nodes, services=[s])
     v.all["endpointslices.discovery.k8s.io"] = slices or []
-    return drive(endpointslice.reconcile(s, v, NOW))
+    return drive(endpointslice.controller().reconcile(s, v, NOW))
 
 
 def zones_of(slice_: Object) -> list[str]:
@@ -111,3 +112,20 @@ def test_endpoints_are_shared_out_by_cpu() -> None:
 @pytest.mark.parametrize(("nodes", "seconds"), [(1, 0), (100, 0), (101, 15), (5000, 300)])
 def test_larger_clusters_let_kubelets_wait(nodes: int, seconds: int) -> None:
     assert ttl.seconds_for(nodes) == seconds
+
+
+def test_what_changed_last() -> None:
+    """A new service counts from its creation, then each pod from when its readiness changed: the first of those not seen before."""
+    times, s = TriggerTimes(), service()
+
+    def changed(name: str, at: str) -> Object:
+        p = pod(name)
+        p["status"]["conditions"][0]["lastTransitionTime"] = at
+        return p
+    one = changed("a", "2030-01-01T00:00:05Z")
+    assert times.of(s, [one]) == "2030-01-01T00:00:00Z" and times.of(s, [one]) == ""
+    late = changed("b", "2030-01-01T00:00:03Z")
+    assert times.of(s, [one, late]) == "2030-01-01T00:00:03Z"
+    assert times.of(s, [changed("a", "2030-01-01T00:00:09Z"), changed("b", "2030-01-01T00:00:08Z")]) == "2030-01-01T00:00:08Z"
+    times.drop(("default", "s"))
+    assert times.of(s, [one]) == "2030-01-01T00:00:00Z"

@@ -61,8 +61,8 @@ CONTROLLERS: tuple[Controller | Callable[[Context], Controller], ...] = (
     disruption.STALE,
     autoscaler.controller,
     # services
-    endpointslice.CONTROLLER,
-    endpoints.CONTROLLER,
+    endpointslice.controller,
+    endpoints.controller,
     mirroring.CONTROLLER,
     servicecidr.CONTROLLER,
     loadbalancer.controller,

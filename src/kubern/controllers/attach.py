@@ -15,13 +15,14 @@ from kubern.controllers.pods import finished, node_of
 from kubern.controllers.volumes import CLAIMS, PVS
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Create, Delete, Emit, Failed, Patch, Requeue
-from kubern.model.object import Key, Object, condition, deleting, name, namespace, uid
+from kubern.model.object import Key, Object, condition, deleting, name, namespace, notes, uid
 from kubern.model.time import seconds_of
 from kubern.model.view import View
 
 ATTACHMENTS, DRIVERS = "volumeattachments.storage.k8s.io", "csidrivers.storage.k8s.io"
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 FORCE_DETACH_S = 360.0
+MANAGED = "volumes.kubernetes.io/controller-managed-attach-detach"      # of a node whose kubelet leaves attaching to this controller
 
 
 def attachment_name(handle: str, driver: str, node_name: str) -> str:
@@ -60,6 +61,8 @@ def _single_writer(pv: Object) -> bool:
 
 
 def reconcile(node: Object, view: View, now: float) -> Steps:
+    if MANAGED not in notes(node):
+        return
     wanted: dict[str, tuple[Object, dict[str, Any], list[Object]]] = {}
     for pod in view.by("pods", "spec.nodeName", name(node)):
         if finished(pod) and not _running_containers(pod):
@@ -151,6 +154,8 @@ def _claim_bound(old: Object | None, new: Object | None, view: View) -> Iterable
 
 
 def _changed(old: Object, new: Object) -> bool:
+    if (MANAGED in notes(old)) != (MANAGED in notes(new)):
+        return True
     a, b = old.get("status") or {}, new.get("status") or {}
     return a.get("volumesInUse") != b.get("volumesInUse") or a.get("volumesAttached") != b.get("volumesAttached") or \
         (old.get("spec") or {}).get("taints") != (new.get("spec") or {}).get("taints")

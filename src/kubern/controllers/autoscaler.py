@@ -108,7 +108,7 @@ class _Pass:
             several = self.overlaps.of(namespace(self.hpa), (labels(p) for p in pods))
             if len(several) < 2:
                 return selector
-            why, reason = f"pods by selector {text} are controlled by multiple HPAs: [{' '.join(f'{{{n} {ns}}}' for ns, n in several)}]", "AmbiguousSelector"
+            why, reason = f"pods by selector {text} are controlled by multiple HPAs: [{' '.join(f'{ns}/{n}' for ns, n in several)}]", "AmbiguousSelector"
         yield self.emit("Warning", reason, why)
         self.mark("ScalingActive", "False", reason, why)
         return why

@@ -103,11 +103,24 @@ def _fail_safe(pdb: Object, why: str, now: float) -> Steps:
         yield Update({**pdb, "status": new}, "status")
 
 
+def _several(pdb: Object, pods: list[Object], view: View) -> Steps:
+    """Pods of more than one budget hear of it, from the first of them."""
+    others = [b for b in view.list(PDBS, namespace(pdb)) if name(b) != name(pdb)]
+    selectors = [(name(b), s) for b in others if not (s := _selector(b)).nothing]
+    for p in pods if selectors else ():
+        have = labels(p)
+        also = [n for n, s in selectors if s.matches(have)]
+        if also and name(pdb) < min(also):
+            yield Emit(p, "Warning", "MultiplePodDisruptionBudgets",
+                       f'Pod "{namespace(p)}"/"{name(p)}" matches multiple PodDisruptionBudgets.  Chose "{name(pdb)}" arbitrarily.')
+
+
 def reconcile(pdb: Object, view: View, now: float) -> Steps:
     spec = pdb["spec"]
     pods = selected(view, "pods", namespace(pdb), _selector(pdb))
     if not pods:
         yield Emit(pdb, "Normal", "NoPods", "No matching pods found")
+    yield from _several(pdb, pods, view)
     limit, minimum = spec.get("maxUnavailable"), spec.get("minAvailable")
     unmanaged: list[str] = []
     error = ""

@@ -10,19 +10,19 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from kubern.controllers.context import Context
 from kubern.controllers.endpointslice import (
     GATHER_S,
     HEADLESS,
-    TRIGGER_TIME,
     find_port,
     headless,
     hostname_for,
     in_endpoints,
     pod_changed,
-    trigger_time,
 )
 from kubern.controllers.pods import node_of, ready
 from kubern.controllers.select import selected
+from kubern.controllers.triggertime import TRIGGER_TIME, TriggerTimes
 from kubern.controllers.wake import same_name
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Create, Delete, Emit, Failed, Update
@@ -110,11 +110,12 @@ def _truncate(subsets: list[Subset]) -> tuple[list[Subset], bool]:
     return out, True
 
 
-def reconcile(service: Object, view: View, now: float) -> Steps:
+def reconcile(service: Object, view: View, times: TriggerTimes) -> Steps:
     spec = service["spec"]
     if spec.get("type") == "ExternalName" or spec.get("selector") is None:
         return
     pods = selected(view, "pods", namespace(service), from_set(spec["selector"]))
+    at = times.of(service, pods)
     subsets, truncated = _truncate(subsets_of(service, pods))
     current = view.get("endpoints", namespace(service), name(service))
     wanted = {k: v for k, v in labels(service).items() if k != HEADLESS}
@@ -126,7 +127,7 @@ def reconcile(service: Object, view: View, now: float) -> Steps:
             (OVER_CAPACITY in have_notes) == truncated:
         return
     annotations_ = {k: v for k, v in have_notes.items() if k not in (OVER_CAPACITY, TRIGGER_TIME)}
-    if at := trigger_time(service, pods, [current] if current is not None else []):
+    if at:
         annotations_[TRIGGER_TIME] = at
     if truncated:
         annotations_[OVER_CAPACITY] = "truncated"
@@ -158,5 +159,12 @@ def _of_a_service(old: Object | None, new: Object | None, view: View) -> Iterabl
     return [k for k in same_name(old, new, view) if view.get("services", *k) is not None]
 
 
-CONTROLLER = Controller("endpoint-controller", "services", reconcile, reads=("pods",), gone=gone,
-                        triggers=(Trigger("pods", pod_changed, after_s=GATHER_S), Trigger("endpoints", _of_a_service)))
+def controller(context: Context | None = None) -> Controller:
+    times = TriggerTimes()
+
+    def forget(k: Key, view: View, now: float) -> Steps:
+        times.drop(k)
+        yield from gone(k, view, now)
+
+    return Controller("endpoint-controller", "services", lambda service, view, now: reconcile(service, view, times), reads=("pods",), gone=forget,
+                      triggers=(Trigger("pods", pod_changed, after_s=GATHER_S), Trigger("endpoints", _of_a_service)))

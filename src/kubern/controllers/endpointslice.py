@@ -11,20 +11,20 @@ from typing import Any
 
 from kubern.controllers import topology
 from kubern.controllers.claim import controller_ref
+from kubern.controllers.context import Context
 from kubern.controllers.pods import finished, node_of, ready
 from kubern.controllers.select import selected
+from kubern.controllers.triggertime import TRIGGER_TIME, TriggerTimes
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Again, Create, Delete, Emit, Update
 from kubern.model.object import Key, Object, deleting, labels, meta, name, namespace, notes, uid
 from kubern.model.selector import from_set
-from kubern.model.time import rfc3339, seconds_of
 from kubern.model.view import View
 
 MANAGER = "endpointslice-controller.k8s.io"
 SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 HEADLESS = "service.kubernetes.io/headless"
-TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 RESERVED = {SERVICE_NAME, MANAGED_BY, HEADLESS}
 SLICE_ENDPOINTS_MAX = 100
 GATHER_S = 0.03
@@ -258,21 +258,7 @@ def _timed(s: Object, trigger_time: str) -> Object:
     return {**s, "metadata": {**m, "annotations": have} if have else m}
 
 
-def trigger_time(service: Object, pods: list[Object], existing: list[Object]) -> str:
-    """When what changed the slices happened: the service's creation first, later the newest change of a pod's readiness."""
-    created = meta(service).get("creationTimestamp") or ""
-    if not existing:
-        return created
-    newest = 0.0
-    for p in pods:
-        for c in (p.get("status") or {}).get("conditions") or ():
-            if c.get("type") == "Ready":
-                newest = max(newest, seconds_of(c.get("lastTransitionTime")))
-    last = max((seconds_of(notes(s).get(TRIGGER_TIME)) for s in existing), default=0.0)
-    return rfc3339(newest) if newest > last else ""
-
-
-def reconcile(service: Object, view: View, now: float) -> Steps:
+def reconcile(service: Object, view: View, times: TriggerTimes) -> Steps:
     spec = service["spec"]
     if spec.get("type") == "ExternalName" or spec.get("selector") is None:
         return
@@ -282,7 +268,7 @@ def reconcile(service: Object, view: View, now: float) -> Steps:
             if labels(s).get(MANAGED_BY) == MANAGER and not deleting(s)]
     wanted_labels = slice_labels(service, MANAGER)
     families = _families(service)
-    at = trigger_time(service, pods, mine)
+    at = times.of(service, pods)
     missing_node = ""
     parts = topology.shares(view.list("nodes")) if topology.enabled(service) else None
     for family in families:
@@ -347,7 +333,15 @@ def _node_changed(old: Object | None, new: Object | None, view: View) -> Iterabl
     return [(namespace(s), name(s)) for s in view.list("services") if topology.enabled(s)]
 
 
-CONTROLLER = Controller(
-    "endpointslice-controller", "services", reconcile, reads=("pods", "nodes"), component="endpoint-slice-controller",
-    triggers=(Trigger("pods", pod_changed, after_s=GATHER_S), Trigger("endpointslices.discovery.k8s.io", _slice_changed),
-              Trigger("nodes", _node_changed, after_s=GATHER_S)))
+def controller(context: Context | None = None) -> Controller:
+    times = TriggerTimes()
+
+    def gone(k: Key, view: View, now: float) -> Steps:
+        times.drop(k)
+        yield from ()
+
+    return Controller(
+        "endpointslice-controller", "services", lambda service, view, now: reconcile(service, view, times), reads=("pods", "nodes"), gone=gone,
+        component="endpoint-slice-controller",
+        triggers=(Trigger("pods", pod_changed, after_s=GATHER_S), Trigger("endpointslices.discovery.k8s.io", _slice_changed),
+                  Trigger("nodes", _node_changed, after_s=GATHER_S)))

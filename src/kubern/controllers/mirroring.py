@@ -9,7 +9,8 @@ from typing import Any
 
 from kubern.controllers.claim import controller_ref
 from kubern.controllers.endpoints import LEADER
-from kubern.controllers.endpointslice import MANAGED_BY, SERVICE_NAME, TRIGGER_TIME
+from kubern.controllers.endpointslice import MANAGED_BY, SERVICE_NAME
+from kubern.controllers.triggertime import TRIGGER_TIME
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Create, Delete, Emit, Update
 from kubern.model.object import Key, Object, deleting, key, labels, meta, name, namespace, notes, uid
