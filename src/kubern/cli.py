@@ -105,6 +105,7 @@ def up(
     audit_log_maxsize: Annotated[int | None, typer.Option(help="MB at which the audit log rotates [default: 100].")] = None,
     audit_log_maxbackup: Annotated[int | None, typer.Option("--audit-log-maxbackup", help="How many rotated audit logs are kept [default: 100].")] = None,
     merge_kubeconfig: Annotated[bool, typer.Option("--merge-kubeconfig", help="Also add a context to your own kubeconfig.")] = False,
+    host_node: Annotated[bool, typer.Option("--host-node", help="This machine itself becomes a node too (with --detach, as root).")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything reports ready; the cluster goes on in the background.")] = False,
     config: Config = "",
 ) -> None:
@@ -119,7 +120,7 @@ def up(
                     audit_log_maxsize=audit_log_maxsize, audit_log_maxbackup=audit_log_maxbackup)
     from kubern.commands import life
 
-    sys.exit(life.up(s, detach=detach, merge=merge_kubeconfig))
+    sys.exit(life.up(s, detach=detach, merge=merge_kubeconfig, host_node=host_node))
 
 
 @app.command()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from kubern.kubelet import certificates
+from tests.real.cluster import KUBECTL
 
 pytestmark = pytest.mark.real
 
@@ -33,6 +34,25 @@ def command(cluster: Any) -> list[str]:
     return list(cluster.kubern("token", "create", "--print-join-command", "--ttl", "1h").split())
 
 
+def box_in(space: str) -> subprocess.Popen[str]:
+    """A shell with mount and process namespaces of its own in a network namespace: as on a machine."""
+    return subprocess.Popen(["nsenter", f"--net=/run/netns/{space}", "unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "shared",
+                             "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def said(box: subprocess.Popen[str], command: str) -> tuple[int, str]:
+    """(exit code, output) of a command in a box."""
+    assert box.stdin and box.stdout
+    box.stdin.write(f"{command}; code=$?; echo; echo END $code\n")
+    box.stdin.flush()
+    out = ""
+    for line in box.stdout:
+        if line.startswith("END "):
+            return int(line.split()[1]), out
+        out += line
+    raise AssertionError(out)
+
+
 @pytest.fixture(scope="module")
 def machine(cluster: Any) -> Iterator[Any]:
     """A namespace on the cluster's segment; calling it runs a command there, as on a machine of its own."""
@@ -46,19 +66,10 @@ def machine(cluster: Any) -> Iterator[Any]:
     sh("ip", "link", "set", CABLE, "master", fabric["bridge"], "up")
     for line in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up", f"route add default via {gateway}"):
         sh("ip", "-n", SPACE, *line.split())
-    box = subprocess.Popen(["nsenter", f"--net=/run/netns/{SPACE}", "unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "shared",
-                            "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    box = box_in(SPACE)
 
     def run(*words: str, named: bool = True) -> tuple[int, str]:
-        assert box.stdin and box.stdout
-        box.stdin.write(" ".join(words) + f" --data-dir {home}{' --node-name far' if named else ''}; code=$?; echo; echo END $code\n")
-        box.stdin.flush()
-        out = ""
-        for line in box.stdout:
-            if line.startswith("END "):
-                return int(line.split()[1]), out
-            out += line
-        raise AssertionError(out)
+        return said(box, " ".join(words) + f" --data-dir {home}{' --node-name far' if named else ''}")
     try:
         yield run
     finally:
@@ -178,3 +189,34 @@ def test_tokens_are_listed_and_deleted(cluster: Any, command: list[str]) -> None
     cluster.kubern("token", "delete", id_)
     assert id_ not in cluster.kubern("token", "list")
     cluster.until(lambda: f"jws-kubeconfig-{id_}" not in cluster.get("cm", "cluster-info", "-n", "kube-public")["data"], "its signature goes")
+
+
+def test_the_clusters_own_machine_as_a_node(cluster: Any) -> None:
+    """`up --host-node`, on a machine alone: its node is Ready, runs a pod, is taken up again, and goes with the cluster."""
+    space, home = "kn-test-host", Path(tempfile.mkdtemp(prefix="kj"))
+    sh("ip", "netns", "del", space, check=False)
+    sh("ip", "netns", "add", space)
+    sh("ip", "-n", space, "link", "add", "eth0", "type", "veth", "peer", "name", "away")
+    for line in ("addr add 192.0.2.50/24 dev eth0", "link set eth0 up", "link set away up", "link set lo up", "route add default via 192.0.2.1"):
+        sh("ip", "-n", space, *line.split())
+    box = box_in(space)
+    up = f"{sys.executable} -m kubern up --host-node --detach --port 6443 --data-dir {home}"
+    kubectl = f"{KUBECTL} --kubeconfig {home}/admin.kubeconfig"
+    try:
+        code, out = said(box, up)
+        assert code == 0 and "is Ready" in out, out
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "c", "image": "localhost/kubern/pause:1", "imagePullPolicy": "Never"}]}}
+        (home / "p.json").write_text(json.dumps(pod))
+        said(box, f"until {kubectl} get serviceaccount default; do sleep 0.2; done; {kubectl} apply -f {home}/p.json")
+        code, out = said(box, f"{kubectl} wait --for=condition=Ready pod/p --timeout=60s")
+        assert code == 0, out + said(box, f"{kubectl} describe pod p")[1]
+        code, out = said(box, up)
+        assert code == 0 and "already running" in out, out
+        assert said(box, f"{sys.executable} -m kubern down --data-dir {home}")[0] == 0
+        assert {x.split(":")[1].strip().partition("@")[0] for x in sh("ip", "-n", space, "-o", "link").splitlines()} == {"lo", "eth0", "away"}
+    finally:
+        box.kill()
+        box.communicate()
+        sh("ip", "netns", "del", space, check=False)
+        sh(sys.executable, "-m", "kubern", "down", "--purge", "--data-dir", str(home), check=False)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kubern.client.client import Client
-from kubern.commands.terminal import say
+from kubern.commands.terminal import ask, say
+from kubern.commands.tokens import new_token
 from kubern.config import Settings
 from kubern.model import bootstrap
 from kubern.model import csr as request
@@ -33,6 +34,7 @@ CONFIG_MAP, NODE = by_kind["v1", "ConfigMap"], by_kind["v1", "Node"]
 INFO_PATH = f"/api/v1/namespaces/{bootstrap.PUBLIC}/configmaps/{bootstrap.CLUSTER_INFO}"
 DISCOVERY_S, POLL_S = 60.0, 0.5
 READY_S = 120.0
+HOST_TOKEN_S = 600
 
 
 class CannotJoin(RuntimeError):
@@ -133,6 +135,22 @@ def join(s: Settings, w: Wish) -> int:
     except (CannotJoin, node.CannotRun, StatusError, ValueError, OSError) as e:
         say(f"kubern: {getattr(e, 'message', None) or e}")
         return 1
+
+
+def host_node(s: Settings) -> int:
+    """`kubern up --host-node`: this machine itself becomes a node of the cluster it runs, by a token of a few minutes."""
+    id_, secret = bootstrap.parse(new_token())
+    token = bootstrap.Token(id_, secret, time.time() + HOST_TOKEN_S, bootstrap.USAGES, (bootstrap.DEFAULT_GROUP,), "up --host-node")
+
+    async def invite(client: Client) -> Object:
+        await client.create(bootstrap.secret_of(token))
+        return await client.get(CONFIG_MAP, bootstrap.PUBLIC, bootstrap.CLUSTER_INFO)
+    info = ask(s, invite)
+    if info is None:
+        say("kubern: the cluster does not let this machine in: it has simulated nodes, or went away")
+        return 1
+    server, ca = bootstrap.cluster_of(info["data"][bootstrap.KUBECONFIG])
+    return join(s, Wish(server, token.text, (bootstrap.ca_hash(ca),)))
 
 
 async def credentials(home: Path, name: str, server: str, w: Wish) -> None:

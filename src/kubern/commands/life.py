@@ -11,8 +11,11 @@ from kubern.config import Settings
 from kubern.daemon import run_here, running_pid, start_background, stop_process
 
 
-def up(s: Settings, *, detach: bool, merge: bool) -> int:
-    """Start the cluster in this process, or in the background. Returns the exit code."""
+def up(s: Settings, *, detach: bool, merge: bool, host_node: bool = False) -> int:
+    """Start the cluster in this process, or in the background; `host_node`: and make this machine a node of it. Returns the exit code."""
+    if host_node and not detach:
+        say("kubern: --host-node goes with --detach: the node outlives the command")
+        return 2
     try:
         s.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not os.access(s.home, os.W_OK | os.X_OK):
@@ -23,13 +26,19 @@ def up(s: Settings, *, detach: bool, merge: bool) -> int:
     pid = running_pid(s.home)
     if pid:
         say(f"the cluster in {s.data_dir} is already running (process {pid})")
-        return ensure_nodes(s)
+        return ensure_nodes(s) or (_host_node(s) if host_node else 0)
     if not detach:
         return run_here(s)
     code = start_background(s)
     if code == 0 and merge:
         merge_context(s)
-    return code
+    return code or (_host_node(s) if host_node else 0)
+
+
+def _host_node(s: Settings) -> int:
+    from kubern.commands import join
+
+    return join.host_node(s)
 
 
 def down(s: Settings, *, purge: bool) -> int:

@@ -154,7 +154,7 @@ def start_units(ctx: Context) -> list[str]:
 
     s = ctx.settings
     assert ctx.fabric is not None
-    records = {u.name: u.config for u in list_units(s.home)}
+    records = {u.name: u.config for u in list_units(s.home) if not u.config.host}       # the machine itself is `up --host-node`'s
     known = list(records)
     cleanup_stale(s.home, keep=[u.name for u in list_units(s.home) if u.alive()] or [""])
     wanted = list(dict.fromkeys([*known, *(f"{s.node_prefix}{i}" for i in range(s.nodes))]))
