@@ -15,7 +15,8 @@ def budget(name: str, **selector: Any) -> Object:
 
 
 def test_a_pod_under_two_budgets() -> None:
-    budgets = [budget("b", matchLabels={"app": "a"}), budget("a", matchExpressions=[{"key": "app", "operator": "Exists"}]), budget("c", matchLabels={"app": "c"})]
+    budgets = [budget("b", matchLabels={"app": "a"}), budget("a", matchExpressions=[{"key": "app", "operator": "Exists"}]),
+               budget("c", matchLabels={"app": "c"})]
     view = ListView(pods=[pod("p"), pod("q", labels={"app": "c"}), pod("r", labels={"app": "z"})])
     view.all["poddisruptionbudgets.policy"] = budgets
     told = [m for b in budgets for r, m in emitted(drive(disruption.reconcile(b, view, 0.0))) if r == "MultiplePodDisruptionBudgets"]
