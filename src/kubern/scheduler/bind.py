@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kubern.client.client import Client, path_of
@@ -27,14 +28,17 @@ from kubern.scheduler.state import State
 
 log = logging.getLogger(__name__)
 
+Failed = Callable[[Queued, PodInfo, str, str], Awaitable[None]]
 LOOK_FIRST_S, LOOK_LAST_S = 0.1, 10.0
 DEVICES_EVERY_S = 5.0
 POD = by_kind[("v1", "Pod")]
 
 
 class Binder:
-    def __init__(self, state: State, client: Client, speaker: Speaker, extenders: list[Extender]) -> None:
-        self.state, self.client, self.speaker = state, client, speaker
+    """`failed(queued, pod, text, reason)` says what became of a pod that was not bound, and has it tried again."""
+
+    def __init__(self, state: State, client: Client, speaker: Speaker, extenders: list[Extender], failed: Failed) -> None:
+        self.state, self.client, self.speaker, self.failed = state, client, speaker, failed
         self.extenders = [e for e in extenders if e.spec.bind_verb]
 
     def assume(self, queued: Queued, decision: Decision) -> Any:
@@ -52,20 +56,24 @@ class Binder:
 
     async def _bind(self, queued: Queued, p: PodInfo, node: str, bound: volumes.Bindings, devices: Reserved) -> None:
         state = self.state
-        slow = bool(devices or bound.static or bound.provision)
+        slow, doing = bool(devices or bound.static or bound.provision), ""
         try:
             if slow:
                 await self._expect(p, node)
             if devices:
+                doing = 'running PreBind plugin "DynamicResources": '
                 await self._take_devices(p, node, devices)
             if bound.static or bound.provision:
+                doing = 'running PreBind plugin "VolumeBinding": '
                 await self._bind_volumes(p, node, bound)
             if p.volumes:
                 await self._same_claims(p)
             extender = next((e for e in self.extenders if e.concerns(p)), None)
             if extender is not None:
+                doing = ""
                 await extender.bind(p, node)
             else:
+                doing = 'running Bind plugin "DefaultBinder": '
                 await self._bind_pod(p, node)
         except (StatusError, TimeoutError, BadClaim, ExtenderFailed) as e:
             for volume, _ in bound.static:
@@ -83,11 +91,10 @@ class Binder:
             if isinstance(e, StatusError) and e.code == 404:
                 state.queue.remove(p.key)
                 return
-            text = e.message if isinstance(e, StatusError) else str(e) or "binding volumes: timed out waiting for the condition"
+            text = e.message if isinstance(e, StatusError) else str(e) or "binding volumes: context deadline exceeded"
             log.info("binding %s/%s to %s: %s", p.namespace, p.name, node, text)
-            self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
-            state.queue.retry(queued, state.clock())
-            state.wake.set()
+            rejected = isinstance(e, BadClaim)                             # by the devices themselves: nothing went wrong
+            await self.failed(queued, p, text if rejected else doing + text, "Unschedulable" if rejected else "SchedulerError")
             return
         state.queue.remove(p.key)
         self.speaker.say(p.pod, "Normal", "Scheduled", "Binding", f"Successfully assigned {p.namespace}/{p.name} to {node}")

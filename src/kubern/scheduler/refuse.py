@@ -124,12 +124,13 @@ class Refusals:
             self.untold[p.key] = (p, text)
             self.telling.set()
 
-    async def failed(self, queued: Queued, p: PodInfo, text: str) -> None:
-        """Deciding itself went wrong (an extender did not answer): said, and tried again after the back-off."""
+    async def failed(self, queued: Queued, p: PodInfo, text: str, reason: str = "SchedulerError") -> None:
+        """Deciding itself or binding went wrong: said, and tried again after the back-off, wherever that may be."""
         self.state.queue.retry(queued, self.state.clock())
         self.state.wake.set()
         self.speaker.say(p.pod, "Warning", "FailedScheduling", "Scheduling", text)
-        await self._condition(p, text, {}, "SchedulerError")
+        nominated = self.state.nominated.drop(p.key) or (p.pod.get("status") or {}).get("nominatedNodeName")
+        await self._condition(p, text, {"nominatedNodeName": None} if nominated else {}, reason)
 
     async def _heard(self, p: PodInfo, found: list[Victims]) -> list[Victims]:
         """What extenders leave of it, the least harm first."""

@@ -51,8 +51,8 @@ class Scheduler:
         self.plain = Plain(self.state.table)
         self.speaker = Speaker(client, clock, socket.gethostname())
         self.extenders = [Extender(spec) for spec in configuration.extenders]
-        self.binder = Binder(self.state, client, self.speaker, self.extenders)
         self.refusals = Refusals(self.state, client, self.speaker, self.extenders, self.random)
+        self.binder = Binder(self.state, client, self.speaker, self.extenders, self.refusals.failed)
         self.slots = asyncio.Semaphore(BINDINGS_MAX)
         self.tasks: set[asyncio.Task[None]] = set()
 
