@@ -21,7 +21,6 @@ from pathlib import Path
 
 from kubern.client.client import Client
 from kubern.commands.terminal import ask, say
-from kubern.commands.tokens import new_token
 from kubern.config import Settings
 from kubern.model import bootstrap
 from kubern.model import csr as request
@@ -137,9 +136,9 @@ def join(s: Settings, w: Wish) -> int:
         return 1
 
 
-def host_node(s: Settings) -> int:
-    """`kubern up --host-node`: this machine itself becomes a node of the cluster it runs, by a token of a few minutes."""
-    id_, secret = bootstrap.parse(new_token())
+def host_node(s: Settings, text: str) -> int:
+    """`kubern up --host-node`: this machine itself becomes a node of the cluster it runs, by this token, which holds for some minutes."""
+    id_, secret = bootstrap.parse(text)
     token = bootstrap.Token(id_, secret, time.time() + HOST_TOKEN_S, bootstrap.USAGES, (bootstrap.DEFAULT_GROUP,), "up --host-node")
 
     async def invite(client: Client) -> Object:

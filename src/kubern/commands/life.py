@@ -36,9 +36,9 @@ def up(s: Settings, *, detach: bool, merge: bool, host_node: bool = False) -> in
 
 
 def _host_node(s: Settings) -> int:
-    from kubern.commands import join
+    from kubern.commands import join, tokens
 
-    return join.host_node(s)
+    return join.host_node(s, tokens.new_token())
 
 
 def down(s: Settings, *, purge: bool) -> int:
