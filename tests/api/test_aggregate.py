@@ -29,6 +29,11 @@ OPENAPI = {"openapi": "3.0.0", "info": {"title": "Things"},
            "paths": {"/apis/x.example.com/v1/things": {}}, "components": {"schemas": {"thing": {"type": "object"}}}}
 
 
+SWAGGER = {"swagger": "2.0", "info": {"title": "Things"}, "paths": {
+    "/apis/x.example.com/v1/things": {"get": {"operationId": "listThings", "responses": {"200": {"schema": {"$ref": "#/definitions/com.example.Thing"}}}}},
+    "/apis/y.example.com/v1/others": {}}, "definitions": {"com.example.Thing": {"type": "object"}, "com.example.Other": {"type": "object"}}}
+
+
 class Backend:
     """Answers its discovery document, and to anything else what it was asked."""
 
@@ -45,6 +50,8 @@ class Backend:
         document = LIST if target == "/apis/x.example.com/v1" else {"method": method, "target": target, "headers": headers, "body": body.decode()}
         if target == "/openapi/v3/apis/x.example.com/v1":
             document = OPENAPI
+        if target == "/openapi/v2":
+            document = SWAGGER
         if "upgrade" in {k.lower() for k, _ in headers}:
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
             while data := await reader.read(1000):
@@ -208,11 +215,15 @@ async def test_streams_upgrades_and_documents_pass_through(parts: tuple[Server, 
     index = (await ask(server, "GET", "/openapi/v3"))[1]["paths"]
     where = index["apis/x.example.com/v1"]["serverRelativeURL"]
     assert (await ask(server, "GET", where))[1] == OPENAPI
+    swagger = (await ask(server, "GET", "/openapi/v2"))[1]
+    assert "/apis/x.example.com/v1/things" in swagger["paths"] and "/apis/y.example.com/v1/others" not in swagger["paths"]
+    assert "com.example.Thing" in swagger["definitions"] and "com.example.Other" not in swagger["definitions"] and "/api/v1/pods" in swagger["paths"]
     backend.broken = True
     await ask(server, "DELETE", "/apis/apiregistration.k8s.io/v1/apiservices/v1.x.example.com")
     await register(server, backend.port, ca)
     await available(server, "FailedDiscoveryCheck")
     assert "apis/x.example.com/v1" not in (await ask(server, "GET", "/openapi/v3"))[1]["paths"]
+    assert "/apis/x.example.com/v1/things" not in (await ask(server, "GET", "/openapi/v2"))[1]["paths"]
     r: Any = await server.handle(Request("GET", "/apis", {}, {"accept": "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"}, user=MASTERS))
     group = next(g for g in orjson.loads(r.body)["items"] if g["metadata"]["name"] == "x.example.com")
     assert group["versions"][0]["freshness"] == "Stale"

@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 
 import orjson
 
+from kubern.api import openapi_remote
 from kubern.api.cache import Change
 from kubern.api.subresource import connect
 from kubern.api.subresource.connect import Backend
@@ -237,21 +238,20 @@ class Aggregator:
             return ("True", "Passed", "all checks passed"), None
 
     async def _learn(self, service: Object, key: tuple[str, str]) -> None:
-        """The server's OpenAPI document, if it has one; without it there are only the names of its resources."""
-        _, backend = self.locate(service)
-        if backend is None:
-            return
-        backend.path, backend.headers = f"/openapi/v3/apis/{key[0]}/{key[1]}", [*identity_headers(DOWNLOADER), ("Accept", "application/json")]
-        body = b""
-        with contextlib.suppress(TimeoutError, StatusError, orjson.JSONDecodeError):
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
-                answer = await connect.send(backend, "GET", [])
-                body = await answer.whole(DOCUMENT_MAX_BYTES)
-            doc = orjson.loads(body)
-            if answer.status == 200 and isinstance(doc, dict) and str(doc.get("openapi") or "").startswith("3") and isinstance(doc.get("paths"), dict):
-                self.server.remote_openapi[key] = body
-                return
-        self.server.remote_openapi.pop(key, None)
+        """The server's OpenAPI documents, if it has them; without them there are only the names of its resources."""
+        async def fetch(path: str, tag: str) -> tuple[int, bytes, str]:
+            _, backend = self.locate(service)
+            if backend is None:
+                return 503, b"", ""
+            backend.path, backend.headers = path, [*identity_headers(DOWNLOADER), ("Accept", "application/json"), *([("If-None-Match", tag)] if tag else [])]
+            try:
+                async with asyncio.timeout(CHECK_TIMEOUT_S):
+                    answer = await connect.send(backend, "GET", [])
+                    return answer.status, await answer.whole(DOCUMENT_MAX_BYTES), next((v for k, v in answer.headers if k.lower() == "etag"), "")
+            except (TimeoutError, StatusError):
+                return 503, b"", ""
+        documents = self.server.remote_openapi
+        documents[key] = await openapi_remote.learn(fetch, *key, documents.get(key, openapi_remote.Remote()))
 
     def _drop(self, key: tuple[str, str]) -> None:
         self.server.remote_openapi.pop(key, None)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kubern.api.allocate import Allocator
     from kubern.api.audit import Audit, Record
     from kubern.api.crd import Definitions
+    from kubern.api.openapi_remote import Remote
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class Server:
         self.unlisted: dict[tuple[str, str, str], Handler] = {}          # our own GET-only subresources, not in discovery: it is upstream's
         self.extra_paths: dict[str, Callable[[Request, User], Awaitable[Response]]] = {}
         self.remote_rows: dict[tuple[str, str], list[Resource]] = {}     # (group, version) of APIServices -> what is known to lie there
-        self.remote_openapi: dict[tuple[str, str], bytes] = {}           # their OpenAPI documents, as they gave them
+        self.remote_openapi: dict[tuple[str, str], Remote] = {}          # their OpenAPI documents
 
     # --- life ---
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -100,16 +100,17 @@ def _schema(server: Any, row: Any) -> Any:
     return served.schema if served is not None else None
 
 
-def _remote(server: Server, key: str) -> bytes | None:
-    """The document of a group version that another server answers for, as that server gave it."""
+def _remote(server: Server, key: str) -> bytes:
+    """The document of a group version that another server answers for, as that server gave it; b"" where there is none."""
     parts = key.split("/")
-    return server.remote_openapi.get((parts[1], parts[2])) if len(parts) == 3 and parts[0] == "apis" and server.remote_openapi else None
+    found = server.remote_openapi.get((parts[1], parts[2])) if len(parts) == 3 and parts[0] == "apis" and server.remote_openapi else None
+    return found.v3 if found is not None else b""
 
 
 def _hash(server: Server, have: Catalog, key: str) -> str:
     """Of what the document is made from."""
     remote = _remote(server, key)
-    if remote is not None:
+    if remote:
         return hashlib.sha512(remote).hexdigest().upper()
     found = have.documents.get(("hash", key))
     if found is None:
@@ -127,14 +128,14 @@ def _hash(server: Server, have: Catalog, key: str) -> str:
 
 # ---------------------------------------------------------------- v2
 
-def swagger(server: Server, have: Catalog) -> Doc:
-    """The whole API in the v2 form."""
+def swagger(server: Server, have: Catalog, told: Collection[tuple[str, str]] = ()) -> Doc:
+    """The whole API in the v2 form, without the group versions of which others tell."""
     table: Doc = {}
     used: set[str] = set()
     made: dict[str, Doc] = {}
     for group, versions in {"": have.core, **have.groups}.items():
         for version in versions:
-            if (group, version) in have.remote:
+            if (group, version) in have.remote or (group, version) in told:
                 continue
             rows = have.list_of(group, version)
             for row in rows:
@@ -320,24 +321,39 @@ def _binary_wanted(request: Request, protobuf: str) -> bool:
     return False
 
 
-def _binary(have: Catalog, key: Any, packed: bytes, encode: Callable[[Doc], bytes]) -> bytes:
-    """A document in protobuf, made from its gzipped JSON when first asked for, and gzipped itself."""
-    found: bytes | None = have.documents.get(("binary", key))
-    if found is None:
-        found = have.documents["binary", key] = gzip.compress(encode(orjson.loads(gzip.decompress(packed))), 6, mtime=0)
-    return found
+def _made_of(have: Catalog, key: Any, tag: str, packed: bytes, make: Callable[[Doc], bytes]) -> bytes:
+    """Another form of a gzipped document, gzipped itself; made when first asked for, again when the tag is another."""
+    found: tuple[str, bytes] | None = have.documents.get(key)
+    if found is None or found[0] != tag:
+        found = have.documents[key] = tag, gzip.compress(make(orjson.loads(gzip.decompress(packed))), 6, mtime=0)
+    return found[1]
+
+
+def _binary(have: Catalog, key: Any, tag: str, packed: bytes, encode: Callable[[Doc], bytes]) -> bytes:
+    """A document in protobuf."""
+    return _made_of(have, ("binary", key), tag, packed, encode)
+
+
+def _merged(have: Catalog, tag: str, packed: bytes, others: list[bytes]) -> bytes:
+    """Our v2 document with those of aggregated servers."""
+    from kubern.api.openapi_remote import merged
+
+    return _made_of(have, "merged", tag, packed, lambda doc: orjson.dumps(merged(doc, map(orjson.loads, others))))
 
 
 async def respond(server: Server, request: Request, parts: list[str]) -> Response | None:
     """/openapi/v2, /openapi/v3, /openapi/v3/KEY?hash=…"""
     have = catalog(server)
     if parts[1:] == ["v2"]:
-        tag = hashlib.sha512("".join(_hash(server, have, k) for k in index_keys(have)).encode()).hexdigest().upper()
-        packed = _kept(have, "v2", lambda: swagger(server, have))
+        others = {key: r for key, r in sorted(server.remote_openapi.items()) if r.v2}
+        tag = hashlib.sha512("".join([*(_hash(server, have, k) for k in index_keys(have)), *(r.hash for r in others.values())]).encode()).hexdigest().upper()
+        packed = _kept(have, ("v2", *others), lambda: swagger(server, have, others))
+        if others:
+            packed = _merged(have, tag, packed, [r.v2 for r in others.values()])
         if _binary_wanted(request, V2_PROTOBUF):
             from kubern.api.openapi_binary import encode
 
-            return _answer(request, _binary(have, "v2", packed, encode), tag, [], V2_PROTOBUF)
+            return _answer(request, _binary(have, "v2", tag, packed, encode), tag, [], V2_PROTOBUF)
         return _answer(request, packed, tag, [])
     if parts[1:2] != ["v3"]:
         return None
@@ -357,11 +373,11 @@ async def respond(server: Server, request: Request, parts: list[str]) -> Respons
             return Response(301, [("Location", f"/openapi/v3/{key}?hash={tag}"), ("Content-Type", "text/html; charset=utf-8")], b"")
         extra = [("Cache-Control", "public, immutable"), ("Expires", "Fri, 31 Dec 2100 00:00:00 GMT")]
     remote = _remote(server, key)
-    packed = gzip.compress(remote, 1) if remote is not None else _kept(have, ("v3", key), lambda: document(server, have, key))
+    packed = gzip.compress(remote, 1) if remote else _kept(have, ("v3", key), lambda: document(server, have, key))
     if binary:
         from kubern.api.openapi_binary import encode_v3
 
-        return _answer(request, _binary(have, ("v3", key, tag), packed, encode_v3), tag, extra, V3_PROTOBUF)
+        return _answer(request, _binary(have, ("v3", key), tag, packed, encode_v3), tag, extra, V3_PROTOBUF)
     return _answer(request, packed, tag, extra)
 
 
