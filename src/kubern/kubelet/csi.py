@@ -41,6 +41,7 @@ ACCOUNTS = by_path["", "v1", "serviceaccounts"]
 ACCESS = {"ReadWriteOnce": 1, "ReadOnlyMany": 3, "ReadWriteMany": 5, "ReadWriteOncePod": 1}
 ACCESS_MULTI_WRITER = {**ACCESS, "ReadWriteOnce": 7, "ReadWriteOncePod": 6}  # for drivers that tell writers of one node apart
 DATA = "vol_data.json"
+STATS_S = 2.0                                                                # a driver that is slow to tell is not waited for
 TELL_S = 10.0                                                                # for the node's status to be written
 FOLDERS = ("volumes/kubernetes.io~csi", "volumeDevices/kubernetes.io~csi")   # of a pod: mounted ones, block devices
 PERSISTENT, EPHEMERAL = "Persistent", "Ephemeral"
@@ -329,7 +330,7 @@ class Drivers:
             return None
         try:
             told = await call(driver.socket, "/csi.v1.Node/NodeGetVolumeStats",
-                              classes()["NodeGetVolumeStatsRequest"](volume_id=v.handle, volume_path=v.target), "NodeGetVolumeStatsResponse")
+                              classes()["NodeGetVolumeStatsRequest"](volume_id=v.handle, volume_path=v.target), "NodeGetVolumeStatsResponse", STATS_S)
         except grpc.aio.AioRpcError as e:
             log.info("csi: NodeGetVolumeStats of %s: %s", v.handle, proto.go_error(e))
             return None

@@ -47,9 +47,9 @@ def classes() -> Mapping[str, Any]:
     return proto.define("kubern.csi", MESSAGES)
 
 
-async def call(socket: str, method: str, request: Any, answer: str) -> Any:
+async def call(socket: str, method: str, request: Any, answer: str, timeout_s: float = proto.CALL_TIMEOUT_S) -> Any:
     """One unary call on a unix socket. Raises grpc.aio.AioRpcError."""
-    return await proto.call(socket, method, request, classes()[answer])
+    return await proto.call(socket, method, request, classes()[answer], timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
