@@ -11,8 +11,9 @@ from typing import Any
 from kubern.api.admission import match
 from kubern.api.admission.attributes import Attributes
 from kubern.api.authz.attributes import Attributes as Asked
-from kubern.model.cel import CelError, CelProblem, Lazy, Program, compile_for_admission
+from kubern.model.cel import METER, CelError, CelProblem, Lazy, Meter, Program, compile_for_admission
 from kubern.model.cel.kubernetes import Check
+from kubern.model.cel.meter import CONDITIONS_MAX, TOTAL_MAX
 from kubern.model.invalid import aggregate
 from kubern.model.object import Object
 from kubern.model.request import User
@@ -26,12 +27,26 @@ class Failed(Exception):
     """An expression of a policy that gave no answer; str() is upstream's text."""
 
 
-def evaluate(program: Program, v: dict[Any, Any]) -> Any:
-    """The value of an expression. Raises Failed in the words of a policy."""
+class OutOfBudget(Failed):
+    """All expressions together cost too much: none is asked any more."""
+
+    def __init__(self) -> None:
+        super().__init__("validation failed due to running out of cost budget, no further validation rules will be run")
+
+
+def evaluate(program: Program, v: dict[Any, Any], units_max: int = TOTAL_MAX) -> Any:
+    """The value of an expression. Raises Failed in the words of a policy. `units_max`: what all that share the meter may cost."""
+    problem = ""
+    value = None
     try:
-        return program.run(v)
+        value = program.run(v)
     except (CelError, ArithmeticError, ValueError) as e:
-        raise Failed(f"expression '{program.source}' resulted in error: {e}") from None
+        problem = f"expression '{program.source}' resulted in error: {e}"
+    if v[METER].total > units_max:
+        raise OutOfBudget
+    if problem:
+        raise Failed(problem)
+    return value
 
 
 def variables(a: Attributes, row: Resource, obj: Object | None, old: Object | None, namespace: Object | None) -> dict[str, Any]:
@@ -113,10 +128,13 @@ class Conditions:
     def met(self, v: dict[Any, Any]) -> bool:
         """Raises Failed where that cannot be told."""
         errors = []
+        v = {**v, METER: Meter()}
         for run in self._programs:
             try:
                 if run(v) is not True:
                     return False
+            except OutOfBudget:
+                raise
             except Failed as e:
                 errors.append(str(e))
         if errors:
@@ -133,4 +151,4 @@ def _compiled(source: str, params: bool) -> Callable[[dict[Any, Any]], Any]:
         def fail(v: dict[Any, Any]) -> Any:
             raise Failed(why)
         return fail
-    return lambda v: evaluate(program, v)
+    return lambda v: evaluate(program, v, CONDITIONS_MAX)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from kubern.api.admission import match
 from kubern.api.admission.attributes import CONNECT, CREATE, DELETE, UPDATE, Attributes, Plugin
-from kubern.api.admission.expressions import Conditions, Failed, Variables, evaluate, variables
+from kubern.api.admission.expressions import Conditions, Failed, OutOfBudget, Variables, evaluate, variables
 from kubern.api.admission.policies import Binding, Misconfigured, Policy, Source
 from kubern.api.authz.unanswered import settled
-from kubern.model.cel import CelProblem, Program
+from kubern.model.cel import METER, CelProblem, Meter, Program
 from kubern.model.object import Object
 from kubern.model.resource import Resource
 from kubern.model.status import StatusError
@@ -51,7 +51,7 @@ class ValidatingPolicy(Policy):
         except CelProblem as e:                       # stored by an older server, or over a lost variable
             self.problem = str(e)
 
-    def decide(self, v: dict[str, Any]) -> tuple[list[tuple[int, str, str]], dict[str, str], list[str]]:
+    def decide(self, v: dict[Any, Any]) -> tuple[list[tuple[int, str, str]], dict[str, str], list[str]]:
         """([(index, message, reason)] of what does not hold, audit annotations, errors of those)."""
         if self.problem:
             return self._failed(self.problem), {}, []
@@ -61,6 +61,7 @@ class ValidatingPolicy(Policy):
                     return [], {}, []
             except Failed as e:
                 return self._failed(str(e)), {}, []
+        v[METER] = Meter()
         if self.programs:
             v["variables"] = Variables(self.programs, v)
         denied: list[tuple[int, str, str]] = []
@@ -68,9 +69,13 @@ class ValidatingPolicy(Policy):
             try:
                 if evaluate(check.program, v) is not True:
                     denied.append((i, _message(check, v), check.spec.get("reason") or "Invalid"))
+            except OutOfBudget as e:
+                denied = self._failed(str(e))
+                break
             except Failed as e:
                 denied += self._failed(str(e), i)
         annotations, errors = {}, []
+        v[METER] = Meter()
         for key, program in self.annotations:
             try:
                 value = evaluate(program, v)

@@ -18,13 +18,13 @@ from typing import Any
 
 from kubern.model.cel import literals
 from kubern.model.cel.check import Checker, Env, Overload
+from kubern.model.cel.meter import METER, Meter
 from kubern.model.cel.parse import CelSyntaxError, Node, parse, syntax_error
-from kubern.model.cel.run import BUDGET, STEPS_MAX, Lazy, Run
-from kubern.model.cel.run import compile_ as _make_run
+from kubern.model.cel.run import Lazy, Run, program
 from kubern.model.cel.types import DYN, Object, Type, name, read, same
-from kubern.model.cel.values import CelError
+from kubern.model.cel.values import Cancelled, CelError
 
-__all__ = ["BUDGET", "STEPS_MAX", "CelError", "CelProblem", "Lazy", "Object", "Program", "admission_variables", "compile_", "compile_error"]
+__all__ = ["METER", "Cancelled", "CelError", "CelProblem", "Lazy", "Meter", "Object", "Program", "admission_variables", "compile_", "compile_error"]
 
 
 class CelProblem(Exception):
@@ -48,10 +48,10 @@ def functions(patches: bool = False) -> dict[str, tuple[Overload, ...]]:
     return overloads((*STANDARD, *KUBERNETES, *(PATCHES if patches else ())))
 
 
-def compile_(source: str, variables: Mapping[str, Type], types: Mapping[str, Object] | None = None) -> Program:
-    """An expression over these variables. Raises CelProblem."""
+def compile_(source: str, variables: Mapping[str, Type], types: Mapping[str, Object] | None = None, binds: bool = False) -> Program:
+    """An expression over these variables. `binds`: it may bind more with cel.bind(). Raises CelProblem."""
     try:
-        tree = parse(source)
+        tree = parse(source, binds)
     except CelSyntaxError as e:
         raise CelProblem(syntax_error(source, e)) from None
     checker = Checker(Env(variables, functions(isinstance(types, PatchTypes)), types), source)
@@ -62,7 +62,7 @@ def compile_(source: str, variables: Mapping[str, Type], types: Mapping[str, Obj
         checker.problems = literals.problems(tree)
         if checker.problems:
             raise CelProblem(checker.report())
-        return Program(source, found, _make_run(tree), tree, literals.broken(tree))
+        return Program(source, found, program(tree), tree, literals.broken(tree))
     except RecursionError:
         raise CelProblem("expression recursion limit exceeded: 250") from None
 

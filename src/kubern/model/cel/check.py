@@ -317,6 +317,10 @@ class Checker:
             return ("map", key, made)
         return made if isinstance(made, tuple) and made[0] == "map" else DYN          # transformMapEntry
 
+    def _bind(self, node: Node) -> Type:
+        t = self.check(node.args[0])
+        return self._inside(node.args[1], {node.value: t})
+
     def _optmap(self, node: Node) -> Type:
         t = self.check(node.args[0])
         inner = t[1] if isinstance(t, tuple) and t[0] == "optional_type" else DYN

@@ -236,6 +236,14 @@ class _Estimate:
         (_, local), *_ = self._variables(node, ranged, is_list)
         return self._known(local.path) or local.size or UNKNOWN
 
+    def _bind(self, node: Node) -> int:
+        value, body = node.args
+        cost = self.cost(value) + LIST
+        self._locals.setdefault(node.value, []).append(_Local(self.path(value), self.size(value), self._entry(value)))
+        cost += self.cost(body)
+        self._locals[node.value].pop()
+        return cost
+
     def _optmap(self, node: Node) -> int:
         """target.hasValue() ? optional.of(bind(v, target.value(), body)) : optional.none(); a bind makes an empty list."""
         target, body = node.args

@@ -25,6 +25,7 @@ from kubern.model.cel.values import (
     NOTHING,
     NS,
     UINT_MAX,
+    Cancelled,
     CelError,
     Duration,
     Keyed,
@@ -90,7 +91,7 @@ def _add(a: Any, b: Any) -> Any:
             return Duration(total)
         return Timestamp(total, (a if isinstance(a, Timestamp) else b).zone)       # type: ignore[union-attr]
     if isinstance(a, (str, bytes, list)) and len(a) + len(b) > LENGTH_MAX:
-        raise CelError("operation cancelled: actual cost limit exceeded")
+        raise Cancelled
     return a.plus(b) if type(a) is Keyed else a + b
 
 
@@ -293,7 +294,7 @@ def _last_index_of(s: str, sub: str, start: int | None = None) -> int:
 def _replace(s: str, old: str, new: str, count: int = -1) -> str:
     out = s.replace(old, new, count)
     if len(out) > LENGTH_MAX:
-        raise CelError("operation cancelled: actual cost limit exceeded")
+        raise Cancelled
     return out
 
 
@@ -523,7 +524,7 @@ def _flatten(xs: list[Any], depth: int = 1) -> list[Any]:
 
 def _range(n: int) -> list[int]:
     if n > 1_000_000:
-        raise CelError("operation cancelled: actual cost limit exceeded")
+        raise Cancelled
     return list(range(n))
 
 

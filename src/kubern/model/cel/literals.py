@@ -103,9 +103,9 @@ def _call(node: Node, out: list[Problem]) -> None:
 
 
 def _run(node: Node) -> str:
-    from kubern.model.cel.run import compile_
+    from kubern.model.cel.run import program
     try:
-        compile_(node)({})
+        program(node)({})
     except CelError as e:
         return str(e)
     return ""

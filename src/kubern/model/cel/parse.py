@@ -22,11 +22,12 @@ class CelSyntaxError(Exception):
 class Node:
     """One expression. `op` says which; `pos` is where upstream points when something is wrong with it."""
 
-    __slots__ = ("args", "fn", "name", "op", "pos", "type", "value")
+    __slots__ = ("args", "cost", "fn", "name", "op", "pos", "type", "value")
 
     def __init__(self, op: str, pos: int, name: str = "", args: tuple[Any, ...] = (), value: Any = None) -> None:
         self.op, self.pos, self.name, self.args, self.value = op, pos, name, args, value
         self.type: Any = None        # filled by check.py
+        self.cost = 0                # filled by run.py: units that evaluating it surely costs
         self.fn: Any = None          # overloads of a call, or the variable an identifier means
 
 
@@ -103,8 +104,8 @@ def _string(text: str, pos: int) -> str | bytes:
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
-        self.tokens, self.at, self.depth = tokens(text), 0, 0
+    def __init__(self, text: str, binds: bool) -> None:
+        self.tokens, self.at, self.depth, self.binds = tokens(text), 0, 0, binds
 
     def peek(self) -> str:
         kind, text, _ = self.tokens[self.at]
@@ -297,7 +298,9 @@ class _Parser:
                 name, _ = self.name()
                 if self.peek() == "(":
                     opened = self.take()[2]
-                    node = _method(node, name, opened, self.arguments(")"))
+                    args = self.arguments(")")
+                    node = _bind(opened, args) if self.binds and name == "bind" and _is_cel(node) and len(args) == 3 else \
+                        _method(node, name, opened, args)
                 else:
                     node = Node("select", pos, name, (node,))
             elif op == "[":
@@ -325,6 +328,14 @@ def _global(name: str, pos: int, opened: int, args: list[Node]) -> Node:
     return Node("call", opened, name, tuple(args), pos)
 
 
+def _is_cel(node: Node) -> bool:
+    return node.op == "ident" and node.name == "cel"
+
+
+def _bind(pos: int, args: list[Node]) -> Node:
+    return Node("bind", pos, "bind", (args[1], args[2]), _variable(args[0], "cel.bind() variable names must be simple identifiers"))
+
+
 def _method(target: Node, name: str, pos: int, args: list[Node]) -> Node:
     count = len(args)
     if name in ("optMap", "optFlatMap") and count == 2:
@@ -347,12 +358,12 @@ def _variable(node: Node, otherwise: str) -> str:
     return node.name
 
 
-def parse(text: str) -> Node:
-    """The tree of an expression. Raises CelSyntaxError with `message` and `pos`."""
+def parse(text: str, binds: bool = False) -> Node:
+    """The tree of an expression. `binds`: cel.bind() is a macro. Raises CelSyntaxError with `message` and `pos`."""
     if len(text) > TEXT_MAX:
         raise CelSyntaxError(f"expression code point size exceeds limit: size: {len(text)}, limit {TEXT_MAX}")
     try:
-        p = _Parser(text)
+        p = _Parser(text, binds)
         node = p.expr()
         p.take() if p.peek() == "end" else p.take("<EOF>")
     except RecursionError:

@@ -1,22 +1,24 @@
 """The evaluator: a checked tree becomes nested Python functions, `f(variables) -> value`.
 
 Nothing is copied or converted: objects are the JSON dicts themselves, only fields that a schema declares as times, durations,
-bytes or doubles are read as such where they are touched. Loops count their steps against a budget. Upstream: cel-go interpreter.
+bytes or doubles are read as such where they are touched. What it costs is counted on the way (meter.py). Upstream: cel-go interpreter.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cmp_to_key
 from typing import Any
 
 from kubern.model.cel.check import Overload
+from kubern.model.cel.meter import CALL_MAX, CHARGES, LIST, MAP, METER, STRUCT, Meter, self_compared, spend
 from kubern.model.cel.parse import Node
 from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, KeyedList, Object, Type, text
 from kubern.model.cel.values import (
     NOTHING,
     PLAIN,
+    Cancelled,
     CelError,
     Duration,
     Keyed,
@@ -34,8 +36,7 @@ from kubern.model.cel.values import (
 )
 
 Run = Callable[[dict[Any, Any]], Any]
-BUDGET = 0                  # the key under which `variables` holds the steps left, as a list of one
-STEPS_MAX = 200_000
+Charge = Callable[[tuple[Any, ...], Any], int]
 _MISSING = object()
 
 
@@ -54,8 +55,42 @@ class Lazy:
 
 
 def compile_(node: Node) -> Run:
+    """The evaluator of an expression, a part of another one: `program` makes one of a whole."""
     run: Run = _COMPILERS[node.op](node)
     return run
+
+
+def program(tree: Node) -> Run:
+    """The evaluator of a whole expression, with its costs metered: those of `variables`' meter go up by what it came to."""
+    run = compile_(tree)
+    cost = tree.cost
+
+    def metered(v: dict[Any, Any]) -> Any:
+        meter = v.get(METER)
+        if meter is None:
+            meter = v[METER] = Meter()
+        outer, meter.call = meter.call, cost
+        try:
+            return run(v)
+        finally:
+            meter.total += meter.call
+            meter.call = outer
+    return metered
+
+
+def _branch(node: Node) -> Run:
+    """The evaluator of what may or may not run: it counts its cost when it does."""
+    run, cost = compile_(node), node.cost
+    if not cost:
+        return run
+
+    def counted(v: dict[Any, Any]) -> Any:
+        meter = v[METER]
+        meter.call += cost
+        if meter.call > CALL_MAX:
+            raise Cancelled
+        return run(v)
+    return counted
 
 
 def _const(node: Node) -> Run:
@@ -64,6 +99,7 @@ def _const(node: Node) -> Run:
 
 
 def _ident(node: Node) -> Run:
+    node.cost = 1
     name = node.name
 
     def run(v: dict[Any, Any]) -> Any:
@@ -76,6 +112,7 @@ def _ident(node: Node) -> Run:
 
 
 def _typename(node: Node) -> Run:
+    node.cost = 1
     t = node.value
     value = TypeValue(t[0] if isinstance(t, tuple) else t)
     return lambda v: value
@@ -149,6 +186,7 @@ def _optional_field(obj: Any, name: Any) -> Optional:
 
 def _select(node: Node) -> Run:
     operand = compile_(node.args[0])
+    node.cost = node.args[0].cost + 1
     name, convert = _unescaped(node)
     if node.value == "optional":
         return lambda v: _optional_field(operand(v), name)
@@ -167,6 +205,7 @@ def _select(node: Node) -> Run:
 
 def _has(node: Node) -> Run:
     operand = compile_(node.args[0])
+    node.cost = node.args[0].cost
     name, _ = _unescaped(node)
 
     def run(v: dict[Any, Any]) -> bool:
@@ -181,6 +220,7 @@ def _has(node: Node) -> Run:
 
 def _optselect(node: Node) -> Run:
     operand, name = compile_(node.args[0]), node.name
+    node.cost = node.args[0].cost + 1
 
     def run(v: dict[Any, Any]) -> Optional:
         obj = operand(v)
@@ -219,6 +259,7 @@ def _key(obj: dict[Any, Any], key: Any) -> Any:
 
 def _index(node: Node) -> Run:
     operand, index = compile_(node.args[0]), compile_(node.args[1])
+    node.cost = node.args[0].cost + node.args[1].cost + 1
     if node.value == "optional":
         return lambda v: _optional_field(operand(v), index(v))
     return lambda v: at(operand(v), index(v))
@@ -226,6 +267,7 @@ def _index(node: Node) -> Run:
 
 def _optindex(node: Node) -> Run:
     operand, index = compile_(node.args[0]), compile_(node.args[1])
+    node.cost = node.args[0].cost + node.args[1].cost + 1
     return lambda v: _optional_field(operand(v), index(v))
 
 
@@ -238,6 +280,69 @@ def _certain(t: Type) -> bool:
 
 def _call(node: Node) -> Run:
     args = [compile_(a) for a in node.args]
+    node.cost = sum(a.cost for a in node.args)
+    charge = _charge(node)
+    if charge is not None:
+        return _charged(_chosen(node, args), args, charge)
+    node.cost += 1
+    return _plain(node, args)
+
+
+def _charge(node: Node) -> Charge | None:
+    """How to reckon what a call costs; None where it is always one."""
+    charge = CHARGES.get(node.name)
+    if charge is None or (node.name in _OF_MANY_KINDS and any(a.type in _SCALARS for a in node.args)):
+        return None
+    if node.name in ("_==_", "_!=_") and any(a.op == "const" and isinstance(a.value, (str, bytes)) and 0 < len(a.value) <= 10 for a in node.args):
+        return None                      # a tenth of so short a text, rounded up
+    return charge
+
+
+def _charged(call: Callable[..., Any], args: list[Run], charge: Charge) -> Run:
+    if len(args) == 2:
+        one, two = args
+
+        def run_two(v: dict[Any, Any]) -> Any:
+            a, b = one(v), two(v)
+            result = call(a, b)
+            spend(v, charge((a, b), result))
+            return result
+        return run_two
+
+    def run(v: dict[Any, Any]) -> Any:
+        values = tuple([a(v) for a in args])
+        result = call(*values)
+        spend(v, charge(values, result))
+        return result
+    return run
+
+
+def _chosen(node: Node, args: list[Run]) -> Callable[..., Any]:
+    """The function of a call: the one overload, or whichever takes the values."""
+    overloads: tuple[Overload, ...] = node.fn
+    if len(overloads) == 1 and all(_certain(a.type) or not _certain(p) for a, p in zip(node.args, overloads[0].params, strict=True)):
+        call: Callable[..., Any] = overloads[0].call
+        return call
+    known: dict[Any, Callable[..., Any]] = {}
+
+    def choose(*values: Any) -> Any:
+        key = tuple([type(x) for x in values])
+        found = known.get(key)
+        if found is None:
+            found = next((o.call for o in overloads if all(is_kind(x, p) for x, p in zip(values, o.params, strict=True))), None)
+            if found is None:
+                raise CelError("no such overload")
+            if all(type(x) in PLAIN for x in values):
+                known[key] = found
+        return found(*values)
+    return choose
+
+
+_SCALARS = ("bool", "int", "uint", "double", "null_type", TIMESTAMP, DURATION)
+_OF_MANY_KINDS = ("_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_", "_+_", "string", "bytes")
+
+
+def _plain(node: Node, args: list[Run]) -> Run:
     overloads: tuple[Overload, ...] = node.fn
     if len(overloads) == 1 and all(_certain(a.type) or not _certain(p) for a, p in zip(node.args, overloads[0].params, strict=True)):
         call = overloads[0].call
@@ -283,12 +388,15 @@ def _bool(value: Any) -> bool:
 
 def _shortcut(node: Node) -> Run:
     """&& and ||: either side may settle it, an error on the other side then does not count."""
-    left, right = compile_(node.args[0]), compile_(node.args[1])
+    left, right = compile_(node.args[0]), _branch(node.args[1])
+    node.cost = node.args[0].cost
     settles = node.op == "or"
 
     def run(v: dict[Any, Any]) -> bool:
         try:
             one = _bool(left(v))
+        except Cancelled:
+            raise
         except CelError as e:
             error = e
         else:
@@ -300,7 +408,8 @@ def _shortcut(node: Node) -> Run:
 
 
 def _cond(node: Node) -> Run:
-    test, then, other = (compile_(a) for a in node.args)
+    test, then, other = compile_(node.args[0]), _branch(node.args[1]), _branch(node.args[2])
+    node.cost = node.args[0].cost
     return lambda v: then(v) if _bool(test(v)) else other(v)
 
 
@@ -308,6 +417,7 @@ def _cond(node: Node) -> Run:
 
 def _list(node: Node) -> Run:
     items = [compile_(a) for a in node.args]
+    node.cost = sum(a.cost for a in node.args) + LIST
     if not any(node.value):
         return lambda v: [i(v) for i in items]
     optional = node.value
@@ -327,6 +437,7 @@ def _list(node: Node) -> Run:
 
 def _map(node: Node) -> Run:
     entries = [(compile_(k), compile_(x), optional) for k, x, optional in node.args]
+    node.cost = sum(k.cost + x.cost for k, x, _ in node.args) + MAP
 
     def run(v: dict[Any, Any]) -> dict[Any, Any]:
         out: dict[Any, Any] = {}
@@ -343,6 +454,7 @@ def _map(node: Node) -> Run:
 
 def _struct(node: Node) -> Run:
     fields = [(name, compile_(value), optional) for name, value, optional, _ in node.args]
+    node.cost = sum(value.cost for _, value, _, _ in node.args) + STRUCT
     kind = node.fn.name
 
     def run(v: dict[Any, Any]) -> Message:
@@ -360,15 +472,6 @@ def _struct(node: Node) -> Run:
 
 # -- macros
 
-def _spend(v: dict[Any, Any], steps: int) -> None:
-    left = v.get(BUDGET)
-    if left is None:
-        left = v[BUDGET] = [STEPS_MAX]
-    left[0] -= steps
-    if left[0] < 0:
-        raise CelError("operation cancelled: actual cost limit exceeded")
-
-
 def _pairs(value: Any) -> Any:
     if isinstance(value, list):
         return enumerate(value)
@@ -377,19 +480,32 @@ def _pairs(value: Any) -> Any:
     raise CelError("no such overload")
 
 
+# macro -> units of: the whole, every round, a round whose test was met (the body's own come on top)
+_UNITS = {"all": (1, 3, 0), "exists": (1, 4, 0), "exists_one": (2, 1, 1), "existsOne": (2, 1, 1), "filter": (LIST + 1, 1, 12),
+          "map": (LIST + 1, 1, 11), "transformList": (LIST + 1, 1, 11), "transformMap": (MAP + 1, 1, 2), "transformMapEntry": (MAP + 1, 1, 1),
+          "sortBy": (2 * LIST + 4, 12, 0)}
+
+
 def _comp(node: Node) -> Run:
     source = compile_(node.args[0])
-    bodies = [compile_(a) for a in node.args[1:]]
+    whole, each, met = _UNITS[node.name]
+    bodies = [compile_(node.args[1])]
+    each += node.args[1].cost
+    if len(node.args) == 3:
+        bodies.append(compile_(node.args[2]))
+        met += node.args[2].cost
+    elif node.name in ("map", "transformList", "transformMap", "transformMapEntry"):
+        each += met
+    node.cost = node.args[0].cost + whole
     fold = _FOLDS[node.name]
     names = node.value
 
     def run(v: dict[Any, Any]) -> Any:
         value = source(v)
-        pairs = _pairs(value)
-        _spend(v, len(value) + 1)
+        pairs = _metered(v[METER], _pairs(value), each)
         kept = [v.get(n, _MISSING) for n in names]
         try:
-            return fold(v, names, pairs, bodies, isinstance(value, dict))
+            return fold(v, names, pairs, bodies, isinstance(value, dict), met)
         finally:
             for n, k in zip(names, kept, strict=True):
                 if k is _MISSING:
@@ -397,6 +513,15 @@ def _comp(node: Node) -> Run:
                 else:
                     v[n] = k
     return run
+
+
+def _metered(meter: Meter, pairs: Iterable[Any], each: int) -> Iterator[Any]:
+    """The rounds of a loop, each counted as it begins."""
+    for pair in pairs:
+        meter.call += each
+        if meter.call > CALL_MAX:
+            raise Cancelled
+        yield pair
 
 
 def _set(v: dict[Any, Any], names: tuple[str, ...], key: Any, value: Any, is_map: bool) -> Any:
@@ -407,7 +532,7 @@ def _set(v: dict[Any, Any], names: tuple[str, ...], key: Any, value: Any, is_map
     return item
 
 
-def _all(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, settles: bool = False) -> bool:
+def _all(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int, settles: bool = False) -> bool:
     error: CelError | None = None
     test = bodies[0]
     for key, value in pairs:
@@ -415,6 +540,8 @@ def _all(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, settles: boo
         try:
             if _bool(test(v)) is settles:
                 return settles
+        except Cancelled:
+            raise
         except CelError as e:
             error = error or e
     if error is not None:
@@ -422,53 +549,65 @@ def _all(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, settles: boo
     return not settles
 
 
-def _exists(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> bool:
-    return _all(v, names, pairs, bodies, is_map, True)
+def _exists(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int) -> bool:
+    return _all(v, names, pairs, bodies, is_map, met, True)
 
 
-def _exists_one(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> bool:
+def _exists_one(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int) -> bool:
     count = 0
     for key, value in pairs:
         _set(v, names, key, value, is_map)
-        count += _bool(bodies[0](v))
+        if _bool(bodies[0](v)):
+            count += 1
+            spend(v, met)
     return count == 1
 
 
-def _filter(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> list[Any]:
+def _filter(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int) -> list[Any]:
     out = []
     for key, value in pairs:
         item = _set(v, names, key, value, is_map)
         if _bool(bodies[0](v)):
+            spend(v, met)
             out.append(item)
     return out
 
 
-def _map_macro(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> list[Any]:
+def _taken(v: Any, test: Run | None, met: int) -> bool:
+    if test is None:
+        return True
+    if not _bool(test(v)):
+        return False
+    spend(v, met)
+    return True
+
+
+def _map_macro(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int) -> list[Any]:
     out = []
     test, make = (bodies[0], bodies[1]) if len(bodies) == 2 else (None, bodies[0])
     for key, value in pairs:
         _set(v, names, key, value, is_map)
-        if test is None or _bool(test(v)):
+        if _taken(v, test, met):
             out.append(make(v))
     return out
 
 
-def _transform_map(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> dict[Any, Any]:
+def _transform_map(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int) -> dict[Any, Any]:
     out: dict[Any, Any] = {}
     test, make = (bodies[0], bodies[1]) if len(bodies) == 2 else (None, bodies[0])
     for key, value in pairs:
         _set(v, names, key, value, is_map)
-        if test is None or _bool(test(v)):
+        if _taken(v, test, met):
             out[key] = make(v)
     return out
 
 
-def _transform_entry(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> dict[Any, Any]:
+def _transform_entry(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int) -> dict[Any, Any]:
     out: dict[Any, Any] = {}
     test, make = (bodies[0], bodies[1]) if len(bodies) == 2 else (None, bodies[0])
     for key, value in pairs:
         _set(v, names, key, value, is_map)
-        if test is None or _bool(test(v)):
+        if _taken(v, test, met):
             for k, x in make(v).items():
                 if k in out:
                     raise CelError(f"insert failed: key {k} already exists")
@@ -480,13 +619,14 @@ def _by_key(a: tuple[Any, Any], b: tuple[Any, Any]) -> int:
     return compare(a[1], b[1])
 
 
-def _sort_by(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool) -> list[Any]:
+def _sort_by(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int) -> list[Any]:
     items = [(_set(v, names, key, value, is_map), bodies[0](v)) for key, value in pairs]
     for _, key in items:
         if not isinstance(key, (bool, int, float, str, bytes, Timestamp, Duration)):
             raise CelError("list elements must be comparable")
         if kind_of(key) != kind_of(items[0][1]):
             raise CelError("list elements must have the same type")
+    spend(v, self_compared([key for _, key in items]))
     return [item for item, _ in sorted(items, key=cmp_to_key(_by_key))]
 
 
@@ -507,8 +647,16 @@ def _scoped(v: dict[Any, Any], name: str, value: Any, body: Run) -> Any:
             v[name] = kept
 
 
+def _bind(node: Node) -> Run:
+    value, body, name = compile_(node.args[0]), compile_(node.args[1]), node.value
+    node.cost = node.args[0].cost + node.args[1].cost + LIST
+    return lambda v: _scoped(v, name, value(v), body)
+
+
 def _optmap(node: Node) -> Run:
-    target, body, name, flat = compile_(node.args[0]), compile_(node.args[1]), node.value, node.name == "optFlatMap"
+    target, body, name, flat = compile_(node.args[0]), _branch(node.args[1]), node.value, node.name == "optFlatMap"
+    node.cost = node.args[0].cost + 1
+    again = node.cost + LIST + (not flat)               # upstream asks for the value once more, and binds it
 
     def run(v: dict[Any, Any]) -> Any:
         value = target(v)
@@ -516,6 +664,7 @@ def _optmap(node: Node) -> Run:
             raise CelError("no such overload")
         if not value.has:
             return NOTHING
+        spend(v, again)
         made = _scoped(v, name, value.value, body)
         return made if flat else Optional(made)
     return run
@@ -524,7 +673,7 @@ def _optmap(node: Node) -> Run:
 _COMPILERS: dict[str, Callable[[Node], Run]] = {
     "const": _const, "ident": _ident, "typename": _typename, "select": _select, "has": _has, "optselect": _optselect, "index": _index,
     "optindex": _optindex, "call": _call, "method": _call, "and": _shortcut, "or": _shortcut, "cond": _cond, "list": _list, "map": _map,
-    "struct": _struct, "comp": _comp, "optmap": _optmap,
+    "struct": _struct, "comp": _comp, "optmap": _optmap, "bind": _bind,
 }
 
-__all__ = ["BUDGET", "NULL", "STEPS_MAX", "Lazy", "Run", "compile_", "equal", "text"]
+__all__ = ["NULL", "Lazy", "Run", "compile_", "equal", "program", "text"]

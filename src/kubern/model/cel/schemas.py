@@ -17,13 +17,15 @@ from kubern.model.cel import CelError, CelProblem, Program, compile_
 from kubern.model.cel.cost import MAX as MAX_COST
 from kubern.model.cel.cost import estimate
 from kubern.model.cel.extent import extent_of, members_max
-from kubern.model.cel.run import BUDGET, STEPS_MAX, _converter
+from kubern.model.cel.meter import METER, TOTAL_MAX, Meter
+from kubern.model.cel.run import _converter
 from kubern.model.cel.types import DYN, TIMESTAMP, KeyedList, Object, Type, escape, read
-from kubern.model.cel.values import Optional
+from kubern.model.cel.values import Cancelled, Optional
 from kubern.model.custom import MISSING, NOWHERE, _equal, _old_items
 from kubern.model.invalid import FieldError, Struct
 
 MESSAGE_MAX_BYTES = 5 * 1024
+OUT_OF_BUDGET = "validation failed due to running out of cost budget, no further validation rules will be run"
 _ERRORS: dict[str, Callable[[str, Any, str], FieldError]] = {
     "FieldValueForbidden": lambda p, v, d: field.forbidden(p, d), "FieldValueRequired": lambda p, v, d: field.required(p, d),
     "FieldValueDuplicate": lambda p, v, d: field.duplicate(p, v)}
@@ -217,7 +219,7 @@ class Rules:
         """What is broken. `old`: the object before an update; `warn` hears of what is let be."""
         out: list[FieldError] = []
         try:
-            self._run(value, old, old, "", out, {BUDGET: [STEPS_MAX]}, warn or _silent)
+            self._run(value, old, old, "", out, {METER: Meter()}, warn or _silent)
         except _Exhausted:
             pass
         return out
@@ -256,6 +258,10 @@ class Rules:
         convert = self._convert or _same
         has_old = old is not MISSING and old is not None
         v: dict[Any, Any] = {**shared, "self": convert(value)}
+        meter = shared[METER]
+        if meter.total >= TOTAL_MAX:
+            out.append(field.invalid(where, self._type, OUT_OF_BUDGET))
+            raise _Exhausted
         for spec, rule, problem in self._own:
             if rule is None:
                 if problem:
@@ -266,26 +272,39 @@ class Rules:
             if has_old or rule.optional_old:
                 was = convert(old) if has_old else None
                 v["oldSelf"] = (Optional(was, has_old) if rule.optional_old else was)
+            problem, cancelled, met = "", False, False
             try:
-                if rule.program.run(v) is True:
-                    continue
+                met = rule.program.run(v) is True
             except (CelError, ArithmeticError, ValueError) as e:
-                out.append(field.invalid(where, self._type, _failed(str(e), spec)))
-                if str(e).startswith("operation cancelled"):
-                    raise _Exhausted from None
+                problem, cancelled = _failed(str(e), spec), isinstance(e, Cancelled)
+            if meter.total > TOTAL_MAX:
+                problem, cancelled = OUT_OF_BUDGET, True
+            if problem:
+                out.append(field.invalid(where, self._type, problem))
+                if cancelled:
+                    raise _Exhausted
+                continue
+            if met:
                 continue
             at = where + (_below(spec["fieldPath"], path) if spec.get("fieldPath") else "")
             shown = field._OMIT if self._type in ("object", "array") else value
             make = _ERRORS.get(spec.get("reason") or "", field.invalid)
-            error = make(at.removeprefix(NOWHERE + "."), shown, _message(rule, v))
+            at, exhausted = at.removeprefix(NOWHERE + "."), ""
+            try:
+                error = make(at, shown, _message(rule, v))
+            except _Exhausted as e:
+                exhausted = str(e)
+                error = field.invalid(at, self._type, exhausted)
             if not rule.transition and unchanged:
                 warn(error.text())
             else:
                 out.append(error)
+            if exhausted:
+                raise _Exhausted
 
 
 class _Exhausted(Exception):
-    """The budget of an object is used up."""
+    """The budget of an object is used up, or an expression's."""
 
 
 def _same(value: Any) -> Any:
@@ -313,8 +332,13 @@ def _message(rule: _Rule, v: dict[Any, Any]) -> str:
     if rule.message is not None:
         try:
             text = rule.message.run(v)
+        except Cancelled:
+            raise _Exhausted("no further validation rules will be run due to call cost exceeds limit for messageExpression: "
+                             + field.quote(rule.spec["messageExpression"])) from None
         except (CelError, ArithmeticError, ValueError):
             text = ""
+        if v[METER].total > TOTAL_MAX:
+            raise _Exhausted(f"messageExpression evaluation {OUT_OF_BUDGET.removeprefix('validation ')}")
         text = text.strip() if isinstance(text, str) else ""
         if text and "\n" not in text and len(text.encode()) <= MESSAGE_MAX_BYTES:
             return text

@@ -23,6 +23,13 @@ class CelError(Exception):
     """An evaluation that failed; the text is upstream's."""
 
 
+class Cancelled(CelError):
+    """One that became too expensive: nothing in the expression can make up for it."""
+
+    def __init__(self) -> None:
+        super().__init__("operation cancelled: actual cost limit exceeded")
+
+
 _EPOCH = dt.datetime(1970, 1, 1)
 _FIRST_S, _END_S = -62135596800, 253402300800          # years 1 to 9999
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kubern.model.invalid import invalid
+from kubern.model.invalid import forbidden, invalid
 from kubern.model.kinds.checks import Errors
 
 
@@ -23,8 +23,10 @@ def compiles(expression: str, path: str, returns: str, *, params: bool = False, 
 
 def device_selector(expression: str, path: str) -> Errors:
     """The CEL of a DRA device selector: `device` is the one variable, the answer is a bool."""
-    from kubern.model.cel.devices import selector_error
+    from kubern.model.cel.devices import selector_error, too_complex
 
     why = selector_error(expression)
     if why:
         yield invalid(path, expression, why)
+    elif too_complex(expression):
+        yield forbidden(path, "too complex, exceeds cost limit")
