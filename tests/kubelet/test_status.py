@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from kubern.kubelet.status import Facts, changed, ended_status, pod_resources, pod_status
+from kubern.kubelet import pods
+from kubern.kubelet.status import Facts, changed, ended_status, pod_status
 from tests.kubelet.pods_made import c, end, pod, run, sandbox, seen
 
 NOW = "1970-01-01T00:16:40Z"
@@ -183,12 +184,12 @@ def test_what_a_pod_asks_for() -> None:
     def r(cpu: str, memory: str = "") -> dict[str, Any]:
         return {"resources": {"requests": {"cpu": cpu, **({"memory": memory} if memory else {})}}}
     spec = pod(c("a", **r("1", "1Gi")), c("b", **r("500m")), init=(c("i", **r("3")), c("s", **r("250m"), **SIDECAR)))["spec"]
-    assert pod_resources(spec, "requests") == {"cpu": "3", "memory": "1Gi"}
+    assert pods.resources(spec, "requests") == {"cpu": "3", "memory": "1Gi"}
     spec["overhead"] = {"cpu": "100m"}
-    assert pod_resources(spec, "requests")["cpu"] == "3100m"
+    assert pods.resources(spec, "requests")["cpu"] == "3100m"
     spec["resources"] = {"requests": {"cpu": "4"}}
     del spec["overhead"]
-    assert pod_resources(spec, "requests")["cpu"] == "4"
+    assert pods.resources(spec, "requests")["cpu"] == "4"
 
 
 def test_a_condition_that_has_no_reason_any_more_loses_it() -> None:

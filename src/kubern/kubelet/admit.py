@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from kubern.kubelet import pods
-from kubern.kubelet.status import pod_resources
 from kubern.model import quantity
 from kubern.model.object import Object
 
@@ -50,7 +49,7 @@ def admit(pod: Object, node: Object | None, others: Iterable[Object], unsafe: Se
     if room.get("pods") and len(there) + 1 > quantity.value(str(room["pods"])):
         n = quantity.value(str(room["pods"]))
         return "OutOfpods", f"{REJECTED}Node didn't have enough resource: pods, requested: 1, used: {len(there)}, capacity: {n}"
-    asked = pod_resources(spec, "requests")
+    asked = pods.resources(spec, "requests")
     for resource in sorted(asked):
         if resource not in room:
             if "/" in resource:
@@ -58,7 +57,7 @@ def admit(pod: Object, node: Object | None, others: Iterable[Object], unsafe: Se
             continue
         measure = quantity.milli if resource == "cpu" else quantity.value
         want, have = measure(asked[resource]), measure(str(room[resource]))
-        used = sum(measure(r[resource]) for p in there if resource in (r := pod_resources(p["spec"], "requests")))
+        used = sum(measure(r[resource]) for p in there if resource in (r := pods.resources(p["spec"], "requests")))
         if want and want + used > have:
             return f"OutOf{resource}", \
                 f"{REJECTED}Node didn't have enough resource: {resource}, requested: {want}, used: {used}, capacity: {have}"
@@ -77,7 +76,7 @@ def _contexts(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 def resize(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[str, str] | None:
     """Why a pod that runs cannot have the resources its spec asks for now: (Infeasible | Deferred, message), or None. KEP-1287."""
     room = ((node or {}).get("status") or {}).get("allocatable") or {}
-    asked = pod_resources(pod["spec"], "requests")
+    asked = pods.resources(pod["spec"], "requests")
     there = [p for p in others if p["metadata"].get("uid") != pod["metadata"].get("uid")]
     for resource, measure in (("cpu", quantity.milli), ("memory", quantity.value)):
         if resource not in asked or resource not in room:
@@ -85,7 +84,7 @@ def resize(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[
         want, have = measure(asked[resource]), measure(str(room[resource]))
         if want > have:
             return "Infeasible", f"Node didn't have enough capacity: {resource}, requested: {want}, capacity: {have}"
-        used = sum(measure(r[resource]) for p in there if resource in (r := pod_resources(p["spec"], "requests")))
+        used = sum(measure(r[resource]) for p in there if resource in (r := pods.resources(p["spec"], "requests")))
         if want + used > have:
             return "Deferred", f"Node didn't have enough resource: {resource}, requested: {want}, used: {used}, capacity: {have}"
     return None

@@ -16,7 +16,6 @@ from typing import Any
 
 from kubern.kubelet import pods
 from kubern.kubelet.container import PERIOD_US, quota, shares
-from kubern.kubelet.status import pod_resources
 from kubern.model import quantity
 from kubern.model.object import Object
 
@@ -51,8 +50,8 @@ def discover(mount: Path = MOUNT) -> Hierarchies:
 def pod_limits(pod: Object) -> dict[str, int]:
     """cpu_shares, cpu_quota, memory, of the pod as a whole; a limit only where all containers have one (or the pod level has)."""
     spec = pod["spec"]
-    asked = pod_resources(spec, "requests")
-    capped = pod_resources(spec, "limits")
+    asked = pods.resources(spec, "requests")
+    capped = pods.resources(spec, "limits")
     whole = (spec.get("resources") or {}).get("limits") or {}
     every = [c for kind, c in pods.every_container(spec) if kind != "ephemeral"]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from kubern.kubelet import pods
 from kubern.kubelet.configuration import CRITICAL_PRIORITY, Threshold
-from kubern.kubelet.status import pod_resources
 from kubern.model import quantity
 from kubern.model.object import Object
 
@@ -85,7 +84,7 @@ def rank(resource: str, candidates: Iterable[tuple[Object, int]]) -> list[tuple[
         priority = pod["spec"].get("priority") or 0
         if resource in ("pids", "inodes"):
             return False, priority, -used
-        asked = quantity.value(pod_resources(pod["spec"], "requests").get(resource, "0"))
+        asked = quantity.value(pods.resources(pod["spec"], "requests").get(resource, "0"))
         return used <= asked, priority, asked - used
 
     return sorted((c for c in candidates if not _protected(c[0])), key=order)
@@ -120,7 +119,7 @@ def over_limit(pod: Object, volumes: Mapping[str, int], containers: Mapping[str,
     for name, limit in limits.items():
         if limit and containers.get(name, 0) > quantity.value(str(limit)):
             return f"Container {name} exceeded its local ephemeral storage limit \"{limit}\". "
-    whole = pod_resources(spec, "limits").get("ephemeral-storage")
+    whole = pods.resources(spec, "limits").get("ephemeral-storage")
     if whole and limits and all(limits.values()):
         used = sum(containers.values()) + sum(volumes.get(v["name"], 0) for v in spec.get("volumes") or () if "emptyDir" in v)
         if used > quantity.value(whole):

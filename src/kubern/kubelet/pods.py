@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kubern.kubelet.runtime import CREATED, EXITED, RUNNING, UNKNOWN, Observed
+from kubern.model import quantity
 from kubern.model.object import Object
 
 Spec = Mapping[str, Any]
@@ -181,3 +182,40 @@ def qos_class(pod: Object) -> str:
     if guaranteed and all(requests.get(k, limits.get(k)) == limits.get(k) for k in ("cpu", "memory")) and len(requests) in (0, len(limits)):
         return "Guaranteed"
     return "Burstable"
+
+
+def resources(spec: Mapping[str, Any], which: str) -> dict[str, str]:
+    """What a pod asks for in all (or its limits): pod level first, else containers and sidecars together or the largest moment of
+    initialization; plus overhead."""
+    total: dict[str, str] = {}
+    sidecars: dict[str, str] = {}
+    peak: dict[str, str] = {}
+
+    def of(c: Mapping[str, Any]) -> dict[str, str]:
+        return {k: str(v) for k, v in ((c.get("resources") or {}).get(which) or {}).items()}
+
+    def plus(into: dict[str, str], more: Mapping[str, str]) -> None:
+        for k, v in more.items():
+            into[k] = quantity.add(into[k], v) if k in into else v
+
+    def larger(into: dict[str, str], other: Mapping[str, str]) -> None:
+        for k, v in other.items():
+            if k not in into or quantity.compare(into[k], v) < 0:
+                into[k] = v
+
+    for c in spec.get("containers") or ():
+        plus(total, of(c))
+    for c in spec.get("initContainers") or ():
+        if is_sidecar(c):
+            plus(sidecars, of(c))
+            plus(total, of(c))
+            larger(peak, sidecars)
+        else:
+            at_once = dict(sidecars)
+            plus(at_once, of(c))
+            larger(peak, at_once)
+    larger(total, peak)
+    total.update(of(spec))
+    overhead = {k: str(v) for k, v in (spec.get("overhead") or {}).items()}
+    plus(total, overhead if which == "requests" else {k: v for k, v in overhead.items() if k in total})
+    return total

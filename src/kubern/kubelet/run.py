@@ -46,7 +46,6 @@ from kubern.kubelet.report import Reporter
 from kubern.kubelet.runtime import RUNNING, Runtime, RuntimeFailure
 from kubern.kubelet.shutdown import shut_down
 from kubern.kubelet.static import StaticPods
-from kubern.kubelet.status import pod_resources
 from kubern.kubelet.volumes import Needs, Volumes
 from kubern.kubelet.worker import Worker
 from kubern.model import quantity
@@ -461,7 +460,7 @@ class Kubelet:
 
     def _burstable_milli(self) -> int:
         """Millicores that the burstable pods of this node asked for together: their class's share of the cpu."""
-        return sum(quantity.milli(pod_resources(p["spec"], "requests").get("cpu", "0")) for p in self.active_pods() if pods.qos_class(p) == "Burstable")
+        return sum(quantity.milli(pods.resources(p["spec"], "requests").get("cpu", "0")) for p in self.active_pods() if pods.qos_class(p) == "Burstable")
 
     async def _refresh_volumes_quietly(self, w: Worker) -> None:
         try:

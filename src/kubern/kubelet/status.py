@@ -1,4 +1,4 @@
-"""pod_status(pod, seen, …) -> the status a kubelet reports: container statuses, phase, conditions, addresses. Pure.
+"""pod_status(pod, seen, …) -> the status a kubelet reports: container statuses, addresses, and what conditions.py makes of them. Pure.
 
 `old` is the status last reported (or the API's); conditions of others are carried over untouched. Upstream: pkg/kubelet
 kubelet_pods.go generateAPIPodStatus, status/generate.go, prober_manager.go UpdatePodStatus; KEP-3085 (PodReadyToStartContainers),
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from kubern.kubelet import pods
+from kubern.kubelet import conditions, pods
+from kubern.kubelet.conditions import RESTARTING
 from kubern.kubelet.runtime import EXITED, RUNNING, UNKNOWN, Container, Observed
-from kubern.model import quantity
 from kubern.model.object import Object
 
 Status = dict[str, Any]
@@ -24,7 +24,6 @@ OWN_CONDITIONS = ("PodReadyToStartContainers", "Initialized", "Ready", "Containe
 LOST = {"reason": "ContainerStatusUnknown", "exitCode": 137}
 LOST_TERMINATED = "The container could not be located when the pod was terminated"
 LOST_DELETED = "The container could not be located when the pod was deleted.  The container used to be Running"
-RESTARTING = "RestartingAllContainers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def pod_status(pod: Object, seen: Observed, old: Mapping[str, Any], facts: Facts
     ephemeral = _statuses(pod, seen, old.get("ephemeralContainerStatuses") or (), spec.get("ephemeralContainers") or (), False,
                           restarting, facts)
     every = {s["name"]: s for s in (*inits, *regular)}
-    phase = _phase(pod, every, terminal, pods.any_regular_active(pod, seen))
+    phase = conditions.phase(pod, every, terminal, pods.any_regular_active(pod, seen))
     if phase not in ("Failed", "Succeeded"):
         for before in (old.get("phase"), api.get("phase")):
             if before in ("Failed", "Succeeded"):
@@ -79,21 +78,21 @@ def pod_status(pod: Object, seen: Observed, old: Mapping[str, Any], facts: Facts
     out["phase"] = phase
     _probed(pod, old, inits, regular, facts)
 
-    conditions: list[dict[str, Any]] = [dict(c) for c in api.get("conditions") or () if c["type"] not in OWN_CONDITIONS]
+    others: list[dict[str, Any]] = [dict(c) for c in api.get("conditions") or () if c["type"] not in OWN_CONDITIONS]
     generation = pod["metadata"].get("generation") or 0
-    mine: list[dict[str, Any]] = [_condition(t, "True", r, m) for t, r, m in facts.resize]
+    mine: list[dict[str, Any]] = [conditions.condition(t, "True", r, m) for t, r, m in facts.resize]
     if facts.disruption:
-        conditions = [c for c in conditions if c["type"] != "DisruptionTarget"]
-        mine.append(_condition("DisruptionTarget", "True", "TerminationByKubelet", facts.disruption))
+        others = [c for c in others if c["type"] != "DisruptionTarget"]
+        mine.append(conditions.condition("DisruptionTarget", "True", "TerminationByKubelet", facts.disruption))
     changed, _, _ = pods.needs_sandbox(pod, seen)
-    mine.append(_condition("PodReadyToStartContainers", "False" if changed else "True"))
-    mine.append(_initialized(pod, every, phase, old))
-    containers_ready = _containers_ready(pod, every, phase)
-    mine.append(_ready(pod, conditions, containers_ready))
+    mine.append(conditions.condition("PodReadyToStartContainers", "False" if changed else "True"))
+    mine.append(conditions.initialized(pod, every, phase, old))
+    containers_ready = conditions.containers_ready(pod, every, phase)
+    mine.append(conditions.ready(pod, others, containers_ready))
     mine.append(containers_ready)
-    mine.append(_condition("PodScheduled", "True"))
+    mine.append(conditions.condition("PodScheduled", "True"))
     if pods.restart_all_possible(spec):
-        mine.append(_restarting_all(pod, seen, phase, restarting))
+        mine.append(conditions.restarting_all(pod, seen, phase, restarting))
     previous = {c["type"]: c for c in old.get("conditions") or api.get("conditions") or ()}
     for c in mine:
         before = previous.get(c["type"])
@@ -101,7 +100,7 @@ def pod_status(pod: Object, seen: Observed, old: Mapping[str, Any], facts: Facts
         c["lastTransitionTime"] = (before or {}).get("lastTransitionTime") if kept else stamp(now)
         if generation and c["type"] != "AllContainersRestarting":
             c["observedGeneration"] = generation
-    out["conditions"] = conditions + mine
+    out["conditions"] = others + mine
 
     if reason:
         out["reason"] = reason
@@ -116,11 +115,11 @@ def pod_status(pod: Object, seen: Observed, old: Mapping[str, Any], facts: Facts
         out["containerStatuses"] = regular
     if ephemeral:
         out["ephemeralContainerStatuses"] = ephemeral
-    requests = pod_resources(spec, "requests")
+    requests = pods.resources(spec, "requests")
     if requests:
         out["allocatedResources"] = requests
     level: dict[str, Any] = {}
-    for key, value in (("requests", requests), ("limits", (spec.get("resources") or {}).get("limits") or pod_resources(spec, "limits"))):
+    for key, value in (("requests", requests), ("limits", (spec.get("resources") or {}).get("limits") or pods.resources(spec, "limits"))):
         if value:
             level[key] = value
     out["resources"] = level
@@ -146,43 +145,6 @@ def _addresses(pod: Object, seen: Observed, old: Mapping[str, Any], facts: Facts
     if ips:
         out["podIP"] = ips[0]
         out["podIPs"] = [{"ip": ip} for ip in ips]
-
-
-def pod_resources(spec: Mapping[str, Any], which: str) -> dict[str, str]:
-    """What a pod asks for in all (or its limits): pod level first, else containers and sidecars together or the largest moment of
-    initialization; plus overhead."""
-    total: dict[str, str] = {}
-    sidecars: dict[str, str] = {}
-    peak: dict[str, str] = {}
-
-    def of(c: Mapping[str, Any]) -> dict[str, str]:
-        return {k: str(v) for k, v in ((c.get("resources") or {}).get(which) or {}).items()}
-
-    def plus(into: dict[str, str], more: Mapping[str, str]) -> None:
-        for k, v in more.items():
-            into[k] = quantity.add(into[k], v) if k in into else v
-
-    def larger(into: dict[str, str], other: Mapping[str, str]) -> None:
-        for k, v in other.items():
-            if k not in into or quantity.compare(into[k], v) < 0:
-                into[k] = v
-
-    for c in spec.get("containers") or ():
-        plus(total, of(c))
-    for c in spec.get("initContainers") or ():
-        if pods.is_sidecar(c):
-            plus(sidecars, of(c))
-            plus(total, of(c))
-            larger(peak, sidecars)
-        else:
-            at_once = dict(sidecars)
-            plus(at_once, of(c))
-            larger(peak, at_once)
-    larger(total, peak)
-    total.update(of(spec))
-    overhead = {k: str(v) for k, v in (spec.get("overhead") or {}).items()}
-    plus(total, overhead if which == "requests" else {k: v for k, v in overhead.items() if k in total})
-    return total
 
 
 # --- containers ---
@@ -346,156 +308,6 @@ def _probed(pod: Object, old: Mapping[str, Any], inits: list[Status], regular: l
             s["ready"] = True
         else:
             s["ready"] = bool(same and was.get("ready"))
-
-
-# --- phase and conditions ---
-
-def _phase(pod: Object, every: Mapping[str, Status], terminal: bool, initialized: bool) -> str:
-    spec = pod["spec"]
-    pending_init = pending_sidecars = lost_init = 0
-    unknown = running = waiting = stopped = final = succeeded = 0
-    for c in spec.get("initContainers") or ():
-        s = every.get(c["name"])
-        if pods.is_sidecar(c):
-            if s is None:
-                unknown += 1
-            elif "running" in s["state"]:
-                pending_sidecars += not _started(s, c)
-                running += 1
-            elif "waiting" in s["state"] and not s["lastState"].get("terminated"):
-                pending_sidecars += 1
-                waiting += 1
-            continue
-        ended = _ended(s)
-        if ended is None:
-            pending_init += 1
-        elif ended["exitCode"] != 0 and not _restartable(c, spec, ended):
-            lost_init += 1
-    for c in spec.get("containers") or ():
-        s = every.get(c["name"])
-        if s is None:
-            unknown += 1
-        elif "running" in s["state"]:
-            running += 1
-        elif (ended := _ended(s)) is not None:
-            stopped += 1
-            final += not _restartable(c, spec, ended)
-            succeeded += "terminated" in s["state"] and ended["exitCode"] == 0
-        elif "waiting" in s["state"]:
-            waiting += 1
-        else:
-            unknown += 1
-    if lost_init:
-        return "Failed"
-    if pending_init or (pending_sidecars and not initialized) or waiting:
-        return "Pending"
-    if running and not unknown:
-        return "Running"
-    if stopped and not unknown:
-        if terminal and not pods.is_static(pod):
-            return "Succeeded" if stopped == succeeded else "Failed"
-        if stopped != final:
-            return "Running"
-        return "Succeeded" if stopped == succeeded else "Failed"
-    return "Pending"
-
-
-def _started(s: Status, c: Mapping[str, Any]) -> bool:
-    """While the phase is computed `started` is not filled in yet for a fresh sidecar: without startup probe it has started."""
-    return bool(s.get("started", not c.get("startupProbe")))
-
-
-def _ended(s: Status | None) -> dict[str, Any] | None:
-    """How a container ended: now, or before the restart it waits for."""
-    if s is None:
-        return None
-    if "terminated" in s["state"]:
-        return s["state"]["terminated"]
-    return s["lastState"].get("terminated") if "waiting" in s["state"] else None
-
-
-def _restartable(c: Mapping[str, Any], spec: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
-    return pods.restarts_after(c, spec, ended["exitCode"]) or ended.get("reason") == RESTARTING
-
-
-def _condition(type_: str, status: str, reason: str = "", message: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {"type": type_, "status": status, "lastProbeTime": None}
-    if reason:
-        out["reason"] = reason
-    if message:
-        out["message"] = message
-    return out
-
-
-def _names(names: list[str]) -> str:
-    return "[" + " ".join(names) + "]"
-
-
-def _containers_ready(pod: Object, every: Mapping[str, Status], phase: str) -> dict[str, Any]:
-    spec = pod["spec"]
-    unknown, unready = [], []
-    for c in (*(c for c in spec.get("initContainers") or () if pods.is_sidecar(c)), *(spec.get("containers") or ())):
-        s = every.get(c["name"])
-        if s is None:
-            unknown.append(c["name"])
-        elif not s["ready"]:
-            unready.append(c["name"])
-    if phase == "Succeeded" and not unknown:
-        return _condition("ContainersReady", "False", "PodCompleted")
-    if phase == "Failed":
-        return _condition("ContainersReady", "False", "PodFailed")
-    texts = [f"containers with unknown status: {_names(unknown)}"] * bool(unknown) + \
-            [f"containers with unready status: {_names(unready)}"] * bool(unready)
-    if texts:
-        return _condition("ContainersReady", "False", "ContainersNotReady", ", ".join(texts))
-    return _condition("ContainersReady", "True")
-
-
-def _ready(pod: Object, others: list[dict[str, Any]], containers: Mapping[str, Any]) -> dict[str, Any]:
-    if containers["status"] != "True":
-        return _condition("Ready", containers["status"], containers.get("reason", ""), containers.get("message", ""))
-    texts = []
-    have = {c["type"]: c["status"] for c in others}
-    for gate in pod["spec"].get("readinessGates") or ():
-        t = gate["conditionType"]
-        if t not in have:
-            texts.append(f'corresponding condition of pod readiness gate "{t}" does not exist.')
-        elif have[t] != "True":
-            texts.append(f'the status of pod readiness gate "{t}" is not "True", but {have[t]}')
-    if texts:
-        return _condition("Ready", "False", "ReadinessGatesNotReady", ", ".join(texts))
-    return _condition("Ready", "True")
-
-
-def _initialized(pod: Object, every: Mapping[str, Status], phase: str, old: Mapping[str, Any]) -> dict[str, Any]:
-    spec = pod["spec"]
-    unknown, incomplete = [], []
-    for c in spec.get("initContainers") or ():
-        s = every.get(c["name"])
-        if s is None:
-            unknown.append(c["name"])
-        elif not (s["started"] if pods.is_sidecar(c) else s["ready"]):
-            incomplete.append(c["name"])
-    if phase == "Succeeded" and not unknown:
-        return _condition("Initialized", "True", "PodCompleted")
-    if any((s := every.get(c["name"])) and ("running" in s["state"] or "terminated" in s["state"]) for c in spec.get("containers") or ()):
-        return _condition("Initialized", "True")
-    texts = [f"containers with unknown status: {_names(unknown)}"] * bool(unknown) + \
-            [f"containers with incomplete status: {_names(incomplete)}"] * bool(incomplete)
-    if texts:
-        if any(c["type"] == "Initialized" and c["status"] == "True" for c in old.get("conditions") or ()):
-            return _condition("Initialized", "True")
-        return _condition("Initialized", "False", "ContainersNotInitialized", ", ".join(texts))
-    return _condition("Initialized", "True")
-
-
-def _restarting_all(pod: Object, seen: Observed, phase: str, restarting: bool) -> dict[str, Any]:
-    if phase in ("Succeeded", "Failed"):
-        return _condition("AllContainersRestarting", "False", "PodCompleted" if phase == "Succeeded" else "PodFailed")
-    gone = all(seen.latest(c["name"]) is None for kind, c in pods.every_container(pod["spec"]) if kind != "ephemeral")
-    if not restarting or gone:
-        return _condition("AllContainersRestarting", "False")
-    return _condition("AllContainersRestarting", "True", "RestartAllContainersStarted", "container exited with restart policy rule")
 
 
 # --- the end ---
