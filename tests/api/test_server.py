@@ -360,3 +360,42 @@ async def test_an_empty_text_is_no_share_of_a_rolling_update(api: Api) -> None:
     spec = {"selector": {"matchLabels": {"a": "b"}}, "template": POD, "updateStrategy": {"rollingUpdate": {"maxUnavailable": "", "maxSurge": 1}}}
     _, why = await api("POST", f"{APPS}/daemonsets", {"metadata": {"name": "d"}, "spec": spec})
     assert why["message"].startswith('DaemonSet.apps "d" is invalid: spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value: "": a valid percent')
+
+
+async def test_a_deletion_that_waits_is_answered_in_the_form_asked_for(api: Api) -> None:
+    await api.map("a", finalizers=["x.io/y"])
+    _, table = await api("DELETE", f"{NS}/configmaps/a", accept=TABLE)
+    assert table["kind"] == "Table" and table["rows"][0]["cells"][0] == "a"
+    await api.map("b")
+    assert (await api("DELETE", f"{NS}/configmaps/b", accept=TABLE))[1]["kind"] == "Status"
+
+
+async def test_namespaces_begin_to_go_without_grace(api: Api) -> None:
+    await api("POST", "/api/v1/namespaces", {"metadata": {"name": "n"}})
+    _, first = await api("DELETE", "/api/v1/namespaces/n")
+    assert first["status"] == {"phase": "Terminating"} and "deletionTimestamp" in first["metadata"]
+    assert "deletionGracePeriodSeconds" not in first["metadata"]
+    assert (await api("DELETE", "/api/v1/namespaces/n"))[1] == first
+
+
+async def test_deleted_classes_are_shown_once_more(api: Api) -> None:
+    path = "/apis/storage.k8s.io/v1/storageclasses"
+    _, made = await api("POST", path, {"metadata": {"name": "c"}, "provisioner": "x"})
+    _, gone = await api("DELETE", f"{path}/c")
+    assert gone["kind"] == "StorageClass" and gone["metadata"]["uid"] == made["metadata"]["uid"]
+
+
+async def test_statuses_that_have_no_columns(api: Api) -> None:
+    path = "/apis/apiregistration.k8s.io/v1/apiservices"
+    await api("POST", path, {"metadata": {"name": "v1.x.io"}, "spec": {"group": "x.io", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1}})
+    assert (await api("GET", f"{path}/v1.x.io/status", accept=f"{TABLE},application/json"))[1]["kind"] == "APIService"
+    assert (await api("GET", f"{path}/v1.x.io", accept=TABLE))[1]["kind"] == "Table"
+
+
+async def test_what_version_1_of_an_autoscaler_fills_in_belongs_to_its_writer(api: Api) -> None:
+    path = "/apis/autoscaling/v1/namespaces/default/horizontalpodautoscalers"
+    hpa = {"metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}}}
+    _, made = await api("POST", path, hpa)
+    assert made["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"] == {"f:maxReplicas": {}, "f:minReplicas": {}, "f:scaleTargetRef": {}}
+    _, back = await api("GET", f"{path}/h")
+    assert back["spec"]["minReplicas"] == 1

@@ -27,11 +27,12 @@ WARNINGS_MAX_BYTES = 4096
 
 
 class Call:
-    __slots__ = ("attributes", "now_s", "request", "served", "server", "user", "warnings")
+    __slots__ = ("attributes", "conversions", "now_s", "request", "served", "server", "user", "warnings")
 
     def __init__(self, server: Server, request: Request, user: User, attributes: Attributes, served: Served) -> None:
         self.server, self.request, self.user, self.attributes, self.served = server, request, user, attributes, served
         self.warnings: list[str] = []
+        self.conversions = CONVERSIONS                       # the kinds its answer can be shown as
         self.now_s = server.clock()
 
     @property
@@ -47,8 +48,8 @@ class Call:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def accept(self, watchable: bool = False, conversions: frozenset[str] = CONVERSIONS) -> Accept:
-        return accept_of(self.request, watchable, conversions)
+    def accept(self, watchable: bool = False, conversions: frozenset[str] | None = None) -> Accept:
+        return accept_of(self.request, watchable, self.conversions if conversions is None else conversions)
 
 
 def encode(obj: Object, accept: Accept) -> tuple[bytes, str]:

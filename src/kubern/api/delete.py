@@ -20,12 +20,14 @@ from kubern.model import metadata
 from kubern.model.object import Object
 from kubern.model.request import Response
 from kubern.model.status import MODIFIED, StatusError, conflict, not_found
+from kubern.model.time import rfc3339
 from kubern.store.protocol import Conflict
 
 RACE_ATTEMPTS = 50
 PAGE_ITEMS = 10_000
 WORKERS = 16                    # objects of a collection deleted at the same time (upstream: --delete-collection-workers); they share commits
 NO_GARBAGE_COLLECTION = {("", "events")}
+NAMESPACES, DEFINITIONS = ("", "namespaces"), ("apiextensions.k8s.io", "customresourcedefinitions")     # upstream begins their deletion by hand
 
 
 def _warn(call: Call, options: DeleteOptions) -> None:
@@ -49,7 +51,9 @@ async def delete(call: Call) -> Response:
     status = 202 if not gone and options.orphan is False else 200
     if isinstance(outcome, Item):
         await call.served.ready((outcome,))
-        return answer_bytes(call.served.head + call.served.body(outcome) + b"\n", accept._replace(convert=""), status)
+        if accept.convert:
+            return answer_bytes(form_of(call.served, accept, call.request.param("includeObject"), listing=False).one(outcome), accept, status)
+        return answer_bytes(call.served.head + call.served.body(outcome) + b"\n", accept, status)
     return answer(outcome, accept, status)
 
 
@@ -85,6 +89,10 @@ async def remove(call: Call, item: Item, options: DeleteOptions) -> tuple[Item |
             old = served.shown(item)
         meta = live["metadata"]
         _preconditions(call, meta, item.revision, options)
+        begins = row.storage in (NAMESPACES, DEFINITIONS) and not meta.get("deletionTimestamp")
+        namespace = row.storage == NAMESPACES and bool((live.get("spec") or {}).get("finalizers"))
+        if namespace and not begins:
+            return _result(call, item, live), False
         admission = server.admission_for(call, "DELETE", meta["name"], None, old, options.dry_run, options.raw)
         # graceful: how long the object lives on; pending: it is being deleted already and nothing changes
         graceful = pending = changed = False
@@ -116,16 +124,18 @@ async def remove(call: Call, item: Item, options: DeleteOptions) -> tuple[Item |
             changed = True
         default = "Unsupported" if row.storage in NO_GARBAGE_COLLECTION else kind.default_propagation
         finalizers = metadata.deletion_finalizers(meta, options.orphan, options.propagation, default)
-        if finalizers is not None:
+        if finalizers is not None and not (begins and row.storage == DEFINITIONS):
             meta["finalizers"] = finalizers
             changed = True
             if not finalizers:
                 del meta["finalizers"]
         waiting = bool(meta.get("finalizers"))
-        namespace = row.storage == ("", "namespaces") and bool((live.get("spec") or {}).get("finalizers"))
         if (waiting and not graceful) or namespace:
-            metadata.mark_deleting(meta, call.now_s)
-            if row.storage == ("", "namespaces"):
+            if begins:
+                meta["deletionTimestamp"] = rfc3339(call.now_s)
+            else:
+                metadata.mark_deleting(meta, call.now_s)
+            if row.storage == NAMESPACES:
                 live.setdefault("status", {})["phase"] = "Terminating"
             changed = True
         try:

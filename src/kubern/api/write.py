@@ -23,6 +23,7 @@ from kubern.api.negotiate import YAML, Accept, content_type_of, router_unsupport
 from kubern.api.options import WriteOptions, write_options
 from kubern.model import invalid as field_error
 from kubern.model import metadata
+from kubern.model.convert import default_served
 from kubern.model.invalid import FieldError, quote
 from kubern.model.kinds.kind import Kind
 from kubern.model.object import Object, clone
@@ -192,6 +193,7 @@ async def create_object(call: Call, obj: Object, options: WriteOptions, *, track
     kind, row = served.kind, served.row
     meta = obj["metadata"]
     if served.to_storage is not None:
+        default_served(obj, row)
         if not tracked:
             _fields_update(call, None, obj, options, "")
             tracked = True
@@ -352,6 +354,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
         if served.to_storage is not None and served.convert is not None:
             shown = served.convert(served.stored(item), row)
             new = build(shown)
+            default_served(new, row)
             if not tracked:
                 _fields_update(call, shown, new, options, sub)
             new = served.to_storage(new, row)

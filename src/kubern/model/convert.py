@@ -51,6 +51,14 @@ def to_storage(obj: Object, row: Resource) -> Object:
     return obj
 
 
+def default_served(obj: Object, row: Resource) -> None:
+    """What a served version fills in by itself, before anything is made of it; owned by who wrote the object, as all that is defaulted."""
+    if (row.group, row.version, row.kind) == ("autoscaling", "v1", "HorizontalPodAutoscaler"):
+        spec = obj.setdefault("spec", {})
+        if spec.get("minReplicas") is None:
+            spec["minReplicas"] = 1
+
+
 def _fit(obj: Object, api_version: str, kind: str) -> Object:
     obj["apiVersion"], obj["kind"] = api_version, kind
     try:

@@ -38,17 +38,21 @@ def _slice_warnings(new: Object, old: Object | None) -> list[str]:
 GROUP = "resource.k8s.io"
 KINDS: KindTable = {
     (GROUP, "ResourceClaim"): Kind(
+        delete_returns_object=True,
         meta_again=1,
         defaults=default_claim, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=_claim_status,
         validate=listed(validate_claim), validate_update=listed(validate_claim_update), validate_status=listed(validate_claim_status)),
     (GROUP, "ResourceClaimTemplate"): Kind(
+        delete_returns_object=True,
         meta_again=1,
         defaults=default_template, validate=listed(validate_template), validate_update=listed(validate_template_update)),
     (GROUP, "DeviceClass"): Kind(
+        delete_returns_object=True,
         meta_again=1,
         validate=listed(validate_class), validate_update=listed(validate_class), has_generation=True,
         name_check=names.name_is_declared_subdomain),
     (GROUP, "ResourceSlice"): Kind(
+        delete_returns_object=True,
         defaults=default_slice, prepare_create=drop_disabled, prepare_update=drop_disabled, validate=listed(validate_slice),
         validate_update=listed(validate_slice), warnings=_slice_warnings, has_generation=True),
 }

@@ -321,21 +321,26 @@ def _capacity_warnings(new: Object, old: Object | None) -> list[str]:
 GROUP = "storage.k8s.io"
 KINDS: KindTable = {
     (GROUP, "StorageClass"): Kind(
+        delete_returns_object=True,
         meta_again=1,
         defaults=default_storage_class, validate=listed(validate_storage_class), validate_update=listed(validate_storage_class_update),
         warnings=_storage_class_warnings),
     (GROUP, "VolumeAttributesClass"): Kind(
+        delete_returns_object=True,
         validate=listed(validate_attributes_class), validate_update=listed(validate_attributes_class_update)),
     (GROUP, "VolumeAttachment"): Kind(
+        delete_returns_object=True,
         meta_again=1, meta_update=0,
         prepare_create=zero_status({"attached": False}), prepare_update=keep_status, prepare_status=keep_spec_and_metadata,
         validate=listed(validate_attachment), validate_update=listed(validate_attachment), validate_status=listed(validate_attachment),
         unconditional_update=False),
     (GROUP, "CSIDriver"): Kind(
+        delete_returns_object=True,
         defaults=default_csi_driver, prepare_create=_create_csi_driver, prepare_update=_update_csi_driver,
         validate=listed(validate_csi_driver), validate_update=listed(validate_csi_driver_update), warnings=_csi_driver_warnings,
         unconditional_update=False),
     (GROUP, "CSINode"): Kind(
+        delete_returns_object=True,
         meta_again=1, meta_update=0,
         validate=listed(validate_csi_node), validate_update=listed(validate_csi_node_update), unconditional_update=False),
     (GROUP, "CSIStorageCapacity"): Kind(
