@@ -44,7 +44,7 @@ def kubelet_settings(c: UnitConfig) -> KubeletSettings:
     root, log_root = ((usual if same(usual, f"{c.data_dir}/{ours}") else f"{c.data_dir}/{ours}") for usual, ours in FOLDERS[:2])
     configuration, document = read((str(data.parent.parent / "kubelet.yaml"), str(data / "kubelet.yaml")))     # of the cluster, of this node
     return KubeletSettings(
-        name=c.name, addresses=tuple(address_of(c, f) for f in families_of(c)), listen="" if 6 in families_of(c) else "0.0.0.0", socket=c.socket,
+        name=c.name, addresses=tuple(a for f in families_of(c) if (a := address_of(c, f))), listen="" if 6 in families_of(c) else "0.0.0.0", socket=c.socket,
         root=root, log_root=log_root, container_logs=FOLDERS[2][0] if same(FOLDERS[2][0], f"{c.data_dir}/{FOLDERS[2][1]}") else "",
         cgroup_root=c.cgroup_root, cluster_dns=(c.cluster_dns,),
         cluster_domain=c.cluster_domain, labels=c.labels, taints=tuple(taints), version=KUBERNETES_VERSION,
@@ -59,7 +59,7 @@ def families_of(c: UnitConfig) -> list[int]:
 
 
 def address_of(c: UnitConfig, family: int) -> str:
-    """The node's address of a family."""
+    """The node's address of a family, "" if it has none."""
     return c.address6.partition("/")[0] if family == 6 else c.address
 
 
@@ -99,8 +99,8 @@ async def run(config: UnitConfig) -> None:
         "certificates": certificates.run(config.name, client, sender, config.kubeconfig, network_sender, config.network_kubeconfig),
         "network": network.run(mirrors, config),
         "proxy": proxy.run(mirrors, config.name, pods, services, tuple(sorted(families_of(config)))),
-        "dns": dns.run(mirrors, config.name, address_of(config, 6 if ":" in config.cluster_dns else 4), config.cluster_dns, config.cluster_domain,
-                       config.gateway, (*pods, *services, f"{config.address}/{config.prefix}")),
+        "dns": dns.run(mirrors, config.name, address_of(config, 6 if ":" in config.cluster_dns else 4) or config.address, config.cluster_dns,
+                       config.cluster_domain, config.gateway, (*pods, *services, f"{config.address}/{config.prefix}")),
     }
     tasks = {asyncio.create_task(work, name=name) for name, work in roles.items()}
     stopping = asyncio.create_task(stop.wait(), name="stop")

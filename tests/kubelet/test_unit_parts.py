@@ -84,6 +84,7 @@ def test_a_nodes_addresses_are_in_the_order_of_the_pods_ranges() -> None:
     two = replace(CONFIG, address6="fd00::b/64")
     assert agent.kubelet_settings(replace(two, pod_cidr="fd00:1::/56,10.244.0.0/16")).addresses == ("fd00::b", "172.30.0.11")
     assert agent.kubelet_settings(replace(two, pod_cidr="fd00:1::/56")).addresses == ("fd00::b",)
+    assert agent.kubelet_settings(replace(CONFIG, pod_cidr="10.244.0.0/16,fd00:1::/56")).addresses == ("172.30.0.11",)       # a machine without IPv6
     assert agent.kubelet_settings(CONFIG).addresses == ("172.30.0.11",)
 
 
