@@ -6,8 +6,9 @@ store keeps. Table columns come from the Kind. Upstream: apiserver endpoints/han
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -24,6 +25,9 @@ from kubern.model.status import StatusError, bad_request
 
 if TYPE_CHECKING:
     from kubern.api.conversion import Webhook
+
+Pieces = list[bytes]
+ITEMS_A_TURN, JOINED_A_TURN = 250, 4000      # objects of a list that are made, or merely joined, before others are answered
 
 Converter = Callable[[Object, Resource], Object]     # a stored object with kind and apiVersion -> as the row shows it
 
@@ -118,6 +122,8 @@ class Form:
 
     def __init__(self, served: Served) -> None:
         self.served = served
+        self.between = b"," + served.item_head                       # objects of a list
+        self.turn = ITEMS_A_TURN if served.convert else JOINED_A_TURN
 
     def one(self, item: Item) -> bytes:
         return self.served.head + self.served.body(item)
@@ -126,13 +132,20 @@ class Form:
         """Pieces of the list object; `meta` is what follows resourceVersion's opening quote in the metadata."""
         s = self.served
         head = self.list_start(meta)
-        if s.convert is None:
-            joined = (b"," + s.item_head).join([i.body for i in items])
-        else:
-            joined = (b"," + s.item_head).join([s.body(i) for i in items])
+        joined = self.between.join([i.body for i in items] if s.convert is None else [s.body(i) for i in items])
         if not joined:
             return [head + b',"items":[]}\n']
         return [head + b',"items":[' + s.item_head, joined, b"]}\n"]
+
+    async def long_list(self, items: Sequence[Item], meta: bytes) -> Pieces:
+        """The same; of many objects some are made at a time, so that others are answered meanwhile."""
+        if len(items) <= self.turn or self.served.webhook is not None:           # what a webhook converted is kept for a moment only
+            return self.list(items, meta)
+        *pieces, end = self.list(items[:self.turn], meta)
+        for at in range(self.turn, len(items), self.turn):
+            await asyncio.sleep(0)
+            pieces += self.between, self.list(items[at:at + self.turn], meta)[1]
+        return [*pieces, end]
 
     def list_start(self, meta: bytes) -> bytes:
         """Kind, version and metadata of the list. Lists of custom resources show their continue token even where it is empty."""
@@ -183,6 +196,7 @@ class MetadataForm(Form):
         super().__init__(served)
         self.version, self.listing = version, listing
         self.key = ("meta", version)
+        self.between, self.turn = b",", ITEMS_A_TURN
 
     def _partial(self, item: Item) -> Object:
         return {"kind": "PartialObjectMetadata", "apiVersion": f"meta.k8s.io/{self.version}", "metadata": _alone(self.served, item.parse()["metadata"])}
@@ -217,6 +231,7 @@ class TableForm(Form):
         super().__init__(served)
         self.version, self.include = f"meta.k8s.io/{version}", include
         self.key = ("table", version, include)
+        self.between, self.turn = b",", ITEMS_A_TURN
 
     def table(self, items: Iterable[Item], meta: Object, headers: bool = True) -> Object:
         s = self.served
@@ -233,7 +248,9 @@ class TableForm(Form):
         return orjson.dumps(self.table([item], {"resourceVersion": str(item.revision)} if item.revision else {}))
 
     def list(self, items: Iterable[Item], meta: bytes) -> list[bytes]:
-        return [orjson.dumps(self.table(items, orjson.loads(b'{"resourceVersion":"' + meta))) + b"\n"]
+        table = orjson.dumps(self.table(items, orjson.loads(b'{"resourceVersion":"' + meta)))
+        head, rows, joined = table.partition(b'"rows":[')
+        return [head + rows, joined[:-2], b"]}\n"]
 
     def event(self, type_: str, item: Item, headers: bool = False) -> bytes:
         return orjson.dumps({"type": type_, "object": self.table([item], {"resourceVersion": str(item.revision)}, headers)}) + b"\n"

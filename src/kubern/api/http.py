@@ -39,10 +39,12 @@ WATCH_BUFFER_MAX_BYTES = 16 * 1024 * 1024   # unsent bytes at which a watcher co
 INTERMEDIATES_MAX = 5
 WRITE_HIGH_BYTES = 256 * 1024
 WRITE_SLICE_BYTES = 128 * 1024
+LARGE_BYTES = 512 * 1024                 # bodies from this size on are written as the client reads them
 STREAM_BUFFER_MAX_BYTES = 256 * 1024
 HANDSHAKE_TIMEOUT_S = 10.0
 HEAD_TIMEOUT_S = 30.0                    # from the first byte of a request to the end of its headers
 BODY_TIMEOUT_S = 60.0
+STALLED_S = 60.0                         # for a quarter of a megabyte of a large body
 IDLE_TIMEOUT_S = 300.0
 SWEEP_EVERY_S = 5.0
 LINGER_S = 0.5
@@ -182,7 +184,7 @@ class Connection(asyncio.Protocol):
         self._header_count = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._queue: deque[tuple[Request, bool, bool]] = deque()
+        self._queue: deque[tuple[Request, bool, bool, Response | None]] = deque()     # request, keep alive, upgrade, its answer if known
         self._task: asyncio.Task[None] | None = None
         self._busy = False                       # a response is being made or written
         self._refused: StatusError | None = None
@@ -361,14 +363,15 @@ class Connection(asyncio.Protocol):
         keep = self._parser.should_keep_alive()
         upgrade = "upgrade" in self._headers
         self._body = []
+        response: Response | None = None
         if not self._busy and not self._queue and not upgrade:
             if self.listening.fast is not None:
                 response = self.listening.fast(request)
-                if response is not None:
+                if response is not None and response.size < LARGE_BYTES:
                     self._state, self._since = "idle", time.monotonic()
                     self._write_whole(request, response, keep)
                     return
-        self._queue.append((request, keep, upgrade))
+        self._queue.append((request, keep, upgrade, response))
         if len(self._queue) >= PIPELINE_MAX:
             self.pause_reading()
         if not self._busy:
@@ -397,10 +400,10 @@ class Connection(asyncio.Protocol):
         try:
             while self._queue and self.transport is not None:
                 self._state, self._since = "busy", time.monotonic()
-                request, keep, upgrade = self._queue.popleft()
+                request, keep, upgrade, known = self._queue.popleft()
                 if self._paused_reading and len(self._queue) < PIPELINE_MAX // 2:
                     self.resume_reading()
-                response = await self.listening.handle(request)
+                response = known or await self.listening.handle(request)
                 if self.transport is None:
                     _discard(response)
                     return
@@ -412,8 +415,11 @@ class Connection(asyncio.Protocol):
                     return
                 if isinstance(response.body, (bytes, list)):
                     await self._compress(request, response)
-                    self._write_whole(request, response, keep and not upgrade)
-                    await self.drain()
+                    if response.size < LARGE_BYTES:
+                        self._write_whole(request, response, keep and not upgrade)
+                        await self.drain()
+                    else:
+                        await self._write_large(request, response, keep and not upgrade)
                 else:
                     await self._write_stream(request, response, keep)
                 if upgrade or self.transport is None or self.transport.is_closing():
@@ -442,32 +448,58 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.close()
 
+    def _head(self, request: Request, response: Response, keep: bool) -> bytes:
+        """Status line and headers of an answer whose size is known."""
+        if not keep or self.listening.closing:
+            response.headers.append(("Connection", "close"))
+        head, size = head_bytes(response.status, response.headers), response.size
+        if response.status not in (204, 304) and not (request.method == "HEAD" and not size):
+            return head + b"Content-Length: %d\r\n\r\n" % size
+        return head + b"\r\n"
+
     def _write_whole(self, request: Request, response: Response, keep: bool) -> None:
         transport = self.transport
         if transport is None:
             return
-        body = response.body
-        pieces: list[bytes] = body if isinstance(body, list) else [body] if body else []  # type: ignore[list-item]
-        size = sum(map(len, pieces)) if len(pieces) != 1 else len(pieces[0])
-        if not keep or self.listening.closing:
-            response.headers.append(("Connection", "close"))
-        head = head_bytes(response.status, response.headers)
-        if response.status not in (204, 304) and not (request.method == "HEAD" and not size):
-            head += b"Content-Length: %d\r\n\r\n" % size
-        else:
-            head += b"\r\n"
+        head, body = self._head(request, response, keep), response.body
         if request.method == "HEAD":
             transport.write(head)
-        elif size < WRITE_SLICE_BYTES or len(pieces) > 16:
-            transport.write(b"".join([head, *pieces]))
-        else:                               # in slices: what TLS makes of megabytes at once is copied several times over
-            transport.write(head)
-            for piece in pieces:
-                view = memoryview(piece)
-                for at in range(0, len(piece), WRITE_SLICE_BYTES):
-                    transport.write(view[at:at + WRITE_SLICE_BYTES])
+        elif isinstance(body, list):
+            transport.write(b"".join([head, *body]))
+        else:
+            transport.write(head + cast(bytes, body))
         if not keep or self.listening.closing:
             transport.close()
+
+    async def _write_large(self, request: Request, response: Response, keep: bool) -> None:
+        """A slice at a time, no faster than the client reads: others are answered meanwhile, and what waits for this one is bounded."""
+        assert self.transport is not None
+        self.transport.write(self._head(request, response, keep))
+        body, written = response.body, 0
+        for piece in cast("list[bytes]", body if isinstance(body, list) else [body]) if request.method != "HEAD" else ():
+            view = memoryview(piece)
+            for at in range(0, len(piece), WRITE_SLICE_BYTES):
+                if self.transport is None:
+                    return
+                self.transport.write(view[at:at + WRITE_SLICE_BYTES])
+                written += WRITE_SLICE_BYTES
+                if not self._writable:
+                    await self._drained()
+                elif written >= LARGE_BYTES:
+                    written = 0
+                    await asyncio.sleep(0)
+        if (not keep or self.listening.closing) and self.transport is not None:
+            self.transport.close()
+
+    async def _drained(self) -> None:
+        """As `drain`; a client that reads nothing to speak of for a minute is cut off."""
+        try:
+            async with asyncio.timeout(STALLED_S):
+                await self.drain()
+        except TimeoutError:
+            if self.transport is not None:
+                self.transport.abort()
+            raise
 
     async def _compress(self, request: Request, response: Response) -> None:
         """gzip of a large body for a client that asks for it, over a network; next door it costs more than it saves."""

@@ -6,6 +6,7 @@ continue token) comes from the store's history. Upstream: API concepts "Resource
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import random
@@ -15,7 +16,7 @@ import orjson
 
 from kubern.api.cache import Item, body_of
 from kubern.api.call import Call, answer_bytes
-from kubern.api.forms import Form, form_of
+from kubern.api.forms import ITEMS_A_TURN, Form, form_of
 from kubern.api.negotiate import JSON, STREAMS, YAML, not_acceptable
 from kubern.api.options import ListOptions, list_options
 from kubern.api.options import version as parse_version
@@ -131,7 +132,7 @@ async def list_(call: Call, *, forced_watch: bool = False, name: str = "") -> Re
             meta += _more(revision, namespace, chosen[-1], None)
     if form.whole:
         await served.ready(chosen)
-    return answer_bytes(form.list(chosen, meta + b"}"), accept)
+    return answer_bytes(await form.long_list(chosen, meta + b"}"), accept)
 
 
 def _more(revision: int, namespace: str, last: Item, remaining: int | None) -> bytes:
@@ -151,7 +152,9 @@ async def _select(call: Call, o: ListOptions, candidates: list[Item], limit: int
     served = call.served
     if o.of_fields:
         await served.ready(candidates)
-    for item in candidates:
+    for n, item in enumerate(candidates, 1):
+        if n % ITEMS_A_TURN == 0:
+            await asyncio.sleep(0)
         if served.selected(o, item, item.read()):
             if limit and len(out) == limit:
                 return out, True
@@ -167,7 +170,7 @@ async def _whole(call: Call, form: Form, namespace: str, revision: int) -> list[
         items = collection.range(namespace)
         if form.whole:
             await call.served.ready(items)
-        return form.list(items, meta)
+        return await form.long_list(items, meta)
     key = (call.served.row.api_version, namespace)
     kept = call.server.lists.get((collection.prefix, *key))
     head = form.list_start(meta)
@@ -175,7 +178,7 @@ async def _whole(call: Call, form: Form, namespace: str, revision: int) -> list[
         return [head, *kept[2]]
     changed, items = collection.changed, collection.range(namespace)
     await call.served.ready(items)
-    pieces = form.list(items, meta)
+    pieces = await form.long_list(items, meta)
     rest = [pieces[0][len(head):], *pieces[1:]]
     call.server.keep_list((collection.prefix, *key), (changed, call.served, rest), sum(map(len, rest)))
     return [head, *rest]
