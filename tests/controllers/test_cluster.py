@@ -6,7 +6,8 @@ from typing import Any
 
 from kubern.controllers import garbage, namespace, nodes, quota, serviceaccount, tainteviction, volumes
 from kubern.controllers.context import Context
-from kubern.model.intent import Delete, Patch
+from kubern.model.intent import Delete, Patch, Update
+from kubern.model.object import Object
 from kubern.model.rows import BUILT_IN
 from kubern.model.status import StatusError
 from tests.controllers.conftest import ListView, drive, emitted, of, pod
@@ -158,3 +159,18 @@ def test_eviction_after_the_tolerated_time() -> None:
     assert of(drive(row.reconcile(p, view, NOW + 31)), Delete)
     p["spec"]["tolerations"] = [{"operator": "Exists"}]
     assert drive(row.reconcile(p, view, NOW)) == []
+
+
+def test_a_node_whose_clock_is_wrong() -> None:
+    """Its heartbeats count from when they were heard: a clock that is ahead keeps nobody alive, one that is behind kills nobody."""
+    def telling(at: str) -> Object:
+        return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "uid": "u", "creationTimestamp": "2029-12-31T23:00:00Z"},
+                "status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": at}]}}
+    row = nodes.controller(Context(node_grace_s=50))
+
+    def lost(at: str, now: float) -> bool:
+        n = telling(at)
+        return bool(of(drive(row.reconcile(n, ListView(nodes=[n]), now)), Update))
+    ahead, behind = "2031-01-01T00:00:00Z", "2029-01-01T00:00:00Z"
+    assert not lost(ahead, NOW) and not lost(ahead, NOW + 49) and lost(ahead, NOW + 51)
+    assert not lost(behind, NOW + 52) and not lost(behind, NOW + 101) and lost(behind, NOW + 103)

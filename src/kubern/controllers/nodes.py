@@ -6,6 +6,7 @@ Upstream: pkg/controller/nodelifecycle. Where upstream keeps queues per zone, th
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from kubern.controllers.context import Context
@@ -47,11 +48,25 @@ def _node_event(node: Object, reason: str, message: str) -> Emit:
     return Emit(ref, "Normal", reason, f"Node {name(node)} {message}")
 
 
-def _last_seen(node: Object, view: View, started_s: float) -> float:
+@dataclass(slots=True)
+class _Heard:
+    """What a node said last (its lease, its heartbeat), when that was by our clock, and when we looked."""
+
+    said: tuple[str, str]
+    at_s: float
+    looked_s: float
+
+
+def _listen(node: Object, view: View, now: float, before: _Heard | None, started_s: float) -> _Heard:
+    """A node's own times are believed where they can be true: it may have another clock."""
     lease = view.get(LEASES, "kube-node-lease", name(node))
-    renewed = seconds_of((lease.get("spec") or {}).get("renewTime")) if lease is not None else 0.0
-    heartbeat = seconds_of((condition(node, "Ready") or {}).get("lastHeartbeatTime"))
-    return max(renewed, heartbeat, seconds_of(meta(node).get("creationTimestamp")), started_s)
+    said = ((lease.get("spec") or {}).get("renewTime") or "" if lease is not None else "", (condition(node, "Ready") or {}).get("lastHeartbeatTime") or "")
+    stamp = max(map(seconds_of, said))
+    if before is None:
+        return _Heard(said, min(now, max(stamp, seconds_of(meta(node).get("creationTimestamp")), started_s)), now)
+    if before.said == said:
+        return _Heard(said, before.at_s, now)
+    return _Heard(said, stamp if before.looked_s <= stamp <= now else now, now)
 
 
 def _forgotten(node: Object, now: float) -> list[dict[str, Any]]:
@@ -141,14 +156,17 @@ def wanted_taints(node: Object, view: View, now: float) -> tuple[list[dict[str, 
 
 def controller(context: Context) -> Controller:
     known: set[str] = set()                 # uids for which RegisteredNode was written by this process
+    heard: dict[str, _Heard] = {}           # by the node's name
 
     def reconcile(node: Object, view: View, now: float) -> Steps:
         if uid(node) not in known:
             known.add(uid(node))
+            heard.pop(name(node), None)
             yield _node_event(node, "RegisteredNode", f"event: Registered Node {name(node)} in Controller")
         never = condition(node, "Ready") is None
         grace_s = context.node_startup_grace_s if never else context.node_grace_s
-        left_s = _last_seen(node, view, context.started_s) + grace_s - now
+        last = heard[name(node)] = _listen(node, view, now, heard.get(name(node)), context.started_s)
+        left_s = last.at_s + grace_s - now
         was_ready = _ready_status(node) == "True"
         if left_s <= 0:
             conditions = _forgotten(node, now)
@@ -173,6 +191,7 @@ def controller(context: Context) -> Controller:
             yield Requeue(left_s + 0.1)
 
     def gone(key: Key, view: View, now: float) -> Steps:
+        heard.pop(key[1], None)
         yield Emit({"apiVersion": "v1", "kind": "Node", "metadata": {"name": key[1]}}, "Normal", "RemovingNode",
                    f"Node {key[1]} event: Removing Node {key[1]} from Controller")
 
