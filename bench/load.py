@@ -249,7 +249,7 @@ def watch_fan_out(target: Target, path: str, watchers: int, events: int, make: R
     return uvloop.run(_watchers(target, path, watchers, events, make, opened))
 
 
-async def _until(target: Target, path: str, enough: int, sign: bytes, start: Callable[[], Any], timeout_s: float) -> tuple[float, int]:
+async def _until(target: Target, path: str, enough: int, sign: bytes, start: Callable[[], Any], timeout_s: float, named: str) -> tuple[float, int]:
     _, answer = await (first := await connect(target)).ask(target.request("GET", path + "?limit=1"))
     revision = orjson.loads(answer)["metadata"]["resourceVersion"]
     first.close()
@@ -262,7 +262,9 @@ async def _until(target: Target, path: str, enough: int, sign: bytes, start: Cal
         for line in lines:
             if sign in line:
                 at = line.find(b'"name":"') + 8
-                seen.add(line[at:line.find(b'"', at)].decode())
+                name = line[at:line.find(b'"', at)].decode()
+                if name.startswith(named):
+                    seen.add(name)
         if len(seen) >= enough:
             done.set()
     c = await connect(target)
@@ -282,9 +284,10 @@ async def _until(target: Target, path: str, enough: int, sign: bytes, start: Cal
     return ended, len(seen)
 
 
-def until(target: Target, path: str, enough: int, sign: bytes, start: Callable[[], Any], timeout_s: float = 600.0) -> tuple[float, int]:
-    """Runs `start` and waits until a watch of `path` has shown so many objects with the sign: (time.perf_counter() then, objects)."""
-    return asyncio.run(_until(target, path, enough, sign, start, timeout_s))
+def until(target: Target, path: str, enough: int, sign: bytes, start: Callable[[], Any], timeout_s: float = 600.0,
+          named: str = "") -> tuple[float, int]:
+    """Runs `start` and waits until a watch of `path` has shown so many objects of such names with the sign: (time.perf_counter() then, objects)."""
+    return asyncio.run(_until(target, path, enough, sign, start, timeout_s, named))
 
 
 def slow_readers(target: Target, requests: list[bytes]) -> Callable[[], None]:
