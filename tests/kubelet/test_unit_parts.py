@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -92,6 +94,26 @@ def test_routes_to_other_nodes_only_and_by_family() -> None:
     nodes = [a_node("a", "172.30.0.11", "10.244.0.0/24"), a_node("b", "172.30.0.12,fd00::12", "10.244.1.0/24", "fd00:244:1::/64"), a_node("c", "172.30.0.13")]
     assert fabric.node_routes(nodes, "a") == {"10.244.1.0/24": "172.30.0.12", "fd00:244:1::/64": "fd00::12"}
     assert "10.244.0.0/24" in fabric.node_routes(nodes, "")
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "-rn", "ip", "-V"], capture_output=True).returncode != 0, reason="needs a network namespace")
+def test_a_machine_that_leaves_lets_units_of_other_clusters_be() -> None:
+    """The machine as a node beside units of another cluster: its routes come and go, those into their fabric stay."""
+    script = """
+from kubern.kubelet import fabric
+mark = f"proto {fabric.ROUTE_PROTOCOL}"
+lines = [f"link add {n} type bridge" for n in ("kn-other", "far")] + ["addr add 172.30.5.1/24 dev kn-other", "addr add 192.0.2.1/24 dev far"]
+lines += ["link set kn-other up", "link set far up"]
+fabric.batch([*lines, f"route add 10.240.0.0/16 dev kn-other {mark}", f"route add 10.240.1.0/24 via 172.30.5.11 {mark}"])
+def left():
+    return sorted(r["dst"] for r in fabric.show("-4", "route", "show", "proto", str(fabric.ROUTE_PROTOCOL)))
+fabric.sync_routes({"10.250.1.0/24": "192.0.2.11"})
+assert left() == ["10.240.0.0/16", "10.240.1.0/24", "10.250.1.0/24"], left()
+fabric.remove_host("")
+assert left() == ["10.240.0.0/16", "10.240.1.0/24"], left()
+"""
+    done = subprocess.run(["unshare", "-rn", sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_next_hops_that_are_not_near_lead_by_way_of_who_knows_them() -> None:

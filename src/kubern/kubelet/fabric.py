@@ -153,6 +153,11 @@ def route_changes(want: Mapping[str, str], have: Mapping[str, str]) -> tuple[dic
 # ---- the shell: iproute2 -----------------------------------------------------------------------------------------------------------------
 # `ip` by exec: 3 ms a call, against 25 MB of memory in every process for a netlink library
 
+def _into_units(route: Mapping[str, Any]) -> bool:
+    """Whether a route of the machine leads into a fabric of units, of whichever cluster: the control plane there keeps it."""
+    return str(route.get("dev") or "").startswith(bridge_name(""))
+
+
 def show(*what: str) -> list[dict[str, Any]]:
     """`ip -json …`; [] where it has nothing to show."""
     done = subprocess.run(["ip", "-json", *what], capture_output=True, check=False)
@@ -247,15 +252,15 @@ def attach(f: Fabric, index: int, pid: int) -> None:
 def sync_routes(want: Mapping[str, str], within: Iterable[str] = ()) -> tuple[int, int]:
     """Makes our routes (those of ROUTE_PROTOCOL) in this process's network namespace exactly these; (set, deleted).
 
-    `within`: only routes by way of or into these networks are ours: in the machine's namespace other clusters have theirs. A destination
-    somebody else has a route for is left to them.
+    `within`: only routes by way of or into these networks are ours: in the machine's namespace other clusters have theirs. Without it those into
+    fabrics of units are not. A destination somebody else has a route for is left to them.
     """
     ours = [ipaddress.ip_network(n) for n in within]
     have: dict[str, str] = {}
     for family in ("-4", "-6"):
         for r in show(family, "route", "show", "proto", str(ROUTE_PROTOCOL)):
             via = r.get("gateway")
-            if via and (not ours or any(ipaddress.ip_address(via) in n or ipaddress.ip_network(r["dst"])[0] in n for n in ours)):
+            if via and (not (ours or _into_units(r)) or any(ipaddress.ip_address(via) in n or ipaddress.ip_network(r["dst"])[0] in n for n in ours)):
                 have[r["dst"]] = via
     to_set, to_delete = route_changes(want, have)
     lines = [f"route del {d} via {have[d]} proto {ROUTE_PROTOCOL}" for d in (*to_delete, *(d for d in to_set if d in have))]
@@ -270,7 +275,8 @@ def remove_host(device: str) -> None:
     """Takes away what a node without a namespace of its own has made of the machine's network: the pods' bridge, routes, rules, addresses."""
     lines = ["link del cni0"]
     for family in ("-4", "-6"):
-        lines += [f"route del {r['dst']} proto {ROUTE_PROTOCOL}" for r in show(family, "route", "show", "proto", str(ROUTE_PROTOCOL))]
+        lines += [f"route del {r['dst']} proto {ROUTE_PROTOCOL}" for r in show(family, "route", "show", "proto", str(ROUTE_PROTOCOL))
+                  if not _into_units(r)]
     lines += [f"route del local {r['dst']} dev lo" for r in show("-4", "route", "show", "table", "local", "proto", str(LOCAL_PROTOCOL))]
     if device:
         lines += [f"neigh del proxy {n['dst']} dev {device}" for n in show("-6", "neigh", "show", "proxy", "dev", device)]
