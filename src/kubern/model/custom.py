@@ -334,10 +334,11 @@ def _twice(items: list[Any]) -> int | None:
 # --- formats ----------------------------------------------------------------------------------------------------------------------------
 
 _NAMED = {"datetime": "date-time"}
-_EMAIL = re.compile(r"[^@\s\x00-\x20()<>\[\]:;,\\\"]+@[^@\s]+")
+_ADDRESS = r"(?:[^@\s\x00-\x20()<>\[\]:;,\\\"]+|\"[^\"\\]*\")@[^@\s<>]+"
+_EMAIL = re.compile(rf"{_ADDRESS}|[^@<>,;:\"]*<{_ADDRESS}>")
 _HEX = re.compile(r"#?([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 _RGB = re.compile(r"rgb\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)")
-_DATETIME = re.compile(r"(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})([.,]\d+)?([Zz]|[+-]\d{2}:?\d{2})")
+_DATETIME = re.compile(r"(\d{4})-(\d{2})-(\d{2})[Tt](\d{2}):(\d{2}):(\d{2})([.,]\d+)?([Zz]|[+-]\d{2}:?\d{2})")
 _DATE = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
 _GO_DURATION = re.compile(r"[-+]?(?:0|(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)")
 _AMOUNT = re.compile(r"\d+\s*([A-Za-zµ]+)")
@@ -347,7 +348,8 @@ _HOST = (r"^([a-zA-Z0-9\p{S}\p{L}]((-?[a-zA-Z0-9\p{S}\p{L}]{0,62})?)"
          r"|([a-zA-Z0-9\p{S}\p{L}](([a-zA-Z0-9-\p{S}\p{L}]{0,61}[a-zA-Z0-9\p{S}\p{L}])?)(\.)){1,}([a-zA-Z\p{L}]){2,63})$")
 _CARD = re.compile(r"4\d{12}(?:\d{3})?|5[1-5]\d{14}|(?:222[1-9]|22[3-9]\d|2[3-6]\d{2}|27[01]\d|2720)\d{12}|6(?:011|5\d\d)\d{12}|3[47]\d{13}"
                    r"|3(?:0[0-5]|[68]\d)\d{11}|(?:2131|1800|35\d{3})\d{11}|6[27]\d{14}")
-_MAC = re.compile(r"([0-9a-fA-F]{2}[:-]){5}([0-9a-fA-F]{2})|([0-9a-fA-F]{2}[:-]){7}[0-9a-fA-F]{2}|([0-9a-fA-F]{4}\.){2}[0-9a-fA-F]{4}")
+_MAC = re.compile("|".join(f"[0-9a-fA-F]{{{size}}}(?:{between}[0-9a-fA-F]{{{size}}}){{{octets * 2 // size - 1}}}" for octets in (6, 8, 20)
+                           for size, between in ((2, ":"), (2, "-"), (4, "[.]"), (4, "")) if between or octets < 20))
 
 
 def _date(text: str) -> bool:
@@ -405,22 +407,35 @@ def _byte(text: str) -> bool:
     return True
 
 
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
+
+
 def _uri(text: str) -> bool:
     try:
         u = urlsplit(text)
     except ValueError:
         return False
+    if " " in u.netloc or _BROKEN_ESCAPE.search(u.path):
+        return False
     return bool(u.scheme) or text.startswith("/")
 
 
 def _uuid(version: str) -> Callable[[str], bool]:
-    return lambda text: _UUID.fullmatch(text) is not None and text.replace("-", "")[12] == version
+    def check(text: str) -> bool:
+        digits = text.replace("-", "")
+        return _UUID.fullmatch(text) is not None and digits[12] == version and (version == "3" or digits[16] in "89abAB")
+    return check
 
 
-def _digits(*lengths: int) -> Callable[[str], bool]:
+def _isbn(*lengths: int) -> Callable[[str], bool]:
+    """A book's number of 10 or 13 digits, the last of which checks the others."""
     def check(text: str) -> bool:
         bare = re.sub(r"[\s-]", "", text)
-        return len(bare) in lengths and bare[:-1].isdigit()
+        if len(bare) not in lengths or re.fullmatch(r"[0-9]{9}X|[0-9]{10}|[0-9]{13}", bare) is None:
+            return False
+        if len(bare) == 10:
+            return sum((i + 1) * (10 if c == "X" else int(c)) for i, c in enumerate(bare)) % 11 == 0
+        return sum(int(c) * (3 if i % 2 else 1) for i, c in enumerate(bare)) % 10 == 0
     return check
 
 
@@ -432,11 +447,11 @@ def _rgb(text: str) -> bool:
 _FORMATS: dict[str, Callable[[str], bool]] = {
     "date-time": _datetime, "date": _date, "duration": _duration,
     "uri": _uri, "email": lambda t: _EMAIL.fullmatch(t) is not None, "hostname": _hostname,
-    "ipv4": lambda t: "." in t and parse_ip(t) is not None, "ipv6": _address(ipaddress.IPv6Address), "cidr": _cidr,
+    "ipv4": lambda t: "." in t and parse_ip(t) is not None, "ipv6": lambda t: "%" not in t and _address(ipaddress.IPv6Address)(t), "cidr": _cidr,
     "mac": lambda t: _MAC.fullmatch(t) is not None,
     "uuid": lambda t: _UUID.fullmatch(t) is not None, "uuid3": _uuid("3"), "uuid4": _uuid("4"), "uuid5": _uuid("5"),
-    "isbn": _digits(10, 13), "isbn10": _digits(10), "isbn13": _digits(13), "creditcard": _credit_card,
-    "ssn": lambda t: re.fullmatch(r"\d{3}[- ]?\d{2}[- ]?\d{4}", t) is not None, "hexcolor": lambda t: _HEX.fullmatch(t) is not None,
+    "isbn": _isbn(10, 13), "isbn10": _isbn(10), "isbn13": _isbn(13), "creditcard": _credit_card,
+    "ssn": lambda t: re.fullmatch(r"\d{3}[- ]\d{2}[- ]\d{4}", t) is not None, "hexcolor": lambda t: _HEX.fullmatch(t) is not None,
     "rgbcolor": _rgb, "byte": _byte, "password": lambda t: True,
     "bsonobjectid": lambda t: re.fullmatch(r"[0-9a-fA-F]{24}", t) is not None,
     "k8s-short-name": lambda t: not names.is_dns1123_label(t), "k8s-long-name": lambda t: not names.is_dns1123_subdomain(t),
