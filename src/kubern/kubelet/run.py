@@ -20,7 +20,7 @@ from kubern.client.client import Client
 from kubern.client.events import Recorder
 from kubern.client.mirror import Mirror
 from kubern.client.watch import follow
-from kubern.kubelet import cdi, identity, numa, plugins, podresources, pods, report
+from kubern.kubelet import cdi, house, identity, numa, plugins, podresources, pods, report
 from kubern.kubelet import container as config
 from kubern.kubelet.act import Actor
 from kubern.kubelet.backoff import INITIAL_S, Backoff
@@ -33,7 +33,6 @@ from kubern.kubelet.csi import Drivers
 from kubern.kubelet.csi_upkeep import Upkeep
 from kubern.kubelet.devices import Devices
 from kubern.kubelet.grants import Grants, check
-from kubern.kubelet.logs import rotate
 from kubern.kubelet.measure import Measures
 from kubern.kubelet.memory import Memory
 from kubern.kubelet.objects import Objects
@@ -43,7 +42,7 @@ from kubern.kubelet.presence import Presence
 from kubern.kubelet.probes import Prober
 from kubern.kubelet.pull import Puller
 from kubern.kubelet.report import Reporter
-from kubern.kubelet.runtime import RUNNING, Runtime, RuntimeFailure
+from kubern.kubelet.runtime import Runtime, RuntimeFailure
 from kubern.kubelet.shutdown import shut_down
 from kubern.kubelet.static import StaticPods
 from kubern.kubelet.volumes import Needs, Volumes
@@ -58,11 +57,7 @@ log = logging.getLogger(__name__)
 
 PODS = by_path["", "v1", "pods"]
 RUNTIME_CLASSES, SERVICES = by_path["node.k8s.io", "v1", "runtimeclasses"], by_path["", "v1", "services"]
-HOUSEKEEPING_S = 2.0
-CPUS_EVERY_S = 10.0
 RETRY_S = 1.0
-VOLUME_REFRESH_S = 60.0
-ORPHAN_GRACE_S = 10
 SHUTDOWN_S = 3.0
 
 
@@ -236,8 +231,14 @@ class Kubelet:
             self.spawn(self._refresh_volumes(w))
 
     async def _refresh_volumes(self, w: Worker) -> None:
-        await self._refresh_volumes_quietly(w)
+        await self.refresh_volumes(w)
         w.notify()
+
+    async def refresh_volumes(self, w: Worker) -> None:
+        try:
+            await self.volumes.refresh(w.pod, w.values(self.observer.seen(w.uid)))
+        except (StatusError, OSError) as e:
+            log.info("volumes of %s: %s", pods.describe(w.pod), e)
 
     def spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -286,16 +287,16 @@ class Kubelet:
                     group.create_task(self.statics.run(), name="static pods")
                 elif self.client is None:
                     self.sourced.set()
-                group.create_task(self._housekeeping(), name="housekeeping")
+                group.create_task(house.housekeeping(self), name="housekeeping")
                 if self.recorder is not None:
                     recorder = self.recorder
                     group.create_task(Upkeep(self.csi, lambda told: recorder.emit("kubelet", told), self.clock).run(), name="csi")
-                group.create_task(self._rotate_logs(), name="logs")
+                group.create_task(house.rotate_logs(self), name="logs")
                 group.create_task(self.room.run(), name="room")
                 group.create_task(self.devices.run(), name="device plugins")
                 group.create_task(podresources.serve(self), name="pod resources")
                 if self.cpus is not None:
-                    group.create_task(self._reconcile_cpus(self.cpus), name="cpus")
+                    group.create_task(house.reconcile_cpus(self, self.cpus), name="cpus")
                 self.ready.set()
         finally:
             await self._close()
@@ -303,28 +304,6 @@ class Kubelet:
     async def _plugins(self) -> None:
         await self.presence.registered.wait()
         await plugins.watch(self.settings.root, {"CSIPlugin": self.csi, "DRAPlugin": self.claims, "DevicePlugin": self.devices})
-
-    async def _reconcile_cpus(self, cpus: Cpus) -> None:
-        """Containers that share cpus follow as others take or leave some."""
-        told: dict[str, str] = {}
-        while True:
-            alive = {}
-            for w in list(self.workers.values()):
-                for c in self.observer.seen(w.uid).containers:
-                    if c.state == RUNNING:
-                        alive[c.id] = cpus.of(w.uid, c.name)
-            for id_, wanted in alive.items():
-                if told.get(id_) != wanted:
-                    try:
-                        await self.runtime.update(id_, {"cpuset_cpus": wanted})
-                    except RuntimeFailure as e:
-                        log.info("cpus of %s: %s", id_, e)
-                        alive[id_] = ""
-            told = alive
-            self.cpus_changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CPUS_EVERY_S):
-                    await self.cpus_changed.wait()
 
     async def _until_answered(self, ask: Callable[[], Awaitable[tuple[str, str]]]) -> tuple[str, str]:
         while True:
@@ -424,81 +403,6 @@ class Kubelet:
         self.workers.pop(uid, None)
         self.reporter.forget(uid)
 
-    async def _housekeeping(self) -> None:
-        """Pods of the runtime, cgroups and directories that belong to nobody; volumes that follow the clock (tokens)."""
-        await self.sourced.wait()
-        refreshed = self.clock()
-        doomed: set[str] = set()
-        burstable = 0
-        while True:
-            try:
-                if self.cgroups is not None and (now := self._burstable_milli()) != burstable:
-                    burstable = now
-                    await asyncio.to_thread(self.cgroups.apply, f"{self.settings.cgroup_root}/kubepods/burstable", {"cpu_shares": config.shares(now)})
-                for uid in self.observer.pods():
-                    if uid and uid not in self.workers and uid not in doomed:
-                        doomed.add(uid)
-                        self.measures.count("orphaned_runtime_pods_total")
-                        self.spawn(self._end_orphan(uid, doomed))
-                known = set(self.workers) | set(self.observer.pods())
-                for uid in self.volumes.left_over():
-                    if uid not in known:
-                        await self.volumes.tear_down(uid)
-                if self.cgroups is not None:
-                    for uid, path in (await asyncio.to_thread(self.cgroups.pods)).items():
-                        if uid not in known:
-                            await asyncio.to_thread(self.cgroups.remove, path)
-            except (OSError, RuntimeFailure) as e:
-                log.info("housekeeping: %s", e)
-            if abs(self.clock() - refreshed) > VOLUME_REFRESH_S:             # abs, here and elsewhere: clocks are set back, too
-                refreshed = self.clock()
-                await asyncio.to_thread(_drop_dead_links, self.settings.container_logs)
-                for w in list(self.workers.values()):
-                    if not w.terminated:
-                        await self._refresh_volumes_quietly(w)
-            await asyncio.sleep(HOUSEKEEPING_S)
-
-    def _burstable_milli(self) -> int:
-        """Millicores that the burstable pods of this node asked for together: their class's share of the cpu."""
-        return sum(quantity.milli(pods.resources(p["spec"], "requests").get("cpu", "0")) for p in self.active_pods() if pods.qos_class(p) == "Burstable")
-
-    async def _refresh_volumes_quietly(self, w: Worker) -> None:
-        try:
-            await self.volumes.refresh(w.pod, w.values(self.observer.seen(w.uid)))
-        except (StatusError, OSError) as e:
-            log.info("volumes of %s: %s", pods.describe(w.pod), e)
-
-    async def _end_orphan(self, uid: str, doomed: set[str]) -> None:
-        """A pod that was deleted while nobody was looking."""
-        seen = self.observer.seen(uid)
-        s = seen.sandboxes[0] if seen.sandboxes else None
-        pod: Object = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": s.name if s else "", "namespace": s.namespace if s else "", "uid": uid,
-                                                                       "annotations": {pods.STATIC_SOURCE: "orphan"}},
-                       "spec": {"containers": [{"name": c.name} for c in seen.containers]}, "status": {"qosClass": "BestEffort"}}
-        try:
-            if seen.running:
-                await self.actor.stop_pod(pod, seen, ORPHAN_GRACE_S)
-            await self.actor.remove_pod(await self.observer.look(uid))
-            if s:
-                await self.actor.remove_logs(pod)
-            await self.volumes.tear_down(uid)
-            await self.observer.look(uid)
-        except RuntimeFailure as e:
-            log.info("orphaned pod %s: %s", uid, e)
-        finally:
-            doomed.discard(uid)
-
-    async def _rotate_logs(self) -> None:
-        while True:
-            await asyncio.sleep(self.configuration.log_check_s)
-            running = [(c.id, c.log_path) for uid in self.observer.pods() for c in self.observer.seen(uid).containers
-                       if c.state == RUNNING and c.log_path]
-            try:
-                await rotate(running, self.runtime.reopen_log, self.configuration.log_bytes, self.configuration.log_files)
-            except (OSError, RuntimeFailure) as e:
-                log.info("rotating logs: %s", e)
-
-
 def _shown(pod: Object) -> tuple[Any, Any]:
     """What the downward API shows and can change."""
     return pod["metadata"].get("labels"), pod["metadata"].get("annotations")
@@ -510,14 +414,6 @@ def _resolver(path: str) -> identity.Resolver:
             return identity.parse_resolver(f.read())
     except OSError:
         return identity.NO_RESOLVER
-
-
-def _drop_dead_links(folder: str) -> None:
-    """Links to logs that are not there any more."""
-    for name in os.listdir(folder) if folder and os.path.isdir(folder) else ():
-        if not os.path.exists(f"{folder}/{name}"):
-            with contextlib.suppress(OSError):
-                os.unlink(f"{folder}/{name}")
 
 
 def swap_bytes(path: str = "/proc/swaps") -> int:
