@@ -399,3 +399,17 @@ async def test_what_version_1_of_an_autoscaler_fills_in_belongs_to_its_writer(ap
     assert made["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"] == {"f:maxReplicas": {}, "f:minReplicas": {}, "f:scaleTargetRef": {}}
     _, back = await api("GET", f"{path}/h")
     assert back["spec"]["minReplicas"] == 1
+
+
+async def test_a_jobs_labels_survive_a_status_without_any(api: Api) -> None:
+    path = "/apis/batch/v1/namespaces/default/jobs"
+    job = {"metadata": {"name": "j"}, "spec": {"template": {"spec": {"restartPolicy": "Never", **POD["spec"]}}}}
+    _, made = await api("POST", path, job)
+    _, told = await api("PUT", f"{path}/j/status", {**made, "metadata": {"name": "j"}, "status": {}})
+    assert told["metadata"]["labels"] == made["metadata"]["labels"]
+
+
+async def test_a_namespace_is_finalized_by_its_name(api: Api) -> None:
+    for metadata, why in (({}, "was undeterminable: name must be provided"), ({"name": "x"}, "(x) does not match the name on the URL (default)")):
+        assert why in (await api("PUT", "/api/v1/namespaces/default/finalize", {"metadata": metadata}))[1]["message"]
+    assert (await api("PUT", "/api/v1/namespaces/default/finalize", {"metadata": {"name": "default"}, "spec": {"finalizers": ["a/b"]}}))[0] == 200

@@ -151,7 +151,9 @@ def meta_update_errors(served: Served, new: dict[str, Any], old: dict[str, Any],
     common = metadata.validate_meta(new, served.row.namespaced, name_is_path_segment)
     changed = metadata.validate_meta_update(new, old)
     kind = served.kind
-    again = min(kind.meta_update + kind.meta_again, 1) if sub == "status" else kind.meta_update
+    again = kind.meta_update
+    if sub == "status":
+        again = min(kind.meta_update + kind.meta_again, 1) if kind.meta_status is None else kind.meta_status
     errors = [*common, *changed, *changed * again]
     if again and new.get("finalizers") and new.get("finalizers") != old.get("finalizers") and not served.row.custom \
             and kind.qualified_finalizers:
@@ -295,7 +297,7 @@ async def update(call: Call, *, prepare: Prepare | None = None, check: Check | N
         content_type_of(call.request)
     obj = await decode_object(call, options)
     meta = obj["metadata"]
-    _same_identity(call, obj)
+    same_identity(call, obj)
     _dedup_owners(call, meta, _DUPLICATE_OWNERS)
     given: list[Object] = [obj]
     uid = meta.get("uid") or ""
@@ -611,14 +613,14 @@ async def patch(call: Call, *, prepare: Prepare | None = None, check: Check | No
                                 validation=options.validation)
         for w in warnings:
             call.warn(w)
-        _same_identity(call, out)
+        same_identity(call, out)
         return out
 
     value, revision, _ = await modify(call, build, options, prepare=prepare, check=check)
     return await respond(call, accept, value, revision, 200)
 
 
-def _same_identity(call: Call, obj: Object) -> None:
+def same_identity(call: Call, obj: Object) -> None:
     """A written object must be the one the path names."""
     match_namespace(obj["metadata"], call)
     name = obj["metadata"].get("name") or ""
@@ -642,7 +644,7 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
         new = fields.apply(live, applied, options.manager, options.force, row.api_version, rfc3339(call.now_s), a.subresource, served.schema,
                            has_status=served.has_status, kind=row.kind)
         meta = new.setdefault("metadata", {})
-        _same_identity(call, new)
+        same_identity(call, new)
         if live is not None and not (applied.get("metadata") or {}).get("resourceVersion"):
             meta["resourceVersion"] = live["metadata"]["resourceVersion"]
         for w in warnings:
@@ -654,4 +656,4 @@ async def _apply(call: Call, accept: Accept, options: WriteOptions, prepare: Pre
     return await respond(call, accept, value, revision, 201 if created else 200)
 
 
-__all__ = ["create", "create_object", "decode_object", "modify", "patch", "respond", "update"]
+__all__ = ["create", "create_object", "decode_object", "modify", "patch", "respond", "same_identity", "update"]

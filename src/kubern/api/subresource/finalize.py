@@ -9,16 +9,13 @@ from kubern.model.invalid import FieldError
 from kubern.model.metadata import validate_finalizer_name
 from kubern.model.object import Object
 from kubern.model.request import Response
-from kubern.model.status import bad_request
 
 
 async def handle(call: Call) -> Response:
     accept = call.accept()
     options = write_options(call.request, "UpdateOptions")
     obj = await write.decode_object(call, options)
-    name = obj["metadata"].get("name") or ""
-    if name != call.attributes.name:
-        raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({call.attributes.name})")
+    write.same_identity(call, obj)
     wanted = (obj.get("spec") or {}).get("finalizers") or []
 
     def build(live: Object | None) -> Object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kubern.api import read, write
 from kubern.api.call import Call
+from kubern.api.negotiate import NO_TABLE
 from kubern.model.kinds import pod_resize
 from kubern.model.object import Object
 from kubern.model.request import Response
@@ -16,6 +17,7 @@ def prepare(new: Object, old: Object) -> None:
 
 async def handle(call: Call) -> Response:
     method = call.request.method
+    call.conversions = NO_TABLE
     if method == "GET":
         return await read.get(call)
     return await (write.update if method == "PUT" else write.patch)(call, prepare=prepare, check=pod_resize.validate_resize)

@@ -102,12 +102,7 @@ async def handle(call: Call) -> Response:
     given: Object | None = None
     if not patching:
         given = await write.decode_object(call, options, API_VERSION, KIND, schema)
-        write.match_namespace(given["metadata"], call)
-        name = given["metadata"].get("name") or ""
-        if not name:
-            raise bad_request(f"the name of the object ({call.attributes.name} based on URL) was undeterminable: name must be provided")
-        if name != call.attributes.name:
-            raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({call.attributes.name})")
+        write.same_identity(call, given)
     row = call.served.row
     spec_path = _paths(call)[0]
     where = tuple(spec_path.lstrip(".").split("."))

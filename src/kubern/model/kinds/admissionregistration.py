@@ -392,7 +392,7 @@ KINDS: KindTable = {
         defaults=default_policy, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=keep_spec_and_metadata,
         validate=listed(validate_validating_policy), validate_update=listed(validate_validating_policy),
         validate_status=listed(validate_policy_status), warnings=static_suffix_warnings,
-        unconditional_update=False, has_generation=True, qualified_finalizers=False, meta_again=1, meta_update=0),
+        unconditional_update=False, has_generation=True, qualified_finalizers=False, meta_again=1, meta_update=0, meta_status=0),
     (GROUP, "MutatingAdmissionPolicy"): Kind(
         defaults=default_policy, validate=listed(validate_mutating_policy), validate_update=listed(validate_mutating_policy),
         warnings=static_suffix_warnings, unconditional_update=False, has_generation=True, qualified_finalizers=False, meta_again=1, meta_update=0),

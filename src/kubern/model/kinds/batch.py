@@ -133,6 +133,11 @@ def _update_job(new: Object, old: Object) -> None:
     prepare_template((new.get("spec") or {}).get("template"), (old.get("spec") or {}).get("template"))
 
 
+def _status_job(new: Object, old: Object) -> None:
+    keep_spec(new, old)
+    default_job(new)                # without labels it has its template's
+
+
 def _job_template(obj: Object) -> Object:
     return ((obj.get("spec") or {}).get("jobTemplate") or {}).get("spec") or {}
 
@@ -524,10 +529,11 @@ def _cron_warnings(new: Object, old: Object | None) -> list[str]:
 KINDS: KindTable = {
     ("batch", "Job"): Kind(
         meta_again=1,
-        defaults=default_job, prepare_create=_create_job, prepare_update=_update_job, prepare_status=keep_spec,
+        defaults=default_job, prepare_create=_create_job, prepare_update=_update_job, prepare_status=_status_job,
         validate=listed(validate_job), validate_update=listed(validate_job_update), validate_status=listed(validate_job_status),
         warnings=_job_warnings, has_generation=True, default_propagation="Orphan"),
     ("batch", "CronJob"): Kind(
         defaults=default_cron_job, prepare_create=_create_cron_job, prepare_update=_update_cron_job, prepare_status=keep_spec,
-        validate=listed(validate_cron_job), validate_update=listed(validate_cron_job_update), warnings=_cron_warnings, has_generation=True),
+        validate=listed(validate_cron_job), validate_update=listed(validate_cron_job_update), warnings=_cron_warnings, has_generation=True,
+        meta_status=0),
 }

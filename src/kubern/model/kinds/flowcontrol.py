@@ -298,7 +298,7 @@ KINDS: KindTable = {
     (GROUP, "FlowSchema"): Kind(
         defaults=default_schema, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=_status,
         validate=listed(validate_schema), validate_update=listed(validate_schema), validate_status=listed(validate_status),
-        has_generation=True),
+        has_generation=True, meta_again=1, meta_update=0),
     (GROUP, "PriorityLevelConfiguration"): Kind(
         defaults=default_level, prepare_create=zero_status({}), prepare_update=keep_status, prepare_status=_status,
         validate=listed(validate_level), validate_update=listed(validate_level), validate_status=listed(validate_status),

@@ -71,6 +71,7 @@ class Kind:
     # how often upstream's own update checks of the kind ask for metadata's, as of a new object and as of a changed one: causes repeat so often
     meta_again: int = 0
     meta_update: int = 1
+    meta_status: int | None = None                                            # of a changed one on an update of the status; None: once if ever
     warnings: Callable[[Object, Object | None], list[str]] = _no_warnings     # (new, old or None on create) -> Warning headers
     status_warnings: Callable[[Object], list[str]] = _no_status_warnings      # on an update of the status
     field_annotations: tuple[str, ...] = ()                                   # stand for fields of the kind: not shown where metadata stands alone

@@ -330,7 +330,7 @@ KINDS: KindTable = {
         validate=listed(validate_attributes_class), validate_update=listed(validate_attributes_class_update)),
     (GROUP, "VolumeAttachment"): Kind(
         delete_returns_object=True,
-        meta_again=1, meta_update=0,
+        meta_again=1, meta_update=0, meta_status=0,
         prepare_create=zero_status({"attached": False}), prepare_update=keep_status, prepare_status=keep_spec_and_metadata,
         validate=listed(validate_attachment), validate_update=listed(validate_attachment), validate_status=listed(validate_attachment),
         unconditional_update=False),
