@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kubern.kubelet import admit, evict
+from kubern.kubelet import admit, evict, resize
 
 NODE = {"metadata": {"name": "n1", "labels": {"zone": "a", "cpus": "8"}}, "status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "3"}}}
 
@@ -60,10 +60,10 @@ def test_what_was_handed_out_whole_is_not_resized() -> None:
         resources = {k: {"cpu": cpu, "memory": memory} for k in ("requests", "limits")}
         return {"metadata": {"uid": "u"}, "spec": {"containers": [{"name": "c", "resources": resources}]}}
     held = {"c": guaranteed("1")["spec"]["containers"][0]["resources"]}
-    assert admit.pinned(guaranteed("2"), held, "static", "None") == (
+    assert resize.pinned(guaranteed("2"), held, "static", "None") == (
         "Infeasible", 'Resize is infeasible for Guaranteed Pods alongside CPU Manager policy "static"')
-    assert admit.pinned(guaranteed("1", "2Gi"), held, "static", "None") is None and admit.pinned(guaranteed("1", "2Gi"), held, "none", "Static")
-    assert admit.pinned(guaranteed("1000m"), held, "static", "Static") is None
+    assert resize.pinned(guaranteed("1", "2Gi"), held, "static", "None") is None and resize.pinned(guaranteed("1", "2Gi"), held, "none", "Static")
+    assert resize.pinned(guaranteed("1000m"), held, "static", "Static") is None
 
 
 def test_deadline() -> None:

@@ -73,35 +73,6 @@ def _contexts(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
         yield c.get("securityContext") or {}
 
 
-def resize(pod: Object, node: Object | None, others: Iterable[Object]) -> tuple[str, str] | None:
-    """Why a pod that runs cannot have the resources its spec asks for now: (Infeasible | Deferred, message), or None. KEP-1287."""
-    room = ((node or {}).get("status") or {}).get("allocatable") or {}
-    asked = pods.resources(pod["spec"], "requests")
-    there = [p for p in others if p["metadata"].get("uid") != pod["metadata"].get("uid")]
-    for resource, measure in (("cpu", quantity.milli), ("memory", quantity.value)):
-        if resource not in asked or resource not in room:
-            continue
-        want, have = measure(asked[resource]), measure(str(room[resource]))
-        if want > have:
-            return "Infeasible", f"Node didn't have enough capacity: {resource}, requested: {want}, capacity: {have}"
-        used = sum(measure(r[resource]) for p in there if resource in (r := pods.resources(p["spec"], "requests")))
-        if want + used > have:
-            return "Deferred", f"Node didn't have enough resource: {resource}, requested: {want}, used: {used}, capacity: {have}"
-    return None
-
-
-def pinned(pod: Object, held: Mapping[str, Mapping[str, Any]], cpu_policy: str, memory_policy: str) -> tuple[str, str] | None:
-    """Why a Guaranteed pod cannot be resized where its cpus or memory were handed to it. `held`: container -> the resources it runs with."""
-    if pods.qos_class(pod) != "Guaranteed":
-        return None
-    for resource, policy, name, measure in (("cpu", cpu_policy, "CPU", quantity.milli), ("memory", memory_policy, "Memory", quantity.value)):
-        for _, c in pods.every_container(pod["spec"]):
-            new, old = ((r.get("requests") or {}).get(resource, "0") for r in (c.get("resources") or {}, held.get(c["name"], c.get("resources") or {})))
-            if policy in ("static", "Static") and measure(str(new)) != measure(str(old)):
-                return "Infeasible", f'Resize is infeasible for Guaranteed Pods alongside {name} Manager policy "{policy}"'
-    return None
-
-
 def forbidden_sysctl(spec: Mapping[str, Any], unsafe: Sequence[str] = ()) -> str:
     """What is wrong with the pod's sysctls, "" if nothing."""
     for s in (spec.get("securityContext") or {}).get("sysctls") or ():

@@ -15,7 +15,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kubern.kubelet import admit, evict, pods, shutdown
+from kubern.kubelet import admit, evict, pods, resize, shutdown
 from kubern.kubelet import container as config
 from kubern.kubelet.backoff import Backoff
 from kubern.kubelet.cgroups import pod_limits
@@ -215,7 +215,7 @@ class Worker:
                     if why[0] != "CrashLoopBackOff":
                         self.retry_at[name] = asyncio.get_running_loop().time() + (out.again_s or 1.0)
             if out.resized:
-                k.tell(self.pod, "", "Normal", "ResizeCompleted", f"Pod resize completed: {self._resources_told()}")
+                k.tell(self.pod, "", "Normal", "ResizeCompleted", f"Pod resize completed: {resize.told(self.pod)}")
             for name in out.resized:
                 self._remember(name)
                 last = seen.latest(name)
@@ -316,7 +316,7 @@ class Worker:
             if last is None or last.state != RUNNING:
                 continue
             if name not in self.actuated:
-                self.actuated[name] = self._reported_resources(name) or spec.get("resources") or {}
+                self.actuated[name] = resize.reported(self.status, name) or spec.get("resources") or {}
             if self.actuated[name] != (spec.get("resources") or {}):
                 resized.add(name)
         self._weigh(bool(resized))
@@ -328,7 +328,7 @@ class Worker:
         answer = None
         if wanted:
             c = k.configuration
-            answer = admit.pinned(self.pod, self.actuated, c.cpu_policy, c.memory_policy) or admit.resize(self.pod, k.presence.node_object, k.active_pods())
+            answer = resize.pinned(self.pod, self.actuated, c.cpu_policy, c.memory_policy) or resize.refused(self.pod, k.presence.node_object, k.active_pods())
         if answer == self.pending:
             return
         self.pending = answer
@@ -336,30 +336,8 @@ class Worker:
             if answer[0] == "Infeasible":
                 why = "guaranteed_pod_static_policy" if "Guaranteed" in answer[1] else "insufficient_node_allocatable"
                 k.measures.count("pod_infeasible_resizes_total", why)
-            k.tell(self.pod, "", "Warning", f"Resize{answer[0]}", f"Pod resize {answer[0]}: {self._resources_told(answer[1])}")
+            k.tell(self.pod, "", "Warning", f"Resize{answer[0]}", f"Pod resize {answer[0]}: {resize.told(self.pod, answer[1])}")
         self.wake.set()
-
-    def _resources_told(self, error: str = "") -> str:
-        """The resources of the spec as resize events tell them."""
-        import json
-
-        doc: dict[str, Any] = {}
-        for key in ("initContainers", "containers"):
-            every = [{"name": c["name"], "resources": c.get("resources") or {}} for c in self.pod["spec"].get(key) or ()
-                     if key == "containers" or pods.is_sidecar(c)]
-            if every:
-                doc[key] = every
-        doc["generation"] = self.pod["metadata"].get("generation") or 0
-        if error:
-            doc["error"] = error
-        return json.dumps(doc, separators=(",", ":"), sort_keys=False)
-
-    def _reported_resources(self, name: str) -> dict[str, Any] | None:
-        for key in ("containerStatuses", "initContainerStatuses"):
-            for s in self.status.get(key) or ():
-                if s["name"] == name and s.get("resources") is not None:
-                    return dict(s["resources"])
-        return None
 
     async def _cgroups(self) -> None:
         k = self.kubelet
