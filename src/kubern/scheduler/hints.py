@@ -59,11 +59,11 @@ def _ports(p: PodInfo, c: Change) -> bool:
 
 
 def _other_pods(p: PodInfo, c: Change) -> bool:
-    """InterPodAffinity: a pod it wants to be near came, one it keeps away from (or that keeps away from it) went, or a node with a domain of theirs."""
+    """InterPodAffinity: a pod it wants to be near came, one it keeps away from (or that keeps away from it) went, or a node where it may be."""
     t = c.table
     if c.node is not None or c.before is not None:
         there = labels(c.node or {}).keys() | labels(c.before or {}).keys()
-        return any(x.topology_key in there for x in (*p.affinity, *p.anti_affinity)) or not (p.affinity or p.anti_affinity)
+        return not p.affinity or any(x.topology_key in there for x in p.affinity)        # enmity does not reach nodes outside every domain
     seen = [q for q in (c.pod, c.was) if q is not None]
     if any(t.in_set(x.pods, q) for q in seen for x in (*p.affinity, *p.anti_affinity)):
         return True
