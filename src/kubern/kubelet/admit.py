@@ -14,6 +14,7 @@ from typing import Any
 from kubern.kubelet import pods
 from kubern.model import quantity
 from kubern.model.object import Object
+from kubern.model.taint import tolerated
 
 REJECTED = "Pod was rejected: "
 SAFE_SYSCTLS = {           # name -> the namespace that isolates it
@@ -89,8 +90,7 @@ def forbidden_sysctl(spec: Mapping[str, Any], unsafe: Sequence[str] = ()) -> str
 
 def tolerates(pod: Object, key: str) -> bool:
     """A NoSchedule taint of this key, without value."""
-    return any((not t.get("key") or t["key"] == key) and (t.get("operator") == "Exists" or not t.get("value"))
-               and t.get("effect") in (None, "", "NoSchedule") for t in pod["spec"].get("tolerations") or ())
+    return tolerated({"key": key, "effect": "NoSchedule"}, pod["spec"].get("tolerations"))
 
 
 def host_ports(spec: Mapping[str, Any]) -> Iterable[tuple[str, str, int]]:
