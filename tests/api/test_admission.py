@@ -13,7 +13,7 @@ from kubern.api.admission.pod_security_checks import BASELINE, CHECKS, NEWEST, R
 from kubern.model.object import Object, clone
 from kubern.model.request import User
 from kubern.model.resources import RESOURCES
-from kubern.model.status import StatusError
+from kubern.model.status import StatusError, invalid
 
 ADMIN = User("admin", ("system:masters", "system:authenticated"))
 NODE = User("system:node:w1", ("system:nodes", "system:authenticated"))
@@ -58,6 +58,8 @@ class Cluster:
         a = Attributes(operation, ROWS[resource], sub, ns, name, obj, old, user, self, dry_run, {}, warnings.append, None, self)
         try:
             await mutate(a)
+            if a.errors:
+                raise invalid(a.resource.group, a.resource.kind, name, a.errors)
             await validate(a)
         except StatusError as e:
             return e.message, warnings

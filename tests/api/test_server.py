@@ -413,3 +413,9 @@ async def test_a_namespace_is_finalized_by_its_name(api: Api) -> None:
     for metadata, why in (({}, "was undeterminable: name must be provided"), ({"name": "x"}, "(x) does not match the name on the URL (default)")):
         assert why in (await api("PUT", "/api/v1/namespaces/default/finalize", {"metadata": metadata}))[1]["message"]
     assert (await api("PUT", "/api/v1/namespaces/default/finalize", {"metadata": {"name": "default"}, "spec": {"finalizers": ["a/b"]}}))[0] == 200
+
+
+async def test_admin_access_is_refused_with_all_else_that_is_wrong(api: Api) -> None:
+    claim = {"metadata": {"name": "Bad_"}, "spec": {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c", "adminAccess": True}}]}}}
+    _, why = await api("POST", "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims", claim)
+    assert [c["field"] for c in why["details"]["causes"]][:2] == ["spec.devices.requests[0].adminAccess", "metadata.name"]

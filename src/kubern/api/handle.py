@@ -36,6 +36,7 @@ from kubern.api.settings import ApiSettings
 from kubern.api.subresource import approval
 from kubern.api.watch import Hub, Watch
 from kubern.client.client import Client
+from kubern.model.invalid import FieldError
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
 from kubern.model.resource import Resource
@@ -103,6 +104,11 @@ class Admission:
     @name.setter
     def name(self, name: str) -> None:
         self._a.name = name
+
+    @property
+    def errors(self) -> list[FieldError]:
+        """What plugins found wrong with the object, to be told with the rest."""
+        return self._a.errors
 
     async def mutate(self) -> None:
         await mutate(self._a)

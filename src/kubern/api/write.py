@@ -241,8 +241,7 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
             meta["generation"] = 1
         kind.prepare_create(obj)
         metadata.tidy(meta)
-        errors = meta_errors(served, meta)
-        errors += kind.validate(obj)
+        errors = [*admission.errors, *meta_errors(served, meta), *kind.validate(obj)]
         name = meta.get("name") or ""
         raise_invalid(call, name, errors)
         for w in kind.warnings(obj, None):
@@ -384,7 +383,7 @@ async def modify(call: Call, build: Build, options: WriteOptions, *, subresource
                 _same_kind(served, new)
             _prepare(served, new, live, sub, prepare)
             meta = new["metadata"]
-            errors = meta_update_errors(served, meta, old_meta, sub)
+            errors = [*meta_update_errors(served, meta, old_meta, sub), *admission.errors]
             if kind.meta_again and sub != "status":
                 errors += meta_errors(served, meta) * kind.meta_again
             if check is not None:

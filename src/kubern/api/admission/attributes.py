@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kubern.model.invalid import FieldError
 from kubern.model.object import Object, clone
 from kubern.model.request import User
 from kubern.model.resource import Resource
@@ -108,6 +109,7 @@ class Attributes:
     served: Served | None = None                                  # the row with its kind and schema, to fit what webhooks and policies made
     passes: Passes | None = None
     verb: str = ""                        # the request's: update or patch, where both are UPDATE
+    errors: list[FieldError] = field(default_factory=list)       # what is told with all that is wrong with the object, and refuses it then
 
     @property
     def rounds(self) -> Passes:

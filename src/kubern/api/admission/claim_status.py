@@ -14,7 +14,6 @@ from kubern.api.authz.attributes import forbid
 from kubern.api.authz.unanswered import settled
 from kubern.model.invalid import FieldError, forbidden
 from kubern.model.object import Object
-from kubern.model.status import invalid
 
 GROUP = "resource.k8s.io"
 NODE_NAME = "authentication.kubernetes.io/node-name"
@@ -78,9 +77,7 @@ def _errors(a: Attributes) -> list[FieldError]:
 async def mutate(a: Attributes) -> None:
     if a.authorizer is None:
         return
-    errors = await settled(lambda: _errors(a))
-    if errors:
-        raise invalid(a.resource.group, a.resource.kind, a.shown_name(), errors)
+    a.errors += await settled(lambda: _errors(a))
 
 
 PLUGIN = Plugin("ResourceClaimStatus", (UPDATE,), (f"resourceclaims.{GROUP}/status",), mutate=mutate)

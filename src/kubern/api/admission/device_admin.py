@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from kubern.api.admission.attributes import CREATE, UPDATE, Attributes, Plugin
 from kubern.model.invalid import forbidden
 from kubern.model.object import Object
-from kubern.model.status import invalid
 
 LABEL = "resource.kubernetes.io/admin-access"
 CLAIMS, TEMPLATES = "resourceclaims.resource.k8s.io", "resourceclaimtemplates.resource.k8s.io"
@@ -41,8 +40,7 @@ async def mutate(a: Attributes) -> None:
         return
     namespace = a.reader.get("namespaces", "", a.namespace) or {}
     if ((namespace.get("metadata") or {}).get("labels") or {}).get(LABEL) != "true":
-        raise invalid(a.resource.group, a.resource.kind, a.shown_name(), [
-            forbidden(path, f"admin access to devices requires the `{LABEL}: true` label on the containing namespace")])
+        a.errors.append(forbidden(path, f"admin access to devices requires the `{LABEL}: true` label on the containing namespace"))
 
 
 PLUGIN = Plugin("DeviceAdminAccess", (CREATE, UPDATE), (CLAIMS, TEMPLATES, f"{CLAIMS}/status"), mutate=mutate)
