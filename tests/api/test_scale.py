@@ -51,6 +51,14 @@ async def test_who_writes_through_a_scale_takes_the_replicas(api: Api) -> None:
     assert got["spec"]["replicas"] == 2 and owners(got) == [("u", "scale", False)]
 
 
+async def test_nobody_owns_zero_replicas(api: Api) -> None:
+    """A Scale does not show them."""
+    await api("POST", f"{APPS}/replicasets?fieldManager=m", REPLICA_SET)
+    await api("PATCH", f"{APPS}/replicasets/r/scale?fieldManager=u", {"spec": {"replicas": 0}}, type=MERGE)
+    _, got = await api("GET", f"{APPS}/replicasets/r")
+    assert got["spec"]["replicas"] == 0 and owners(got) == []
+
+
 async def test_a_scale_that_changes_nothing_still_moves_the_ownership(api: Api) -> None:
     """The owner of the object and of its Scale are told apart by their apiVersion; after that nothing changes any more."""
     await api("POST", f"{APPS}/replicasets?fieldManager=m", REPLICA_SET)

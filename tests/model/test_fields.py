@@ -184,16 +184,6 @@ def test_body():
         assert e.value.message == "error decoding YAML: " + message
 
 
-def test_same_but_times():
-    a = live(config(k="v"))
-    a["metadata"]["managedFields"] = fields.update(None, a, "m", "v1", T[0])
-    b = clone(a)
-    b["metadata"]["managedFields"][0]["time"] = T[5]
-    assert fields.same_but_times(a, b)
-    b["data"]["k"] = "w"
-    assert not fields.same_but_times(a, b)
-
-
 def test_sets():
     a = fieldset.make([("f:a",), ("f:a", "f:b"), ("f:c", "f:d")])
     assert a == {"f:a": {".": {}, "f:b": {}}, "f:c": {"f:d": {}}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kubern.model.resources import FIELDS, RESOURCES, by_kind, by_path, by_plural, field_path, field_value
+from kubern.model.resources import FIELDS, RESOURCES, by_kind, by_path, field_path, field_value
 
 DISCOVERY = Path(__file__).parents[3] / "shared" / "data" / "discovery"
 
@@ -73,8 +73,6 @@ def test_rows_agree_with_lightkube():
 def test_indexes():
     assert by_path["apps", "v1", "deployments"].kind == "Deployment"
     assert by_kind["v1", "Pod"].plural == "pods"
-    assert by_plural("autoscaling", "horizontalpodautoscalers").version == "v2"
-    assert by_plural("apps", "pods") is None
     assert by_path["events.k8s.io", "v1", "events"].storage == ("", "events") == by_path["", "v1", "events"].storage
     assert by_path["autoscaling", "v1", "horizontalpodautoscalers"].storage_version == "v2"
     assert all((g, k) in {(r.group, r.kind) for r in RESOURCES} for g, k in FIELDS)

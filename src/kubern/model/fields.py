@@ -534,17 +534,6 @@ def _whole(value: Any) -> Any:
 
 # ---------------------------------------------------------------- helpers of the write path
 
-def same_but_times(old: Object, new: Object) -> bool:
-    """Whether a write would change nothing but times of managedFields: then it is not a write."""
-    a, b = (old.get("metadata") or {}).get("managedFields") or [], (new.get("metadata") or {}).get("managedFields") or []
-    if len(a) != len(b) or not b:
-        return False
-    for x, y in zip(a, b, strict=True):
-        if x is not y and {k: v for k, v in x.items() if k != "time"} != {k: v for k, v in y.items() if k != "time"}:
-            return False
-    return _bare(old) == _bare(new)
-
-
 def to_scale(entries: list[Entry] | None, path: tuple[str, ...], api_version: str) -> list[Entry]:
     """managedFields of a scalable object as its Scale shows them: only those who own the replicas, as spec.replicas of autoscaling/v1."""
     where = tuple("f:" + p for p in path)

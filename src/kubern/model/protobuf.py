@@ -128,16 +128,6 @@ def envelope(api_version: str, kind: str, raw: bytes | bytearray) -> bytes:
     return bytes(out)
 
 
-def watch_frame(type_: str, obj: Object) -> bytes:
-    """One event of a watch: its length in four bytes, then the event."""
-    raw = bytearray()
-    _put(raw, b"\x0a", from_json(obj))
-    event = bytearray()
-    _put(event, b"\x0a", type_.encode())
-    _put(event, b"\x12", raw)
-    return struct.pack(">I", len(event)) + bytes(event)
-
-
 def message(obj: dict[str, Any], definition: str) -> bytearray:
     """A struct as a message."""
     out = bytearray()

@@ -253,11 +253,3 @@ RESOURCES: tuple[Resource, ...] = (
 
 by_path: dict[tuple[str, str, str], Resource] = {(r.group, r.version, r.plural): r for r in RESOURCES}
 by_kind: dict[tuple[str, str], Resource] = {(r.api_version, r.kind): r for r in RESOURCES}
-_by_plural: dict[tuple[str, str], Resource] = {}
-for _r in RESOURCES:
-    _by_plural.setdefault((_r.group, _r.plural), _r)
-
-
-def by_plural(group: str, plural: str) -> Resource | None:
-    """The row of the group's preferred version, e.g. autoscaling v2 for horizontalpodautoscalers."""
-    return _by_plural.get((group, plural))

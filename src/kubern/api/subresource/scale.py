@@ -155,7 +155,7 @@ async def handle(call: Call) -> Response:
                                  [invalid.invalid("spec.replicas", replicas, "must be greater than or equal to 0")])
         entries = after["metadata"].get("managedFields") if type_ == "apply" else fields.update(
             tracked, {**before, "spec": {"replicas": replicas} if replicas else {}}, options.manager, API_VERSION, rfc3339(call.now_s), "scale",
-            schema=schema, reset={}) or owned
+            schema=schema, reset={})
         entries = fields.from_scale(live["metadata"].get("managedFields"), entries, where, row.api_version)
         meta = {k: v for k, v in live["metadata"].items() if k != "managedFields"}
         if entries:
