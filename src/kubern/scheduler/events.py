@@ -19,7 +19,7 @@ from kubern.model.time import micro
 log = logging.getLogger(__name__)
 
 BACKLOG_MAX = 20_000
-WRITERS = 4
+WRITERS = 16                            # of which a commit takes many at once: the sync of the disk is most of what an event costs alone
 BUSY_S = 0.002                          # a turn of the loop that takes longer has other work to do
 PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.3)  # how telling waits for a quieter moment, and no longer
 SERIES_MAX, SERIES_S = 4096, 360.0
