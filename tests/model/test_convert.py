@@ -53,3 +53,20 @@ def test_events():
     assert stored["message"] == "n" and stored["involvedObject"] == {"kind": "Pod"} and stored["reportingComponent"] == "c"
     shown = from_storage(stored, EVENTS)
     assert shown["note"] == "n" and shown["deprecatedSource"] == {} and shown["deprecatedFirstTimestamp"] is None
+
+
+def test_metrics_of_every_source_there_and_back():
+    amount = {"type": "AverageValue", "averageValue": "5"}
+    metric = {"name": "m", "selector": {"matchLabels": {"a": "b"}}}
+    value = {"type": "Value", "value": "7"}
+    metrics = [{"type": "Resource", "resource": {"name": "memory", "target": amount}},
+               {"type": "ContainerResource", "containerResource": {"name": "cpu", "container": "c", "target": {"type": "Utilization", "averageUtilization": 9}}},
+               {"type": "Pods", "pods": {"metric": metric, "target": amount}},
+               *({"type": "Object", "object": {"describedObject": {"kind": "Service", "name": "s"}, "metric": metric, "target": t}} for t in (value, amount)),
+               *({"type": "External", "external": {"metric": metric, "target": t}} for t in (value, amount))]
+    current = [{"type": "Object", "object": {"describedObject": {"kind": "Service", "name": "s"}, "metric": metric, "current": {"value": "3"}}},
+               {"type": "External", "external": {"metric": metric, "current": {"value": "0", "averageValue": "3"}}}]
+    stored = hpa(metrics=metrics)
+    stored["status"]["currentMetrics"] = current
+    again = to_storage(from_storage(stored, HPA_V1), HPA_V1)
+    assert again["spec"]["metrics"] == metrics and again["status"]["currentMetrics"] == current

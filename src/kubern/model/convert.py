@@ -23,7 +23,6 @@ METRICS, CURRENT, CONDITIONS, BEHAVIOR = (_PREFIX + n for n in ("metrics", "curr
 _ROUND_TRIP = (METRICS, CURRENT, CONDITIONS, BEHAVIOR, _PREFIX + "scale-down-tolerance", _PREFIX + "scale-up-tolerance")
 DEFAULT_CPU = {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}
 _V1 = "io.k8s.api.autoscaling.v1."
-_SOURCES = ("object", "pods", "resource", "containerResource", "external")
 
 
 def from_storage(obj: Object, row: Resource) -> Object:
@@ -111,11 +110,11 @@ def _to_v1(obj: Object) -> Object:
         if m.get("type") == "Resource" and resource.get("name") == "cpu" and used is not None:
             out_status["currentCPUUtilizationPercentage"] = used
     notes: dict[str, str] = {}
-    others = [_spec_to_v1(m) for m in metrics if not _is_cpu(m)]
+    others = [_metric_to_v1(m, "target") for m in metrics if not _is_cpu(m)]
     if others:
         notes[METRICS] = _encode(others, "MetricSpec")
     if current:
-        notes[CURRENT] = _encode([_status_to_v1(m) for m in current], "MetricStatus")
+        notes[CURRENT] = _encode([_metric_to_v1(m, "current") for m in current], "MetricStatus")
     if spec.get("behavior") is not None:
         notes[BEHAVIOR] = orjson.dumps(_behavior_out(spec["behavior"])).decode()
     if conditions:
@@ -156,7 +155,7 @@ def _from_v1(obj: Object) -> Object:
     metrics = []
     others = _decode(annotations.get(METRICS))
     if isinstance(others, list):
-        metrics += [_spec_from_v1(m) for m in others if isinstance(m, dict)]
+        metrics += [_metric_from_v1(m, "target") for m in others if isinstance(m, dict)]
     if cpu is not None:
         metrics.append({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": cpu}}})
     spec["metrics"] = metrics or [DEFAULT_CPU]
@@ -166,7 +165,7 @@ def _from_v1(obj: Object) -> Object:
     used = status.pop("currentCPUUtilizationPercentage", None)
     current = _decode(annotations.get(CURRENT))
     if isinstance(current, list):
-        status["currentMetrics"] = [_status_from_v1(m) for m in current if isinstance(m, dict)]
+        status["currentMetrics"] = [_metric_from_v1(m, "current") for m in current if isinstance(m, dict)]
     elif used is not None:
         status["currentMetrics"] = [{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": used}}}]
     conditions = _decode(annotations.get(CONDITIONS))
@@ -184,99 +183,66 @@ def _decode(text_: str | None) -> Any:
         return None
 
 
-def _some(**values: Any) -> Object:
-    return {k: v for k, v in values.items() if v is not None}
+# A metric of v1, by its source: (its name in v1, its path in v2, what stands in v1 where v2 has nothing: in a spec, in a status).
+# * is "target" in a spec and "current" in a status.
+_NAME = ("metricName", "metric.name", "", "")
+_AMOUNTS = (("*AverageUtilization", "*.averageUtilization", None, None), ("*AverageValue", "*.averageValue", None, "0"))
+_RESOURCE = (("name", "name", "", ""), ("container", "container", None, None), *_AMOUNTS)
+_SOURCES: dict[str, tuple[tuple[str, str, Any, Any], ...]] = {
+    "object": (("target", "describedObject", {}, {}), _NAME, ("selector", "metric.selector", None, None), ("*Value", "*.value", "0", "0"),
+               ("averageValue", "*.averageValue", None, None)),
+    "pods": (_NAME, ("selector", "metric.selector", None, None), ("*AverageValue", "*.averageValue", "0", "0")),
+    "resource": _RESOURCE,
+    "containerResource": _RESOURCE,
+    "external": (_NAME, ("metricSelector", "metric.selector", None, None), ("*Value", "*.value", None, "0"), ("*AverageValue", "*.averageValue", None, None)),
+}
 
 
-def _spec_to_v1(m: Object) -> Object:
+def _metric_to_v1(m: Object, amount: str) -> Object:
+    """A metric of a spec (`amount`: "target") or of a status ("current")."""
     out: Object = {"type": m.get("type", "")}
-    for source in _SOURCES:
-        s = m.get(source)
-        if s is None:
+    for source, names in _SOURCES.items():
+        if (s := m.get(source)) is None:
             continue
-        target, metric = s.get("target") or {}, s.get("metric") or {}
-        if source in ("resource", "containerResource"):
-            out[source] = _some(name=s.get("name", ""), targetAverageUtilization=target.get("averageUtilization"),
-                                targetAverageValue=target.get("averageValue"), container=s.get("container"))
-        elif source == "pods":
-            out[source] = _some(metricName=metric.get("name", ""), targetAverageValue=target.get("averageValue", "0"),
-                                selector=metric.get("selector"))
-        elif source == "object":
-            out[source] = _some(target=s.get("describedObject") or {}, metricName=metric.get("name", ""), targetValue=target.get("value", "0"),
-                                selector=metric.get("selector"), averageValue=target.get("averageValue"))
-        else:
-            out[source] = _some(metricName=metric.get("name", ""), metricSelector=metric.get("selector"), targetValue=target.get("value"),
-                                targetAverageValue=target.get("averageValue"))
+        out[source] = {}
+        for name, path, in_spec, in_status in names:
+            above, _, last = path.replace("*", amount).rpartition(".")
+            value = ((s.get(above) or {}) if above else s).get(last)
+            if value is None:
+                value = in_spec if amount == "target" else in_status
+            if value is not None:
+                out[source][name.replace("*", amount)] = value
     return out
 
 
-def _spec_from_v1(m: Object) -> Object:
+def _metric_from_v1(m: Object, amount: str) -> Object:
     out: Object = {"type": m.get("type", "")}
-    for source in _SOURCES:
-        s = m.get(source)
-        if s is None:
+    for source, names in _SOURCES.items():
+        if (s := m.get(source)) is None:
             continue
-        if source in ("resource", "containerResource"):
-            used = s.get("targetAverageUtilization")
-            target = _some(type="AverageValue" if used is None else "Utilization", averageUtilization=used, averageValue=s.get("targetAverageValue"))
-            out[source] = _some(name=s.get("name", ""), target=target, container=s.get("container"))
-        elif source == "pods":
-            out[source] = {"metric": _some(name=s.get("metricName", ""), selector=s.get("selector")),
-                           "target": {"type": "AverageValue", "averageValue": s.get("targetAverageValue", "0")}}
-        elif source == "object":
-            average, value = s.get("averageValue"), s.get("targetValue", "0")
-            target = _some(type="Value" if average is None else "AverageValue", averageValue=average,
-                           value=value if average is None or value != "0" else None)
-            out[source] = {"describedObject": s.get("target") or {}, "metric": _some(name=s.get("metricName", ""), selector=s.get("selector")),
-                           "target": target}
-        else:
-            value = s.get("targetValue")
-            out[source] = {"metric": _some(name=s.get("metricName", ""), selector=s.get("metricSelector")),
-                           "target": _some(type="AverageValue" if value is None else "Value", value=value, averageValue=s.get("targetAverageValue"))}
+        out[source] = made = {amount: {}}
+        for name, path, in_spec, _ in names:
+            above, _, last = path.replace("*", amount).rpartition(".")
+            value = s.get(name.replace("*", amount))
+            if value is None:
+                value = "" if last == "name" else in_spec if amount == "target" or not above else None
+            if value is not None:
+                (made.setdefault(above, {}) if above else made)[last] = value
+        if amount == "target":
+            made[amount] = _target(source, made[amount])
     return out
 
 
-def _status_to_v1(m: Object) -> Object:
-    out: Object = {"type": m.get("type", "")}
-    for source in _SOURCES:
-        s = m.get(source)
-        if s is None:
-            continue
-        current, metric = s.get("current") or {}, s.get("metric") or {}
-        if source in ("resource", "containerResource"):
-            out[source] = _some(name=s.get("name", ""), currentAverageUtilization=current.get("averageUtilization"),
-                                currentAverageValue=current.get("averageValue", "0"), container=s.get("container"))
-        elif source == "pods":
-            out[source] = _some(metricName=metric.get("name", ""), currentAverageValue=current.get("averageValue", "0"),
-                                selector=metric.get("selector"))
-        elif source == "object":
-            out[source] = _some(target=s.get("describedObject") or {}, metricName=metric.get("name", ""), currentValue=current.get("value", "0"),
-                                selector=metric.get("selector"), averageValue=current.get("averageValue"))
-        else:
-            out[source] = _some(metricName=metric.get("name", ""), metricSelector=metric.get("selector"), currentValue=current.get("value", "0"),
-                                currentAverageValue=current.get("averageValue"))
-    return out
-
-
-def _status_from_v1(m: Object) -> Object:
-    out: Object = {"type": m.get("type", "")}
-    for source in _SOURCES:
-        s = m.get(source)
-        if s is None:
-            continue
-        average = s.get("currentAverageValue")
-        if source in ("resource", "containerResource"):
-            out[source] = _some(name=s.get("name", ""), container=s.get("container"),
-                                current=_some(averageUtilization=s.get("currentAverageUtilization"), averageValue=average))
-        elif source == "pods":
-            out[source] = {"metric": _some(name=s.get("metricName", ""), selector=s.get("selector")), "current": _some(averageValue=average)}
-        elif source == "object":
-            out[source] = {"describedObject": s.get("target") or {}, "metric": _some(name=s.get("metricName", ""), selector=s.get("selector")),
-                           "current": _some(value=s.get("currentValue"), averageValue=s.get("averageValue"))}
-        else:
-            out[source] = {"metric": _some(name=s.get("metricName", ""), selector=s.get("metricSelector")),
-                           "current": _some(value=s.get("currentValue"), averageValue=average)}
-    return out
+def _target(source: str, amounts: Object) -> Object:
+    """The target of a v2 metric: its type is what v1 has no field for."""
+    kind = "AverageValue"
+    if amounts.get("averageUtilization") is not None:
+        kind = "Utilization"
+    elif source == "object" and "averageValue" in amounts:
+        amounts = {k: v for k, v in amounts.items() if (k, v) != ("value", "0")}
+    elif source in ("object", "external") and "value" in amounts:
+        kind = "Value"
+    return {"type": kind, **amounts}
 
 
 _RULES = (("stabilizationWindowSeconds", "StabilizationWindowSeconds"), ("selectPolicy", "SelectPolicy"), ("policies", "Policies"),
@@ -304,4 +270,5 @@ def _behavior_in(behavior: Object) -> Object:
         if isinstance(r.get("Policies"), list):
             out["policies"] = [{name: p[go] for name, go in _POLICY if go in p} for p in r["Policies"] if isinstance(p, dict)]
         return out
-    return _some(scaleUp=rules(behavior.get("ScaleUp")), scaleDown=rules(behavior.get("ScaleDown")))
+    found = {"scaleUp": rules(behavior.get("ScaleUp")), "scaleDown": rules(behavior.get("ScaleDown"))}
+    return {k: v for k, v in found.items() if v is not None}
