@@ -91,6 +91,8 @@ def warning_headers(texts: list[str]) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     size = 0
     for text in texts:
+        if any(ord(c) < 0x20 or 0x7f <= ord(c) < 0xa0 for c in text):        # upstream drops them whole
+            continue
         clean = "".join(c for c in text if c.isprintable())
         size += len(clean)
         if size > WARNINGS_MAX_BYTES:

@@ -52,23 +52,23 @@ class Remote:
             async with asyncio.timeout(self.timeout_s):
                 for step in range(STEPS_MAX):
                     try:
-                        status, raw = await self._once(data)
+                        status, raw, type_ = await self._once(data)
                     except ConnectionResetError as e:
-                        status, raw, why = 0, b"", e
+                        status, raw, type_, why = 0, b"", "", e
                     if status not in AGAIN and status:
-                        return parsed(status, raw) if answered or status >= 300 else {}
+                        return parsed(status, raw, type_, body) if answered or status >= 300 else {}
                     if step + 1 < STEPS_MAX and (status or step):     # a kept connection the other side gave up is replaced at once
                         await asyncio.sleep(pause_s * (1 + random.random() * JITTER))
                         pause_s *= FACTOR
                 if status:
-                    return parsed(status, raw)
+                    return parsed(status, raw, type_, body)
                 raise why
         except TimeoutError:
             raise CallFailed(f"Post {quote(self.url)}: context deadline exceeded") from None
         except (OSError, ssl.SSLError) as e:
             raise CallFailed(f"Post {quote(self.url)}: {words(e, self._sender.address)}") from None
 
-    async def _once(self, data: bytes) -> tuple[int, bytes]:
+    async def _once(self, data: bytes) -> tuple[int, bytes, str]:
         started = asyncio.get_running_loop().time()
         code = "<error>"
         try:
@@ -76,7 +76,7 @@ class Remote:
                 "content-type": "application/json", "accept": "application/json", "user-agent": "kube-apiserver"}, data))
             raw = await whole(answer.body)
             code = str(answer.status)
-            return answer.status, raw
+            return answer.status, raw, answer.header("content-type")
         finally:
             count = self.counts.setdefault(code, [0, 0.0])
             count[0] += 1

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 import orjson
 
 from kubern.client.http import HttpSender
+from kubern.model import gojson, yamltree
+from kubern.model.decode import FIND_KIND
 from kubern.model.invalid import quote
 from kubern.model.object import Object
 from kubern.model.request import Request
@@ -83,7 +85,7 @@ def _sender(url: str, address: tuple[str, int] | None, bundle: str) -> HttpSende
 
 
 async def post(client: Mapping[str, Any], body: Object, services: Services, timeout_s: int = TIMEOUT_S) -> Object:
-    """The JSON object a webhook answers with. Raises CallFailed."""
+    """The object a webhook answers with, of the kind that was sent. Raises CallFailed."""
     url, path = _target(client)
     target = f"{url}{path}?timeout={timeout_s}s"
     address: tuple[str, int] | None = None
@@ -107,20 +109,42 @@ async def post(client: Mapping[str, Any], body: Object, services: Services, time
         raise CallFailed(f"Post {quote(target)}: context deadline exceeded") from None
     except (OSError, ssl.SSLError) as e:
         raise CallFailed(f"Post {quote(target)}: {words(e, address or _host_port(url))}") from None
-    return parsed(answer.status, raw)
+    return parsed(answer.status, raw, answer.header("content-type"), body)
 
 
-def parsed(status: int, raw: bytes) -> Object:
+def parsed(status: int, raw: bytes, content_type: str, asked: Object) -> Object:
     """The object of an answer. Raises CallFailed."""
     if not 200 <= status < 300:
-        raise CallFailed(_refused(status, raw))
-    try:
-        out = orjson.loads(raw)
-    except ValueError as e:
-        raise CallFailed(f"couldn't get version/kind; json parse error: {e}") from None
-    if not isinstance(out, dict):
-        raise CallFailed("couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct")
+        raise CallFailed(_refused(status, raw, not content_type or content_type.startswith("text/")))
+    if not raw:
+        raise CallFailed(f"0-length response with status code: {status} and content type: {content_type}")
+    out = _decoded(raw)
+    version, kind = out.get("apiVersion") or asked["apiVersion"], out.get("kind") or asked["kind"]
+    group, _, of = asked["apiVersion"].partition("/")
+    if kind != asked["kind"] or version not in (f"{group}/v1", f"{group}/v1beta1"):
+        raise CallFailed(f'no kind {quote(str(kind))} is registered for version {quote(str(version))} in scheme '
+                         '"k8s.io/apiserver/pkg/util/webhook/client.go:71"')
+    if version != asked["apiVersion"]:
+        raise CallFailed(f"converting ({version.rpartition('/')[2]}.{kind}) to ({of}.{kind}): unknown conversion")
     return out
+
+
+def _decoded(raw: bytes) -> Object:
+    try:
+        tree = orjson.loads(raw)
+    except ValueError:
+        tree = _odd(raw)
+    if not isinstance(tree, dict):
+        raise CallFailed(f"couldn't get version/kind; json parse error: json: cannot unmarshal {gojson.kind_of(tree)} into Go value of type {FIND_KIND}")
+    return tree
+
+
+def _odd(raw: bytes) -> Any:
+    """What no JSON parser reads may be YAML to upstream's."""
+    try:
+        return gojson.plain(gojson.parse(raw) if raw.lstrip()[:1] == b"{" else yamltree.parse(raw)[0])
+    except (gojson.SyntaxFault, yamltree.YAMLFault) as e:
+        raise CallFailed(f"couldn't get version/kind; json parse error: {e}") from None
 
 
 def _target(client: Mapping[str, Any]) -> tuple[str, str]:
@@ -173,20 +197,24 @@ def words(e: Exception, address: tuple[str, int]) -> str:
     return f"dial tcp {at}: {(e.strerror or str(e)).lower() if isinstance(e, OSError) else e}"
 
 
-def _refused(status: int, raw: bytes) -> str:
-    text = raw.decode("utf-8", "replace").strip()
-    if status == 404:
-        return "the server could not find the requested resource"
-    if status == 403:
-        return f"forbidden: {text}" if text else "forbidden"
-    if status == 401:
-        return "the server has asked for the client to provide credentials"
-    if status == 400:
-        return "the server rejected our request for an unknown reason"
-    if status == 503:
-        return "the server is currently unable to handle the request"
-    if status == 504:
-        return f"the server was unable to return a response in the time allotted, but may still be processing the request ({text})"
+_REFUSALS = {
+    400: "the server rejected our request for an unknown reason", 401: "the server has asked for the client to provide credentials",
+    404: "the server could not find the requested resource", 405: "the server does not allow this method on the requested resource",
+    409: "the server reported a conflict", 422: "the server rejected our request due to an error in our request",
+    429: "the server has received too many requests and has asked us to try again later", 503: "the server is currently unable to handle the request",
+    504: "the server was unable to return a response in the time allotted, but may still be processing the request"}
+
+
+def _refused(status: int, raw: bytes, is_text: bool) -> str:
+    """An HTTP status as upstream's client words it; a body counts where it is text."""
+    said = raw.decode("utf-8", "replace").strip() if is_text else ""
+    text = said or "unknown"
+    if status == 406 and not said:
+        return "the server was unable to respond with a content type that the client supports"
+    if status in (403, 406, 415):
+        return text
+    if status in _REFUSALS:
+        return _REFUSALS[status]
     if status >= 500:
-        return f"an error on the server ({quote(text or 'unknown')}) has prevented the request from succeeding"
+        return f"an error on the server ({quote(text)}) has prevented the request from succeeding"
     return f"the server responded with the status code {status} but did not return more information"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import re
 import time
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from kubern.api.admission.expressions import Conditions, Failed, variables
 from kubern.api.admission.webhook_call import TIMEOUT_S, CallFailed, post
 from kubern.api.authz.unanswered import settled
 from kubern.api.metrics import WEBHOOKS
+from kubern.model import gojson
 from kubern.model.invalid import quote
 from kubern.model.jsonpatch import json_patch
 from kubern.model.object import Object, clone
@@ -101,6 +103,9 @@ async def _ask(a: Attributes, hook: Webhook, row: Resource, mutating: bool) -> O
         raise _CallingFailed(f"failed to call webhook: {e}") from None
     finally:
         WEBHOOKS.observe((hook.name, a.operation, rejected, "admit" if mutating else "validating"), time.perf_counter() - began)
+    patch = response.get("patch")
+    if isinstance(patch, str) and (at := _not_base64(patch)) >= 0:
+        raise _CallingFailed(f"failed to call webhook: illegal base64 data at input byte {at}")
     for key, value in (response.get("auditAnnotations") or {}).items():
         a.audit[f"{hook.name}/{key}"] = str(value)
     for warning in response.get("warnings") or ():
@@ -110,13 +115,23 @@ async def _ask(a: Attributes, hook: Webhook, row: Resource, mutating: bool) -> O
     return response
 
 
+def _not_base64(text: str) -> int:
+    """The first byte at which a text is no base64, -1 where it is."""
+    m = _BASE64.match(text)
+    good = m.end() if m else 0
+    return -1 if good == len(text) else good
+
+
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+
+
 def _verified(answer: Object, uid: str, version: str, mutating: bool) -> Object:
     response = answer.get("response")
     why = ""
     if not isinstance(response, dict):
         why = "webhook response was absent"
     elif version == "v1":
-        kind = f"{answer.get('apiVersion') or ''}, Kind={answer.get('kind') or ''}"
+        kind = f"{answer.get('apiVersion') or '/'}, Kind={answer.get('kind') or ''}"
         patch, patch_type = response.get("patch"), response.get("patchType")
         if response.get("uid", "") != uid:
             why = f"expected response.uid={quote(uid)}, got {quote(str(response.get('uid', '')))}"
@@ -189,10 +204,13 @@ def _applied(a: Attributes, hook: Webhook, row: Resource, response: Object) -> b
     if not response.get("patch"):
         return False
     try:
-        operations = orjson.loads(base64.b64decode(response["patch"], validate=True))
-        if not isinstance(operations, list) or not all(isinstance(o, dict) for o in operations):
-            raise ValueError("json: cannot unmarshal into Go value of type jsonpatch.Patch")
-    except (ValueError, TypeError, binascii.Error) as e:
+        operations = gojson.plain(gojson.parse(base64.b64decode(response["patch"])))
+        if not isinstance(operations, list):
+            raise ValueError(f"json: cannot unmarshal {gojson.kind_of(operations)} into Go value of type jsonpatch.Patch")
+        wrong = next((o for o in operations if not isinstance(o, dict)), None)
+        if wrong is not None:
+            raise ValueError(f"json: cannot unmarshal {gojson.kind_of(wrong)} into Go value of type jsonpatch.Operation")
+    except (ValueError, TypeError, binascii.Error, gojson.SyntaxFault) as e:
         raise _CallingFailed(f"received undecodable patch in webhook response: {e}") from None
     if not operations:
         return False
@@ -204,11 +222,16 @@ def _applied(a: Attributes, hook: Webhook, row: Resource, response: Object) -> b
     before = clone(a.obj)
     patched, why = json_patch(clone(obj), operations)
     if why:
-        raise internal("testing value failed: test failed" if why == "test" else why)
+        raise internal(f"testing value {_failing(obj, operations)} failed: test failed" if why == "test" else why)
     if not isinstance(patched, dict):
         raise internal("json: cannot unmarshal into Go value")
     match.taken_back(a, patched, row, strict=False)
     return bool(a.obj != before)
+
+
+def _failing(obj: Object, operations: list[Any]) -> str:
+    """The path of the first test of a patch that fails."""
+    return next((str(o.get("path") or "") for i, o in enumerate(operations) if json_patch(clone(obj), operations[:i + 1])[1] == "test"), "")
 
 
 # --- validating ---
