@@ -60,7 +60,8 @@ def test_metrics_of_every_source_there_and_back():
     metric = {"name": "m", "selector": {"matchLabels": {"a": "b"}}}
     value = {"type": "Value", "value": "7"}
     metrics = [{"type": "Resource", "resource": {"name": "memory", "target": amount}},
-               {"type": "ContainerResource", "containerResource": {"name": "cpu", "container": "c", "target": {"type": "Utilization", "averageUtilization": 9}}},
+               {"type": "ContainerResource", "containerResource": {
+                   "name": "cpu", "container": "c", "target": {"type": "Utilization", "averageUtilization": 9}}},
                {"type": "Pods", "pods": {"metric": metric, "target": amount}},
                *({"type": "Object", "object": {"describedObject": {"kind": "Service", "name": "s"}, "metric": metric, "target": t}} for t in (value, amount)),
                *({"type": "External", "external": {"metric": metric, "target": t}} for t in (value, amount))]

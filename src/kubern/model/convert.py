@@ -220,7 +220,8 @@ def _metric_from_v1(m: Object, amount: str) -> Object:
     for source, names in _SOURCES.items():
         if (s := m.get(source)) is None:
             continue
-        out[source] = made = {amount: {}}
+        made: Object = {amount: {}}
+        out[source] = made
         for name, path, in_spec, _ in names:
             above, _, last = path.replace("*", amount).rpartition(".")
             value = s.get(name.replace("*", amount))
