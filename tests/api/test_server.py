@@ -419,3 +419,10 @@ async def test_admin_access_is_refused_with_all_else_that_is_wrong(api: Api) -> 
     claim = {"metadata": {"name": "Bad_"}, "spec": {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c", "adminAccess": True}}]}}}
     _, why = await api("POST", "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims", claim)
     assert [c["field"] for c in why["details"]["causes"]][:2] == ["spec.devices.requests[0].adminAccess", "metadata.name"]
+
+
+async def test_a_timeout_must_be_a_duration(api: Api) -> None:
+    for text, status in (("", 200), ("0s", 200), ("32s", 200), ("1h30m", 200), ("5", 400), ("invalid", 400)):
+        found, why = await api("GET", f"{NS}/configmaps?timeout={text}")
+        assert (text, found) == (text, status)
+    assert why["message"] == 'invalid timeout specified in the request URL - time: invalid duration "invalid"' and why["reason"] == "BadRequest"

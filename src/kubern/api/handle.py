@@ -41,6 +41,7 @@ from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
 from kubern.model.resource import Resource
 from kubern.model.status import StatusError, bad_request, internal
+from kubern.model.time import duration_ns
 from kubern.store.protocol import Broken, Conflict, Store, TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -74,6 +75,16 @@ def no_method() -> StatusError:
 
 def no_resource() -> StatusError:
     return StatusError(404, "NotFound", "the server could not find the requested resource", {})
+
+
+def check_timeout(request: Request, a: Attributes) -> None:
+    """What a client gives as `timeout` must be a duration, unless the request is one that goes on (apiserver WithRequestDeadline)."""
+    text = request.param("timeout")
+    if text and a.verb != "watch" and a.subresource not in LONG_RUNNING:
+        try:
+            duration_ns(text)
+        except ValueError as e:
+            raise bad_request(f"invalid timeout specified in the request URL - {e}") from None
 
 
 def _never(key: str) -> bool:
@@ -404,6 +415,8 @@ class Server:
             a = from_request(request, user)
             if self.audit is not None:
                 record = self.audit.begin(request, user, a, audit_id)
+            if "timeout" in request.query:
+                check_timeout(request, a)
             try:
                 decision = self.decide(a)
             except Unanswered:
