@@ -61,6 +61,10 @@ class Settings:
     audit_log_maxage: int = 366                 # days they are kept; 0: for ever
     audit_log_compress: str = "false"           # true: those put aside are compressed
     audit_log_format: str = "json"              # json or legacy
+    audit_log_truncate_enabled: str = "false"   # true: events larger than the next lose the objects they show
+    audit_log_truncate_max_event_size: int = 102_400
+    audit_webhook_truncate_enabled: str = "false"
+    audit_webhook_truncate_max_event_size: int = 102_400
     audit_webhook_config_file: str = ""         # file: a kubeconfig that leads to who takes audit events as well
     audit_webhook_batch_buffer_size: int = 10_000
     audit_webhook_batch_max_size: int = 400

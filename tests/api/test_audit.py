@@ -15,6 +15,7 @@ import orjson
 import pytest
 
 from kubern.api.audit import LEVELS, Audit, BadPolicy, Log, Policy, parse
+from kubern.api.audit.truncate import Truncated
 from kubern.api.audit.webhook import Batching, WebhookSink
 from kubern.api.authz.attributes import Attributes
 from kubern.api.handle import MASTERS, Server
@@ -276,3 +277,21 @@ async def test_refused_credentials_and_answers_that_are_a_status(api: Audited) -
     assert refused["responseStatus"] == {"metadata": {}, "message": "Authentication failed, attempted: bearer", "code": 401}
     assert missing["responseStatus"]["reason"] == "NotFound" and gone["responseStatus"]["status"] == "Success"
     assert gone["responseStatus"]["details"]["name"] == "m" and "responseObject" not in version
+
+
+def test_what_is_too_large_loses_its_objects_or_goes_nowhere() -> None:
+    class Kept:
+        plugin, lost = "log", 0
+
+        def __init__(self) -> None:
+            self.events: list[Any] = []
+
+        def put(self, event: Any, weight: int = 1024) -> None:
+            self.events.append(event)
+    kept = Kept()
+    sink = Truncated(kept, 2000)
+    small = {"auditID": "1", "requestObject": {"a": "b"}}
+    sink.put(small, 1024)
+    sink.put({"auditID": "2", "requestObject": {"a": "b" * 3000}, "responseObject": {}, "annotations": {"x": "y"}}, 4000)
+    sink.put({"auditID": "3", "requestURI": "/" * 3000, "requestObject": {}}, 4000)
+    assert kept.events == [small, {"auditID": "2", "annotations": {"x": "y", "audit.k8s.io/truncated": "true"}}] and sink.lost == 1

@@ -106,6 +106,7 @@ async def audited(s: Settings) -> AsyncIterator[Audit | None]:
         return
     from kubern.api import audit
     from kubern.api.audit.log import FORMATS
+    from kubern.api.audit.truncate import Truncated
     from kubern.api.audit.webhook import Batching, WebhookSink
     from kubern.api.configfile import BadFile
     from kubern.api.remote import Remote
@@ -126,8 +127,13 @@ async def audited(s: Settings) -> AsyncIterator[Audit | None]:
         batching = Batching(s.audit_webhook_batch_buffer_size, s.audit_webhook_batch_max_size, wait_s,
                             s.audit_webhook_batch_throttle_qps, s.audit_webhook_batch_throttle_burst)
         webhook = WebhookSink(Remote(s.audit_webhook_config_file, pause_s=pause_s), batching)
+    sinks: list[audit.Sink] = []
+    for sink, cut, max_bytes in ((log, s.audit_log_truncate_enabled, s.audit_log_truncate_max_event_size),
+                                 (webhook, s.audit_webhook_truncate_enabled, s.audit_webhook_truncate_max_event_size)):
+        if sink is not None:
+            sinks.append(Truncated(sink, max_bytes) if cut == "true" else sink)
     try:
-        yield audit.Audit(policy, [sink for sink in (log, webhook) if sink is not None])
+        yield audit.Audit(policy, sinks)
     finally:
         if webhook is not None:
             await webhook.close()

@@ -171,7 +171,9 @@ class Sink(Protocol):
     """Where events go. `put` never waits; what finds no room is lost and counted."""
 
     plugin: str
-    lost: int
+
+    @property
+    def lost(self) -> int: ...
 
     def put(self, event: Object, weight: int = 1024) -> None:
         """`weight`: about how many bytes the event holds on to."""
