@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kubern.api.conversion import Webhook
 
 Pieces = list[bytes]
-ITEMS_A_TURN, JOINED_A_TURN = 250, 4000      # objects of a list that are made, or merely joined, before others are answered
+ITEMS_A_TURN, JOINED_A_TURN = 100, 4000      # objects of a list that are made, or merely joined, before others are answered
 
 Converter = Callable[[Object, Resource], Object]     # a stored object with kind and apiVersion -> as the row shows it
 
