@@ -14,7 +14,7 @@ from kubern.client.client import Client
 from kubern.client.lease import campaign, lead
 from kubern.client.loop import run_controllers
 from kubern.client.mirror import Mirror, Mirrors
-from kubern.model.controller import Controller
+from kubern.model.controller import Controller, Undecided
 from kubern.model.intent import Patch, Requeue
 from kubern.model.object import Object
 from kubern.model.request import Request, Response, User
@@ -140,6 +140,30 @@ async def test_the_loop_sees_its_own_writes_first(client: Client) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert all(count == known for count, known in seen) and len(seen) <= 45
+
+
+async def test_passes_without_an_intent_end_at_once_and_undecided_ones_come_again(client: Client) -> None:
+    looks: dict[str, int] = {}
+
+    def reconcile(obj: Object, view: Any, now: float) -> Any:
+        name = obj["metadata"]["name"]
+        looks[name] = looks.get(name, 0) + 1
+        if name == "later" and looks[name] < 3:
+            raise Undecided("not yet")
+        if name == "broken" and looks[name] < 3:
+            raise KeyError("a mistake")
+        yield from ()
+
+    row = Controller("looker", "configmaps", reconcile=reconcile, workers=1, backoff_first_s=0.001)
+    for name in ("later", "broken", *(f"quiet-{i}" for i in range(200))):
+        await client.create(config_map(name))
+    task = asyncio.create_task(run_controllers((row,), lambda user, agent: Client(client.send, ADMIN)))
+    await until(lambda: looks.get("later") == looks.get("broken") == 3 and len(looks) == 202)
+    await client.patch(MAPS, "default", "quiet-7", {"data": {"n": "1"}})
+    await until(lambda: looks["quiet-7"] == 2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert looks["quiet-8"] == 1
 
 
 async def test_one_leads_and_hands_over(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
