@@ -12,16 +12,20 @@ from kubern.model.cel.devices import compile_selector, too_complex
 from kubern.model.cel.meter import CALL_MAX
 
 
+TYPES = {"x": "int", "o": "dyn", "s": "string", "t": "string", "l": ("list", "int")}
+
+
 def cost(expression: str, **variables: Any) -> int:
     v: dict[Any, Any] = {**variables, METER: Meter()}
-    compile_(expression, dict.fromkeys(variables, "dyn")).run(v)
+    compile_(expression, TYPES).run(v)
     total: int = v[METER].total
     return total
 
 
 @pytest.mark.parametrize(("expression", "units"), [
     ("1", 0), ("x", 1), ("x == 1", 2), ("o.a.b", 3), ("has(o.a)", 1), ("x == 1 || o.a.b == 2", 2), ("x == 2 || o.a.b == 2", 6),
-    ("x == 1 ? 1 : o.a.b", 2), ("[1, 2]", 10), ("{'a': 1}", 30), ("s + s", 2 + 20), ("s.contains('aaaaaaaaaaaaaaaaaaaaa')", 1 + 10 * 3),
+    ("x == 1 ? 1 : o.a.b", 2), ("[1, 2]", 0), ("[x, 2]", 11), ("{'a': 1}", 0), ("{'a': x}", 31), ("[x][0]", 13),
+    ("s + s", 2 + 20), ("dyn(s) + dyn(s)", 5), ("int('5') + x", 2), ("x in [1, 2]", 1), ("s.contains('aaaaaaaaaaaaaaaaaaaaa')", 1 + 10 * 3),
     ("s.matches('a+')", 1 + 11), ("1 in l", 1 + 3), ("l.all(i, i > 0)", 2 + 3 * 5), ("l.exists(i, i == 1)", 2 + 6),
     ("l.map(i, i + 1)", 12 + 3 * 14), ("l.filter(i, i > 1)", 12 + 3 * 3 + 2 * 12), ("lists.range(3)", 14), ("l.sort()", 1 + 18 + 11),
 ])

@@ -16,7 +16,7 @@ from kubern.model.cel.values import CelError
 
 Problem = tuple[int, str]
 _HEX = ("int", "uint", "string", "bytes")
-_FOLDED = frozenset(("bool", "bytes", "double", "duration", "dyn", "int", "string", "timestamp", "type", "uint"))
+FOLDED = frozenset(("bool", "bytes", "double", "duration", "dyn", "int", "string", "timestamp", "type", "uint"))
 CLAUSES: dict[str, tuple[tuple[str, ...], str]] = {      # of string.format: the types it takes, what is said of others
     "s": (("bool", "bytes", "double", DURATION, "int", NULL, "string", TIMESTAMP, "uint", "list", "map", "type"),
           "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and timestamps"),
@@ -196,7 +196,7 @@ def broken(tree: Node) -> str:
         why = broken(child)
         if why:
             return why
-    if tree.op == "call" and tree.name in _FOLDED and len(tree.args) == 1 and tree.args[0].op == "const":
+    if tree.op == "call" and tree.name in FOLDED and len(tree.args) == 1 and tree.args[0].op == "const":
         return _run(tree)
     if tree.op == "method" and tree.name in ("matches", "find", "findAll") and tree.args[1].op == "const" and isinstance(tree.args[1].value, str):
         return _regex(tree.args[1].value)

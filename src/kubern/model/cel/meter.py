@@ -131,3 +131,6 @@ CHARGES: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
     "distinct": lambda args, result: self_compared(args[0]), "sort": lambda args, result: self_compared(args[0]),
     "sets.contains": _sets(1), "sets.intersects": _sets(1), "sets.equivalent": _sets(2),
 }
+# those that upstream tells apart by their overload: where more than one may fit, each costs one
+BY_OVERLOAD = frozenset(("_<_", "_<=_", "_>_", "_>=_", "_+_", "@in", "bytes", "string", "sort", "startsWith", "endsWith", "slice", "flatten", "distinct",
+                         "reverse", "sets.contains", "sets.intersects", "sets.equivalent"))

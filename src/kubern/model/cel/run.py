@@ -12,7 +12,8 @@ from functools import cmp_to_key
 from typing import Any
 
 from kubern.model.cel.check import Overload
-from kubern.model.cel.meter import CALL_MAX, CHARGES, LIST, MAP, METER, STRUCT, Meter, self_compared, spend
+from kubern.model.cel.literals import FOLDED
+from kubern.model.cel.meter import BY_OVERLOAD, CALL_MAX, CHARGES, LIST, MAP, METER, STRUCT, Meter, self_compared, spend
 from kubern.model.cel.parse import Node
 from kubern.model.cel.types import DURATION, NULL, TIMESTAMP, KeyedList, Object, Type, text
 from kubern.model.cel.values import (
@@ -184,9 +185,14 @@ def _optional_field(obj: Any, name: Any) -> Optional:
     raise CelError(f"no such key: {name}")
 
 
+def _reached(operand: Node) -> int:
+    """What it costs to come to where a field or member is taken from: upstream begins a new chain behind anything that is no name."""
+    return operand.cost + (operand.op not in ("ident", "select", "index", "optselect", "optindex"))
+
+
 def _select(node: Node) -> Run:
     operand = compile_(node.args[0])
-    node.cost = node.args[0].cost + 1
+    node.cost = _reached(node.args[0]) + 1
     name, convert = _unescaped(node)
     if node.value == "optional":
         return lambda v: _optional_field(operand(v), name)
@@ -259,7 +265,7 @@ def _key(obj: dict[Any, Any], key: Any) -> Any:
 
 def _index(node: Node) -> Run:
     operand, index = compile_(node.args[0]), compile_(node.args[1])
-    node.cost = node.args[0].cost + node.args[1].cost + 1
+    node.cost = _reached(node.args[0]) + node.args[1].cost + 1
     if node.value == "optional":
         return lambda v: _optional_field(operand(v), index(v))
     return lambda v: at(operand(v), index(v))
@@ -267,7 +273,7 @@ def _index(node: Node) -> Run:
 
 def _optindex(node: Node) -> Run:
     operand, index = compile_(node.args[0]), compile_(node.args[1])
-    node.cost = node.args[0].cost + node.args[1].cost + 1
+    node.cost = _reached(node.args[0]) + node.args[1].cost + 1
     return lambda v: _optional_field(operand(v), index(v))
 
 
@@ -290,12 +296,25 @@ def _call(node: Node) -> Run:
 
 def _charge(node: Node) -> Charge | None:
     """How to reckon what a call costs; None where it is always one."""
+    if node.op == "call" and len(node.args) == 1 and node.name in FOLDED and node.args[0].op == "const":
+        return _nothing
+    if node.name == "@in" and _is_constant(node.args[1]):
+        return _nothing
     charge = CHARGES.get(node.name)
-    if charge is None or (node.name in _OF_MANY_KINDS and any(a.type in _SCALARS for a in node.args)):
+    if charge is None or (node.name in BY_OVERLOAD and len(node.fn) > 1) or (node.name in _OF_MANY_KINDS and any(a.type in _SCALARS for a in node.args)):
         return None
     if node.name in ("_==_", "_!=_") and any(a.op == "const" and isinstance(a.value, (str, bytes)) and 0 < len(a.value) <= 10 for a in node.args):
         return None                      # a tenth of so short a text, rounded up
     return charge
+
+
+def _nothing(args: tuple[Any, ...], result: Any) -> int:
+    """Of what upstream computes when it makes the program."""
+    return 0
+
+
+def _is_constant(node: Node) -> bool:
+    return node.op == "list" and not any(node.value) and all(a.op == "const" or _is_constant(a) for a in node.args)
 
 
 def _charged(call: Callable[..., Any], args: list[Run], charge: Charge) -> Run:
@@ -417,7 +436,7 @@ def _cond(node: Node) -> Run:
 
 def _list(node: Node) -> Run:
     items = [compile_(a) for a in node.args]
-    node.cost = sum(a.cost for a in node.args) + LIST
+    node.cost = 0 if _is_constant(node) else sum(a.cost for a in node.args) + LIST
     if not any(node.value):
         return lambda v: [i(v) for i in items]
     optional = node.value
@@ -438,6 +457,8 @@ def _list(node: Node) -> Run:
 def _map(node: Node) -> Run:
     entries = [(compile_(k), compile_(x), optional) for k, x, optional in node.args]
     node.cost = sum(k.cost + x.cost for k, x, _ in node.args) + MAP
+    if all(k.op == x.op == "const" and not optional for k, x, optional in node.args):
+        node.cost = 0
 
     def run(v: dict[Any, Any]) -> dict[Any, Any]:
         out: dict[Any, Any] = {}
@@ -498,6 +519,8 @@ def _comp(node: Node) -> Run:
         each += met
     node.cost = node.args[0].cost + whole
     fold = _FOLDS[node.name]
+    if node.name == "sortBy":
+        met = node.args[1].type in ("string", "bytes", "int", "uint", "double", "bool", TIMESTAMP, DURATION)      # else no overload is known
     names = node.value
 
     def run(v: dict[Any, Any]) -> Any:
@@ -626,7 +649,7 @@ def _sort_by(v: Any, names: Any, pairs: Any, bodies: Any, is_map: bool, met: int
             raise CelError("list elements must be comparable")
         if kind_of(key) != kind_of(items[0][1]):
             raise CelError("list elements must have the same type")
-    spend(v, self_compared([key for _, key in items]))
+    spend(v, self_compared([key for _, key in items]) if met else 1)
     return [item for item, _ in sorted(items, key=cmp_to_key(_by_key))]
 
 
