@@ -11,7 +11,6 @@ from kubern.model.cel import METER, Cancelled, Meter, compile_, schema_rules
 from kubern.model.cel.devices import compile_selector, too_complex
 from kubern.model.cel.meter import CALL_MAX
 
-
 TYPES = {"x": "int", "o": "dyn", "s": "string", "t": "string", "l": ("list", "int")}
 
 
