@@ -198,8 +198,6 @@ class Mirror:
     def _apply(self, type_: str, obj: Object) -> None:
         meta = obj["metadata"]
         revision = revision_of(meta)
-        if self.metadata_only and obj.get("kind") == "PartialObjectMetadata":
-            obj = {**obj, "apiVersion": self.resource.api_version, "kind": self.resource.kind}
         if type_ != "BOOKMARK":
             key = (meta.get("namespace") or "", meta["name"])
             old = self.objects.get(key)

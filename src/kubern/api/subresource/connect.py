@@ -222,6 +222,9 @@ async def send(backend: Backend, method: str, headers: list[tuple[str, str]], bo
     except (OSError, ssl.SSLError) as e:
         await connection.close()
         raise unavailable(f"error trying to reach service: {e}") from None
+    except asyncio.CancelledError:                     # nobody waits for the answer any more
+        await connection.close()
+        raise
 
 
 def forwarded(request: Request, upgrading: bool = False) -> list[tuple[str, str]]:
