@@ -254,7 +254,7 @@ async def test_answers_that_may_get_better_are_asked_for_again(tmp_path: Path, m
     codes = [500, 429, 200]
     async with outside(tmp_path, lambda m, p, b: (codes.pop(0), reviewed())) as service:
         remote = Remote(service.kubeconfig(tmp_path / "k"))
-        assert (await remote.post({}))["status"]["authenticated"]
+        assert (await remote.post({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1"}))["status"]["authenticated"]
         assert {code: count[0] for code, count in remote.counts.items()} == {"500": 1, "429": 1, "200": 1}
 
 
