@@ -426,3 +426,11 @@ async def test_a_timeout_must_be_a_duration(api: Api) -> None:
         found, why = await api("GET", f"{NS}/configmaps?timeout={text}")
         assert (text, found) == (text, status)
     assert why["message"] == 'invalid timeout specified in the request URL - time: invalid duration "invalid"' and why["reason"] == "BadRequest"
+
+
+async def test_a_version_on_create_is_refused_last(api: Api) -> None:
+    body = {"metadata": {"name": "b", "resourceVersion": "7"}}
+    status, why = await api("POST", f"{NS}/configmaps", body)
+    assert status == 400 and why["message"] == "resourceVersion should not be set on objects to be created"
+    assert (await api("POST", f"{NS}/configmaps", {**body, "data": {"no key!": ""}}))[0] == 422
+    assert (await api("GET", f"{NS}/configmaps/b"))[0] == 404

@@ -180,17 +180,17 @@ async def create(call: Call) -> Response:
     obj = await decode_object(call, options)
     meta = obj["metadata"]
     version = meta.get("resourceVersion", "")
-    if version.isascii() and version.isdigit() and int(version):         # what is no number is no version
-        raise bad_request("resourceVersion should not be set on objects to be created")
+    versioned = version.isascii() and version.isdigit() and int(version) > 0         # what is no number is no version
     metadata.wipe(meta)
     match_namespace(meta, call)
     _dedup_owners(call, meta, _DUPLICATE_OWNERS)
-    value, revision = await create_object(call, obj, options)
+    value, revision = await create_object(call, obj, options, versioned=versioned)
     return await respond(call, accept, value, revision, 201)
 
 
-async def create_object(call: Call, obj: Object, options: WriteOptions, *, tracked: bool = False) -> tuple[bytes, int]:
-    """Stores a new object, given in the row's shape; what was stored and its revision (0 for a dry run). `tracked`: its managedFields stand."""
+async def create_object(call: Call, obj: Object, options: WriteOptions, *, tracked: bool = False, versioned: bool = False) -> tuple[bytes, int]:
+    """Stores a new object, given in the row's shape; what was stored and its revision (0 for a dry run). `tracked`: its managedFields stand.
+    `versioned`: it came with a resourceVersion, which the store refuses, after everybody else had a say."""
     server, served = call.server, call.served
     kind, row = served.kind, served.row
     meta = obj["metadata"]
@@ -214,14 +214,14 @@ async def create_object(call: Call, obj: Object, options: WriteOptions, *, track
     for attempt in range(GENERATED_NAME_ATTEMPTS if generated else 1):
         trial = clone(obj) if generated and attempt + 1 < GENERATED_NAME_ATTEMPTS else obj
         try:
-            return await _create_once(call, trial, options, admission, generated)
+            return await _create_once(call, trial, options, admission, generated, versioned)
         except StatusError as e:
             if e.reason != "AlreadyExists" or not generated or attempt + 1 == GENERATED_NAME_ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
 
 
-async def _create_once(call: Call, obj: Object, options: WriteOptions, admission: Any, generated: bool) -> tuple[bytes, int]:
+async def _create_once(call: Call, obj: Object, options: WriteOptions, admission: Any, generated: bool, versioned: bool) -> tuple[bytes, int]:
     server, served = call.server, call.served
     kind, row, collection = served.kind, served.row, served.collection
     meta = obj["metadata"]
@@ -248,6 +248,8 @@ async def _create_once(call: Call, obj: Object, options: WriteOptions, admission
             call.warn(w)
         admission.obj, admission.name = obj, name
         await admission.validate()
+        if versioned:
+            raise bad_request("resourceVersion should not be set on objects to be created")
         key = f"{meta['namespace']}/{name}" if row.namespaced else name
         if taken is not None and not options.dry_run:
             await taken.reserve()
