@@ -52,11 +52,16 @@ async def test_following_over_a_rotation(file: Path) -> None:
         async for chunk in logs.read(str(file), logs.Options(follow=True, tail=0), lambda: alive):
             got.append(chunk)
 
+    async def until(text: bytes) -> None:
+        async with asyncio.timeout(10):
+            while b"".join(got) != text:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     task = asyncio.create_task(follow())
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
     with file.open("ab") as f:
         f.write(b"2026-11-23T03:06:00Z stdout F five\n")
-    await asyncio.sleep(0.6)
+    await until(b"five\n")
     reopened: list[str] = []
 
     async def reopen(id_: str) -> None:
@@ -64,7 +69,7 @@ async def test_following_over_a_rotation(file: Path) -> None:
         file.write_bytes(b"2026-11-23T03:07:00Z stdout F six\n")  # noqa: ASYNC240
 
     await logs.rotate([("c1", str(file))], reopen, max_bytes=10)
-    await asyncio.sleep(0.6)
+    await until(b"five\nsix\n")
     alive = False
     await asyncio.wait_for(task, 3)
     assert b"".join(got) == b"five\nsix\n" and reopened == ["c1"]
