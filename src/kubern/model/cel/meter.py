@@ -77,12 +77,17 @@ def _regex(args: tuple[Any, ...], result: Any) -> int:
     return _part(1 + size(args[0])) * _part(size(args[1]), REGEX)
 
 
+def _length(value: Any) -> int:
+    """Of a text, and of all that a list or map holds."""
+    if isinstance(value, (str, bytes)):
+        return int(len(value.encode() if isinstance(value, str) else value) * TRAVERSAL)
+    if isinstance(value, dict):
+        return sum(_length(k) + _length(x) for k, x in value.items())
+    return sum(map(_length, value)) if isinstance(value, list) else 1
+
+
 def _traversed(args: tuple[Any, ...], result: Any) -> int:
-    """Every member, and its length where it has one."""
-    value = args[0]
-    if isinstance(value, list):
-        return sum(1 + (_part(len(x)) if isinstance(x, (str, bytes)) else 0) for x in value)
-    return _part(size(value))
+    return _length(args[0])
 
 
 def _selector(args: tuple[Any, ...], result: Any) -> int:

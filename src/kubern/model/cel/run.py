@@ -502,9 +502,9 @@ def _pairs(value: Any) -> Any:
 
 
 # macro -> units of: the whole, every round, a round whose test was met (the body's own come on top)
-_UNITS = {"all": (1, 3, 0), "exists": (1, 4, 0), "exists_one": (2, 1, 1), "existsOne": (2, 1, 1), "filter": (LIST + 1, 1, 12),
-          "map": (LIST + 1, 1, 11), "transformList": (LIST + 1, 1, 11), "transformMap": (MAP + 1, 1, 2), "transformMapEntry": (MAP + 1, 1, 1),
-          "sortBy": (2 * LIST + 4, 12, 0)}
+_UNITS = {"all": (1, 3, 0), "exists": (1, 4, 0), "exists_one": (2, 1, 1), "existsOne": (2, 1, 1), "filter": (1, 1, 12),
+          "map": (1, 1, 11), "transformList": (1, 1, 11), "transformMap": (1, 1, 2), "transformMapEntry": (1, 1, 1),
+          "sortBy": (4, 12, 0)}
 
 
 def _comp(node: Node) -> Run:
@@ -672,14 +672,14 @@ def _scoped(v: dict[Any, Any], name: str, value: Any, body: Run) -> Any:
 
 def _bind(node: Node) -> Run:
     value, body, name = compile_(node.args[0]), compile_(node.args[1]), node.value
-    node.cost = node.args[0].cost + node.args[1].cost + LIST
+    node.cost = node.args[0].cost + node.args[1].cost
     return lambda v: _scoped(v, name, value(v), body)
 
 
 def _optmap(node: Node) -> Run:
     target, body, name, flat = compile_(node.args[0]), _branch(node.args[1]), node.value, node.name == "optFlatMap"
     node.cost = node.args[0].cost + 1
-    again = node.cost + LIST + (not flat)               # upstream asks for the value once more, and binds it
+    again = node.cost + (not flat)               # upstream asks for the value once more, and binds it
 
     def run(v: dict[Any, Any]) -> Any:
         value = target(v)
