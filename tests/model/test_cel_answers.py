@@ -21,6 +21,7 @@ DIFFERENT = {
     "'%s'.format([{1: 2, true: 3}])": "1 and true are one key to a dict",
     "[dyn([1]), dyn([2])].max()": "the overload is not named",
     "double('1_0')": "refused",
+    "self.ms.transformList(k, v, k + v)": "a map has no order there",
 }
 
 

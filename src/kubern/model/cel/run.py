@@ -220,6 +220,8 @@ def _has(node: Node) -> Run:
             return name in obj
         if isinstance(obj, Optional):
             return _optional_field(obj, name).has
+        if isinstance(obj, (str, bytes, int, float)):
+            return False
         raise CelError(f"no such key: {name}")
     return run
 
