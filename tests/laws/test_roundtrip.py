@@ -82,7 +82,7 @@ async def through(store: Store, again: Callable[[], Awaitable[Store]]) -> None:
         for data, media in ((orjson.dumps(obj), "application/json"), (body, PROTOBUF)):
             got, warnings = decode(data, media, served.row, served.schema, "Strict")
             assert (got, warnings) == (obj, []), (name, media)
-        await store.put(served.collection.prefix + key(served, obj), stored(served, got), expect=0)
+        await store.put(served.collection.prefix + key(served, obj), await stored(served, got), expect=0)
     for where, raw in bare.items():
         await store.put(where, raw, expect=0)
     await server.stop()
@@ -116,8 +116,8 @@ def at(served: Served, obj: dict[str, Any]) -> str:
     return f"{row.prefix}/{'namespaces/' + namespace + '/' if row.namespaced else ''}{row.plural}/{name}"
 
 
-def stored(served: Served, obj: dict[str, Any]) -> bytes:
-    return value_of(served.kept(served.to_storage(obj, served.row) if served.to_storage is not None else obj))
+async def stored(served: Served, obj: dict[str, Any]) -> bytes:
+    return value_of(await served.kept(served.to_storage(obj, served.row) if served.to_storage is not None else obj))
 
 
 def plain(obj: dict[str, Any]) -> dict[str, Any]:
