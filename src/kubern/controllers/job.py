@@ -26,7 +26,8 @@ from kubern.model.view import View
 
 def _pass(job: Object, pods: list[Pod], now: float, backoff: Backoff, remember: Callable[[Backoff], None]) -> Steps:
     j = JobPass(job, pods, now)
-    ok = [p for p in pods if j.valid(p) and uid(p) not in j.noted_ok and phase(p) == "Succeeded"]
+    counted = {*j.noted_ok, *j.noted_bad}            # a pod that was deleted counts as failed, even if it succeeds while it goes
+    ok = [p for p in pods if j.valid(p) and uid(p) not in counted and phase(p) == "Succeeded"]
     bad = [p for p in pods if j.valid(p) and uid(p) not in j.noted_bad and pod_failed(p, job)]
     j.succeeded = (j.status.get("succeeded") or 0) + len(ok) + len(j.noted_ok)
     j.failed = (j.status.get("failed") or 0) + sum(failure_policy(job, p)[1] for p in bad) + len(j.noted_bad)
