@@ -1,6 +1,7 @@
 """Pod garbage collection: pods of nodes that are gone, terminating pods nobody will finish, too many finished pods.
 
-Upstream: pkg/controller/podgc. By events where upstream sweeps every 20 seconds; only the count of finished pods is looked at in turn.
+Upstream: pkg/controller/podgc. By events where upstream sweeps every 20 seconds, leaving a
+terminating pod that no node has to its finalizers for a moment; only the count of finished pods is looked at in turn.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from kubern.controllers.tainteviction import disrupted
 from kubern.model.controller import Controller, Steps, Trigger
 from kubern.model.intent import Delete, Failed, Fetch, Patch, Requeue
 from kubern.model.object import Key, Object, condition, deleting, key, meta, name, namespace, uid
+from kubern.model.time import seconds_of
 from kubern.model.view import View
 
 QUARANTINE_S = 40.0
 SWEEP_S = 20.0
+UNSCHEDULED_S = 5.0
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 
 
@@ -40,7 +43,11 @@ def controller(context: Context | None = None) -> Controller:
         node_name = node_of(pod)
         if not node_name:
             if deleting(pod):
-                yield from _force(pod, now)
+                due = seconds_of(meta(pod)["deletionTimestamp"]) + UNSCHEDULED_S
+                if due > now:
+                    yield Requeue(due - now)
+                else:
+                    yield from _force(pod, now)
             return
         node = view.get("nodes", "", node_name)
         if node is not None:
