@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 
 Requests = Callable[[int], bytes]        # number of the request -> its bytes
+LAST_CHUNK = b"0\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._missing = -1                       # bytes of the body still to come; -1: the head is not complete
         self._answer: asyncio.Future[bytes] | None = None
-        self._head = b""
+        self._head = self._tail = b""
+        self._chunked = False
         self.chunks: Callable[[bytes], None] | None = None      # a watch: whatever comes
 
     def connection_made(self, transport: Any) -> None:
@@ -80,7 +82,8 @@ class Connection(asyncio.Protocol):
                     self._answer.set_result(head)
             else:
                 at = head.lower().find(b"content-length:")
-                self._missing = int(head[at + 15:].split(b"\r", 1)[0]) if at >= 0 else 0
+                self._chunked = at < 0 and b"\r\ntransfer-encoding: chunked" in head.lower()
+                self._missing = int(head[at + 15:].split(b"\r", 1)[0]) if at >= 0 else 1 << 60 if self._chunked else 0
             self.status = int(head[9:12])
             self.retry_after = b"\r\nRetry-After:" in head
         if self.chunks is not None:
@@ -88,11 +91,15 @@ class Connection(asyncio.Protocol):
             return
         self._pieces.append(data)
         self._missing -= len(data)
+        if self._chunked:                                       # JSON holds no bare line end, so only the last chunk looks like this
+            self._tail = (self._tail + data)[-7:]
+            if self._tail.endswith(LAST_CHUNK):
+                self._missing = 0
         if self._missing <= 0 and self._answer is not None and not self._answer.done():
             self._answer.set_result(b"")
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        self._pieces, self._missing, self._head = [], -1, b""
+        self._pieces, self._missing, self._head, self._tail, self._chunked = [], -1, b"", b"", False
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         await self._answer
