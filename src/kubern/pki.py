@@ -78,9 +78,6 @@ class Pki:
         """The kubelet's client certificate: system:node:NAME in system:nodes."""
         return client(self.directory, f"kubelet-{node}-client", f"system:node:{node}", ("system:nodes",), self.ca)
 
-    def kubelet_serving(self, node: str, dns: Iterable[str] = (), ips: Iterable[str] = ()) -> Pair:
-        return serving(self.directory, f"kubelet-{node}", f"system:node:{node}", [node, *dns], ips, self.ca, ("system:nodes",))
-
 
 def ensure(directory: Path | str, dns: Iterable[str] = (), ips: Iterable[str] = (), now: dt.datetime | None = None) -> Pki:
     """Make, renew or load all of it. `dns` and `ips` are what clients call the API server by, besides the names every
@@ -310,18 +307,3 @@ def merge_kubeconfig(path: Path | str, config: Mapping[str, Any], switch: bool =
     if switch or not merged.get("current-context"):
         merged["current-context"] = config["current-context"]
     write_kubeconfig(p, merged)
-
-
-def remove_from_kubeconfig(path: Path | str, config: Mapping[str, Any]) -> None:
-    """Take the entries of a config out of a kubeconfig again; everything else stays."""
-    import yaml
-    p = Path(path).expanduser()
-    if not p.exists():
-        return
-    old = yaml.safe_load(p.read_text()) or {}
-    for section in ("clusters", "users", "contexts"):
-        names = {e["name"] for e in config.get(section) or ()}
-        old[section] = [e for e in old.get(section) or () if e.get("name") not in names]
-    if old.get("current-context") == config.get("current-context"):
-        old["current-context"] = ""
-    write_kubeconfig(p, old)

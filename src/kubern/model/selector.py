@@ -1,7 +1,7 @@
 """Selectors: which objects a label or field selector means.
 
 In: the text of ?labelSelector= / ?fieldSelector=, or a LabelSelector object. Out: a frozen value with `.matches`.
-Which field labels a resource supports is not decided here (api/verbs.py does, by Resource.fields).
+Which field labels a resource supports is not decided here (model/resources.py does: field_path).
 Upstream: apimachinery pkg/labels/selector.go, pkg/fields/selector.go; API conventions, "Label selectors".
 """
 

@@ -56,12 +56,6 @@ def answer_headers(request: Request, protocol: str = "") -> list[tuple[str, str]
     return out
 
 
-def ask_headers(host: str, protocols: Iterable[str]) -> list[tuple[str, str]]:
-    """Headers of a client's upgrade request."""
-    return [("Host", host), ("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Version", "13"),
-            ("Sec-WebSocket-Key", base64.b64encode(os.urandom(16)).decode()), ("Sec-WebSocket-Protocol", ", ".join(protocols))]
-
-
 def mask(data: bytes, key: bytes) -> bytes:
     """XOR with a repeated 4-byte key, by one big-integer operation."""
     n = len(data)

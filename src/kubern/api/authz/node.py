@@ -2,7 +2,7 @@
 
 Everything a pod refers to is counted per node when the pod is bound, so an answer is one lookup, with thousands of pods sharing
 a ConfigMap too. Claims lead on to volumes, volumes to the secrets they are mounted with. What is not about single objects
-follows RULES. What a node may write *into* objects is checked by api/admission/noderestriction.py.
+follows RULES. What a node may write *into* objects is checked by api/admission/node_restriction.py.
 Upstream: plugin/pkg/auth/authorizer/node, pkg/auth/nodeidentifier; "Using Node Authorization".
 """
 

@@ -1,7 +1,7 @@
 """The openAPIV3Schema of a custom resource: which keywords may stand where, list and map types, validation rules, defaults.
 
 Whether it is structural: crd_structural.py. Whether rules compile and defaults are valid values is asked of the engines that run them
-(model/cel.py, model/custom.py), where they are there. Upstream: ValidateCustomResourceDefinitionOpenAPISchema in
+(model/cel/, model/custom.py), where they are there. Upstream: ValidateCustomResourceDefinitionOpenAPISchema in
 apiextensions-apiserver pkg/apis/apiextensions/validation, structural defaulting validation.go.
 """
 

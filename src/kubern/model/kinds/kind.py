@@ -2,7 +2,7 @@
 
 All functions are pure over dicts in the storage version's shape. `defaults` and the `prepare_*` ones change the dict they
 are given (it is freshly parsed and owned by the request); validators and printers never do. Order on the write path
-(api/verbs.py): decode → defaults → [create: prepare_create | update: prepare_update] → mutating admission → validate →
+(api/write.py): decode → defaults → [create: prepare_create | update: prepare_update] → mutating admission → validate →
 validating admission → store. Upstream: pkg/registry/*/strategy.go, pkg/apis/*/{v1/defaults.go,validation/validation.go}.
 """
 
@@ -62,7 +62,7 @@ class Kind:
     prepare_create: Callable[[Object], None] = _nothing
     prepare_update: Callable[[Object, Object], None] = _nothing2              # (new, old)
     prepare_status: Callable[[Object, Object], None] | None = None            # None: default, spec and metadata are kept from old
-    # validation, metadata excluded (api/verbs.py validates metadata for every kind by model/metadata.py)
+    # validation, metadata excluded (api/write.py validates metadata for every kind by model/metadata.py)
     validate: Callable[[Object], Errors] = _valid
     validate_update: Callable[[Object, Object], Errors] = _valid2             # (new, old); must call validate itself if upstream does
     validate_status: Callable[[Object, Object], Errors] = _valid2

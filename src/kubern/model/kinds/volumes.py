@@ -536,7 +536,7 @@ PERSISTENT_SOURCES: SourceTable = (
     ("rbd", "rbd", "rbd", needs("monitors", "image")),
     ("quobyte", "quobyte", "quobyte", quobyte),
     ("cephfs", "cephFS", "cephfs", needs("monitors")),
-    ("iscsi", "iscsi", "iscsi", _nothing),               # needs the volume's name: kinds/pv.py
+    ("iscsi", "iscsi", "iscsi", _nothing),               # needs the volume's name: kinds/persistent_volume.py
     ("cinder", "cinder", "cinder", with_secret("volumeID", namespaced=True)),
     ("fc", "fc", "fc", fc),
     ("flexVolume", "", "flexVolume", flex),              # upstream never calls it one too many
